@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The forward pass: an interpreter of the architecture's op table over the kernel table. */
+#ifndef LQ_FORWARD_H
+#define LQ_FORWARD_H
+#include "calib/cache.h"
+#include "calib/model.h"
+#include "calib/stats.h"
+
+/* y[n][rows] = x[n][cols] W^T + bias on whatever the linear holds. One token: GEMV on the codes; more: row panels are
+ * decoded into cache-sized scratch and multiplied. Parallel inside, same bits at any thread count. */
+lq_status lq_linear_apply(lq_ctx *ctx, const lq_kernels *k, const lq_linear *lin, const float *x, uint32_t n, float *y);
+/* Row `id` of the embedding as float[hidden]. */
+void lq_embed(const lq_model *m, int32_t id, float *out);
+
+/* One running sequence with its KV cache (fp32). Blocks must be loaded. */
+typedef struct lq_state lq_state;
+lq_status lq_state_new(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, lq_state **out);
+void lq_state_reset(lq_state *s);
+void lq_state_free(lq_state **s);
+uint32_t lq_state_pos(const lq_state *s);
+/* Appends n tokens; hidden[n][d] receives the final-normed states. Ids are checked against the vocabulary. */
+lq_status lq_forward(lq_ctx *ctx, lq_state *s, const int32_t *ids, uint32_t n, float *hidden);
+/* logits[n][vocab] of final-normed states; callers pass few tokens at a time. */
+lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits);
+
+/* Calibration: block b run over every sequence of the residual stream (item i of `resid`: [len[i]][hidden], replaced by the
+ * block's output), stage by stage. Before the linears of a stage run, their input has been added to stats over all
+ * sequences and on_stage is called: it may replace the linears' weights (w as F32, in place); the rest of the block runs on
+ * what it left. One pass: each op runs once per sequence. The block must be loaded as F32. */
+typedef struct lq_stage {
+    uint32_t index;               /* 0.. within the block */
+    uint32_t n;
+    lq_linear *lin[8];            /* linears that read the same tensor */
+    uint32_t cols;
+} lq_stage;
+typedef struct lq_stage_hook {
+    unsigned needs;               /* LQ_NEED_*; 0: run forward only, on_stage may be NULL */
+    lq_status (*on_stage)(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats);
+    void *user;
+} lq_stage_hook;
+lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook,
+                             uint64_t cache_budget, const char *work_dir);
+/* The stages of a block, as lq_block_calibrate will visit them. Returns their number (at most max). */
+uint32_t lq_block_stages(lq_model *m, int32_t b, lq_stage *out, uint32_t max);
+#endif

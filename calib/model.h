@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* A model = an architecture's tables bound to the tensors of a source. */
+#ifndef LQ_MODEL_H
+#define LQ_MODEL_H
+#include "calib/arch.h"
+#include "core/catalog.h"
+#include "formats/source.h"
+#include "kernels/kernels.h"
+
+typedef struct lq_linear {
+    lq_slot slot;
+    const lq_row *row;     /* catalog row of the weight; borrowed */
+    uint32_t rows, cols;
+    lq_dtype dtype;        /* type of w; LQ_NONE when q is set */
+    void *w;               /* [rows][cols] stored as dtype, rows in model order (views undone) */
+    lq_qtensor *q;         /* quantized: runs on these codes */
+    float *bias;           /* [rows] or NULL */
+} lq_linear;
+
+typedef struct lq_layer {  /* the loaded tensors of one block, by role; absent ones zero */
+    lq_linear lin[LQ_R_N];
+    float *norm[LQ_R_N];   /* gains, fp32 */
+    bool loaded;
+    lq_arena *mem;
+} lq_layer;
+
+typedef struct lq_model {
+    lq_source *src;        /* borrowed */
+    const lq_arch *arch;
+    lq_params par;
+    lq_catalog cat;
+    lq_layer *layers;      /* [par.n_layers] */
+    lq_layer outer;        /* embedding (lin[EMBED]), final norm, head (lin[HEAD]; zero when tied) */
+    const lq_kernels *k;
+} lq_model;
+
+/* Architecture by model_type / general.architecture, parameters range-checked, every tensor's name, type and shape checked
+ * against them; no tensor data is read. An unknown architecture: LQ_ERR_UNSUPPORTED unless any is allowed, then the catalog
+ * has rows of role UNKNOWN (2-D ones linear) and nothing can be run. */
+lq_status lq_model_open(lq_ctx *ctx, lq_source *src, bool any_arch, lq_model **out);
+void lq_model_free(lq_model **m);
+
+typedef enum lq_load { LQ_LOAD_STORED, LQ_LOAD_F32 } lq_load; /* keep the stored type, or decode (quantized ones too) to F32 */
+/* Reads the tensors of a block (or, b = -1, the outer ones) into memory; NaN or infinity in a weight: LQ_ERR_FORMAT naming it. */
+lq_status lq_model_load(lq_ctx *ctx, lq_model *m, int32_t b, lq_load how);
+void lq_model_unload(lq_model *m, int32_t b);
+/* A whole row (matrix or vector) of the catalog as F32, views undone: [rows][cols]. */
+lq_status lq_model_read_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out);
+uint64_t lq_model_block_bytes(const lq_model *m, int32_t b, lq_load how); /* memory lq_model_load will take */
+/* config.json for a source that has none (GGUF), from the parameters and the architecture's key table. New reference. */
+lq_status lq_model_config(lq_ctx *ctx, const lq_model *m, json_t **out);
+#endif

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Activation statistics of one stage (the linears that read one tensor). */
+#ifndef LQ_STATS_H
+#define LQ_STATS_H
+#include "kernels/linalg.h"
+
+enum { LQ_NEED_ABSMAX = 1, LQ_NEED_GRAM = 2, LQ_NEED_SAMPLES = 4, LQ_NEED_CROSS = 8 };
+
+typedef struct lq_stats {
+    unsigned needs;
+    uint32_t cols;
+    uint64_t n;        /* tokens seen */
+    float *absmax;     /* [cols] max |x|      (ABSMAX) */
+    double *abssum;    /* [cols] sum |x|      (ABSMAX) */
+    lq_gram gram;      /* sum x x^T           (GRAM) */
+} lq_stats;
+lq_status lq_stats_init(lq_ctx *ctx, lq_stats *s, unsigned needs, uint32_t cols);
+/* x[n][cols]; LQ_ERR_QUALITY when a value is not finite, naming the column. */
+lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n);
+void lq_stats_free(lq_stats *s);
+#endif

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* What is in a model: one plain row per stored tensor, made by calib (which alone knows names), read by sources' users,
+ * plan and sinks. */
+#ifndef LQ_CATALOG_H
+#define LQ_CATALOG_H
+#include "core/qtensor.h"
+
+/* role, short name (messages, reports) */
+#define LQ_ROLE_LIST(X)          \
+    X(NONE, "none")              \
+    X(UNKNOWN, "unknown")        \
+    X(EMBED, "embed")            \
+    X(FINAL_NORM, "final_norm")  \
+    X(HEAD, "lm_head")           \
+    X(ATTN_NORM, "attn_norm")    \
+    X(Q, "q_proj")               \
+    X(K, "k_proj")               \
+    X(V, "v_proj")               \
+    X(O, "o_proj")               \
+    X(Q_NORM, "q_norm")          \
+    X(K_NORM, "k_norm")          \
+    X(MLP_NORM, "mlp_norm")      \
+    X(GATE, "gate_proj")         \
+    X(UP, "up_proj")             \
+    X(DOWN, "down_proj")
+
+typedef enum lq_role {
+#define X(name, text) LQ_R_##name,
+    LQ_ROLE_LIST(X)
+#undef X
+    LQ_R_N
+} lq_role;
+extern const char *const lq_role_names[LQ_R_N];
+
+/* How the stored rows differ from the rows of the matrix the model multiplies by. */
+typedef enum lq_view {
+    LQ_VIEW_PLAIN,
+    LQ_VIEW_ROPE_PAIRS, /* GGUF llama q/k: per head, stored row 2j is row j and stored row 2j+1 is row j + head_dim/2 */
+} lq_view;
+
+typedef enum lq_part { LQ_PART_WEIGHT, LQ_PART_BIAS } lq_part;
+
+typedef struct lq_row {          /* one tensor of the model */
+    lq_slot slot;
+    lq_part part;
+    const char *name;            /* the Hugging Face name, "model.layers.0.self_attn.q_proj.weight"; owned by the catalog */
+    const char *gguf_name;       /* "blk.0.attn_q.weight"; NULL when the architecture has none */
+    int32_t source;              /* index in the source */
+    lq_dtype dtype;              /* stored type in the source; LQ_NONE: the source holds it quantized */
+    uint32_t ndim;               /* 1 or 2 for known roles; 0..4 for unknown ones */
+    uint64_t shape[4];           /* Hugging Face order: rows, cols */
+    lq_view view;
+    uint32_t view_heads;         /* heads of a ROPE_PAIRS view */
+    int32_t fuse;                /* rows of a block with the same non-negative number are fused by runtimes (q/k/v: 0, gate/up: 1) */
+    int32_t stage;               /* linears: order in which the block's linears are calibrated, same number = same input; -1 otherwise */
+    bool linear;                 /* a matrix methods may quantize */
+    bool quantize;               /* set by plan: this row gets `scheme` */
+    lq_scheme scheme;            /* meaningful when quantize, or when the source holds it quantized */
+    lq_dtype out_dtype;          /* set by plan: type of a kept tensor in the output */
+    const char *why_kept;        /* set by plan for a linear that is not quantized: "--ignore", "lm_head is kept by default", ... (static or catalog-owned) */
+} lq_row;
+
+typedef struct lq_catalog {
+    lq_row *rows;                /* order: before the blocks, blocks 0.., after, then unknown tensors by name */
+    size_t n;
+    uint32_t n_blocks;
+    bool tied;                   /* the head is the embedding; there is no HEAD row */
+    const char *model_type;      /* as in config.json; owned by the catalog */
+    lq_arena *mem;
+} lq_catalog;
+
+void lq_catalog_free(lq_catalog *c);
+/* The row with this slot and part; NULL when there is none. */
+lq_row *lq_catalog_find(const lq_catalog *c, lq_slot slot, lq_part part);
+/* rows and cols of a matrix row (1-D: rows = length, cols = 1). */
+static inline uint32_t lq_row_rows(const lq_row *r) { return r->ndim ? (uint32_t)r->shape[0] : 1; }
+static inline uint32_t lq_row_cols(const lq_row *r) { return r->ndim > 1 ? (uint32_t)r->shape[1] : 1; }
+uint64_t lq_row_elems(const lq_row *r);
+/* Module name: the row's name without ".weight" or ".bias"; written into buf, returned. */
+const char *lq_row_module(const lq_row *r, char *buf, size_t n);
+#endif

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "core/dtype.h"
+
+#include "core/num.h"
+
+const lq_dtype_info lq_dtypes[LQ_DTYPE_N] = {
+#define X(name, text, elems, bytes, gguf) {text, elems, bytes, gguf},
+    LQ_DTYPE_LIST(X)
+#undef X
+};
+
+lq_dtype lq_dtype_by_name(const char *name) {
+    for (int t = 1; t < LQ_DTYPE_N; t++)
+        if (!strcmp(lq_dtypes[t].name, name)) return (lq_dtype)t;
+    return LQ_NONE;
+}
+
+lq_dtype lq_dtype_by_gguf(uint32_t id) {
+    for (int t = 1; t < LQ_DTYPE_N; t++)
+        if (lq_dtypes[t].gguf >= 0 && (uint32_t)lq_dtypes[t].gguf == id) return (lq_dtype)t;
+    return LQ_NONE;
+}
+
+int lq_dtype_is_weight(lq_dtype t) { return t == LQ_F32 || t == LQ_F16 || t == LQ_BF16 || t == LQ_F64 || t >= LQ_Q4_0; }
+
+size_t lq_dtype_row_bytes(lq_dtype t, uint64_t cols) {
+    if (cols % lq_dtypes[t].block) return 0;
+    return (size_t)(cols / lq_dtypes[t].block * lq_dtypes[t].bytes);
+}
+
+void lq_dtype_encode(lq_dtype t, const float *src, void *dst, size_t n) {
+    uint16_t *h = dst;
+    if (t == LQ_F32) memcpy(dst, src, n * 4);
+    else if (t == LQ_F16)
+        for (size_t i = 0; i < n; i++) h[i] = lq_f32_f16(src[i]);
+    else
+        for (size_t i = 0; i < n; i++) h[i] = lq_f32_bf16(src[i]);
+}
+
+static float half_at(const uint8_t *p) { return lq_f16_f32((uint16_t)(p[0] | p[1] << 8)); }
+static uint32_t u32_at(const uint8_t *p) { return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24; }
+
+/* element j < 16: low nibble of qs[j]; element j + 16: high nibble */
+static int nibble(const uint8_t *qs, int j) { return j < 16 ? qs[j] & 15 : qs[j - 16] >> 4; }
+
+static void q4_0(const uint8_t *b, float *y) {
+    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)(nibble(b + 2, j) - 8);
+}
+static void q4_1(const uint8_t *b, float *y) {
+    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)nibble(b + 4, j) + half_at(b + 2);
+}
+static void q5_0(const uint8_t *b, float *y) {
+    uint32_t high = u32_at(b + 2);
+    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)((nibble(b + 6, j) | (int)(high >> j & 1) << 4) - 16);
+}
+static void q5_1(const uint8_t *b, float *y) {
+    uint32_t high = u32_at(b + 4);
+    for (int j = 0; j < 32; j++)
+        y[j] = half_at(b) * (float)(nibble(b + 8, j) | (int)(high >> j & 1) << 4) + half_at(b + 2);
+}
+static void q8_0(const uint8_t *b, float *y) {
+    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)(int8_t)b[2 + j];
+}
+
+/* two-bit plane of Q2_K and Q3_K: 128-element half h, plane p: element 128h + 32p + l = bits 2p, 2p+1 of qs[32h + l] */
+static int two_bits(const uint8_t *qs, int e) { return qs[32 * (e / 128) + e % 32] >> 2 * (e / 32 % 4) & 3; }
+
+static void q2_k(const uint8_t *b, float *y) {
+    float d = half_at(b + 80), dmin = half_at(b + 82);
+    for (int e = 0; e < 256; e++) {
+        uint8_t s = b[e / 16];
+        float scale = d * (float)(s & 15), min = dmin * (float)(s >> 4);
+        y[e] = scale * (float)two_bits(b + 16, e) - min;
+    }
+}
+
+static void q3_k(const uint8_t *b, float *y) {
+    const uint8_t *hmask = b, *qs = b + 32, *sc = b + 96;
+    float d = half_at(b + 108);
+    for (int e = 0; e < 256; e++) {
+        int j = e / 16, low = j < 8 ? sc[j] & 15 : sc[j - 8] >> 4, high = sc[8 + j % 4] >> 2 * (j / 4) & 3;
+        float scale = d * (float)((low | high << 4) - 32);
+        int kept = hmask[e % 32] >> (e / 32) & 1;
+        y[e] = scale * (float)(two_bits(qs, e) - (kept ? 0 : 4));
+    }
+}
+
+/* the twelve bytes of Q4_K and Q5_K: eight 6-bit scales and eight 6-bit mins */
+static void scale_min(const uint8_t *b, int j, float *sc, float *m) {
+    if (j < 4) {
+        *sc = (float)(b[j] & 63);
+        *m = (float)(b[j + 4] & 63);
+    } else {
+        *sc = (float)((b[j + 4] & 15) | (b[j - 4] >> 6) << 4);
+        *m = (float)((b[j + 4] >> 4) | (b[j] >> 6) << 4);
+    }
+}
+
+static void q45_k(const uint8_t *b, const uint8_t *qh, const uint8_t *qs, float *y) {
+    float d = half_at(b), dmin = half_at(b + 2);
+    for (int j = 0; j < 8; j++) {
+        float sc, m;
+        scale_min(b + 4, j, &sc, &m);
+        float scale = d * sc, min = dmin * m;
+        for (int l = 0; l < 32; l++) {
+            int q = j % 2 ? qs[32 * (j / 2) + l] >> 4 : qs[32 * (j / 2) + l] & 15;
+            if (qh) q += 16 * (qh[l] >> j & 1);
+            y[32 * j + l] = scale * (float)q - min;
+        }
+    }
+}
+static void q4_k(const uint8_t *b, float *y) { q45_k(b, NULL, b + 16, y); }
+static void q5_k(const uint8_t *b, float *y) { q45_k(b, b + 16, b + 48, y); }
+
+static void q6_k(const uint8_t *b, float *y) {
+    float d = half_at(b + 208);
+    for (int e = 0; e < 256; e++) {
+        int h = e / 128, part = e / 32 % 4, l = e % 32;
+        const uint8_t *ql = b + 64 * h + 32 * (part % 2), *qh = b + 128 + 32 * h;
+        int q = (part < 2 ? ql[l] & 15 : ql[l] >> 4) | (qh[l] >> 2 * part & 3) << 4;
+        float scale = d * (float)(int8_t)b[192 + e / 16];
+        y[e] = scale * (float)(q - 32);
+    }
+}
+
+void lq_dtype_decode(lq_dtype t, const void *src, float *dst, size_t n) {
+    const uint16_t *h = src;
+    const double *f64 = src;
+    void (*block)(const uint8_t *, float *) = NULL;
+    switch (t) {
+    case LQ_F32: memcpy(dst, src, n * 4); return;
+    case LQ_F16:
+        for (size_t i = 0; i < n; i++) dst[i] = lq_f16_f32(h[i]);
+        return;
+    case LQ_BF16:
+        for (size_t i = 0; i < n; i++) dst[i] = lq_bf16_f32(h[i]);
+        return;
+    case LQ_F64:
+        for (size_t i = 0; i < n; i++) dst[i] = (float)f64[i];
+        return;
+    case LQ_Q4_0: block = q4_0; break;
+    case LQ_Q4_1: block = q4_1; break;
+    case LQ_Q5_0: block = q5_0; break;
+    case LQ_Q5_1: block = q5_1; break;
+    case LQ_Q8_0: block = q8_0; break;
+    case LQ_Q2_K: block = q2_k; break;
+    case LQ_Q3_K: block = q3_k; break;
+    case LQ_Q4_K: block = q4_k; break;
+    case LQ_Q5_K: block = q5_k; break;
+    case LQ_Q6_K: block = q6_k; break;
+    default: memset(dst, 0, n * 4); return;
+    }
+    for (size_t i = 0; i < n / lq_dtypes[t].block; i++)
+        block((const uint8_t *)src + i * lq_dtypes[t].bytes, dst + i * lq_dtypes[t].block);
+}

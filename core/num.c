@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "core/num.h"
+
+float lq_f16_f32(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 1023;
+    if (e == 31) return lq_bits_f32(sign | 0x7f800000u | m << 13);
+    if (e) return lq_bits_f32(sign | (e + 112) << 23 | m << 13);
+    float v = ldexpf((float)m, -24);
+    return sign ? -v : v;
+}
+
+uint16_t lq_f32_f16(float f) {
+    uint32_t u = lq_f32_bits(f), sign = (u >> 16) & 0x8000, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
+    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00); /* >= 65520 rounds past the largest half */
+    if (a < 0x38800000u) {                                  /* below 2^-14: a multiple of 2^-24 */
+        float scaled = ldexpf(lq_bits_f32(a), 24);
+        return (uint16_t)(sign | (uint32_t)rintf(scaled));
+    }
+    uint32_t rounded = a + 0xfff + ((a >> 13) & 1);
+    return (uint16_t)(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+uint16_t lq_f32_bf16(float f) {
+    uint32_t u = lq_f32_bits(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40);
+    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+float lq_e4m3_f32(uint8_t v) {
+    int e = (v >> 3) & 15, m = v & 7;
+    if (e == 15 && m == 7) return NAN;
+    float f = e ? ldexpf((float)(8 + m), e - 10) : ldexpf((float)m, -9);
+    return v & 128 ? -f : f;
+}
+
+uint8_t lq_f32_e4m3(float f) {
+    uint8_t sign = signbit(f) ? 128 : 0;
+    float a = fabsf(f);
+    if (isnan(f)) return sign | 0x7f;
+    if (a >= 448) return sign | 0x7e;
+    if (a < 0.015625f) return sign | (uint8_t)rintf(ldexpf(a, 9)); /* subnormals, and the carry into the first normal */
+    int e;
+    float m = frexpf(a, &e);                /* a = m 2^e, m in [1/2, 1) */
+    int q = (int)rintf(ldexpf(m, 4));       /* 8..16 */
+    if (q == 16) { q = 8; e++; }
+    int code = ((e + 6) << 3) | (q - 8);
+    return sign | (uint8_t)(code > 0x7e ? 0x7e : code);
+}
+
+float lq_e5m2_f32(uint8_t v) { return lq_f16_f32((uint16_t)(v << 8)); }
+float lq_e8m0_f32(uint8_t v) { return v == 255 ? NAN : ldexpf(1.0f, v - 127); }
+
+float lq_round_sig(float f, int sig) {
+    if (f == 0 || !isfinite(f)) return f;
+    int e;
+    double m = frexp((double)f, &e);
+    return (float)ldexp(rint(ldexp(m, sig)), e - sig);
+}
+
+void lq_rng_seed(lq_rng *r, uint64_t seed, uint64_t stream) {
+    r->state = 0;
+    r->inc = stream << 1 | 1;
+    lq_rng_u32(r);
+    r->state += seed;
+    lq_rng_u32(r);
+}
+
+uint32_t lq_rng_u32(lq_rng *r) {
+    uint64_t old = r->state;
+    r->state = old * 6364136223846793005ull + r->inc;
+    uint32_t x = (uint32_t)(((old >> 18) ^ old) >> 27), rot = (uint32_t)(old >> 59);
+    return x >> rot | x << (-rot & 31);
+}
+
+uint32_t lq_rng_below(lq_rng *r, uint32_t n) {
+    uint32_t limit = -n % n, x;
+    do x = lq_rng_u32(r);
+    while (x < limit);
+    return x % n;
+}
+
+float lq_rng_unit(lq_rng *r) { return (float)(lq_rng_u32(r) >> 8) * 0x1p-24f; }
+
+float lq_rng_normal(lq_rng *r) {
+    double u = ((double)lq_rng_u32(r) + 1) * 0x1p-32, v = (double)lq_rng_u32(r) * 0x1p-32;
+    return (float)(sqrt(-2 * log(u)) * cos(6.283185307179586 * v));
+}

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "core/qtensor.h"
+
+#include "core/num.h"
+#include "core/pack.h"
+
+#include <stdio.h>
+
+static bool plane_eq(const lq_plane_desc *a, const lq_plane_desc *b) {
+    return a->dtype == b->dtype && a->sig == b->sig && a->tile_r == b->tile_r && a->tile_c == b->tile_c && a->parent == b->parent && a->span == b->span;
+}
+
+bool lq_scheme_eq(const lq_scheme *a, const lq_scheme *b) {
+    return a->grid.kind == b->grid.kind && a->grid.bits == b->grid.bits && a->grid.vec == b->grid.vec && a->grid.bias == b->grid.bias &&
+           a->zero_kind == b->zero_kind && plane_eq(&a->scale, &b->scale) && plane_eq(&a->zero, &b->zero) &&
+           a->act.kind == b->act.kind && a->act.dtype == b->act.dtype && a->act.tile == b->act.tile &&
+           a->act.outlier == b->act.outlier && a->act.scope == b->act.scope && a->extra == b->extra;
+}
+
+lq_scheme lq_scheme_int(int bits, int group, bool sym) {
+    uint32_t tile = group > 0 ? (uint32_t)group : 0;
+    lq_scheme s = {.grid = {.kind = LQ_GRID_INT, .bits = (uint8_t)bits, .vec = 1, .bias = sym ? 1 << (bits - 1) : 0},
+                   .zero_kind = sym ? LQ_ZERO_NONE : LQ_ZERO_CODE,
+                   .scale = {.dtype = LQ_F16, .sig = 8, .tile_r = 1, .tile_c = tile}};
+    if (!sym) s.zero = (lq_plane_desc){.dtype = LQ_U8, .tile_r = 1, .tile_c = tile};
+    return s;
+}
+
+const char *lq_scheme_name(const lq_scheme *s, char *buf, size_t n) {
+    static const char *const kinds[] = {"int", "e2m1-", "e3m2-", "e4m3-", "e5m2-", "lut"};
+    static const char *const zeros[] = {"sym", "asym", "min"};
+    char group[24] = "row";
+    if (s->scale.tile_c) snprintf(group, sizeof group, "g%u", s->scale.tile_c);
+    snprintf(buf, n, "%s%u-%s-%s", kinds[s->grid.kind], s->grid.bits, zeros[s->zero_kind], group);
+    return buf;
+}
+
+static uint32_t tiles(uint32_t size, uint32_t tile) { return tile ? (size + tile - 1) / tile : 1; }
+
+uint32_t lq_plane_cols(const lq_plane_desc *d, uint32_t cols) { return tiles(cols, d->tile_c); }
+
+size_t lq_plane_count(const lq_plane_desc *d, uint32_t rows, uint32_t cols) {
+    if (d->dtype == LQ_NONE) return 0;
+    if (d->tile_r == LQ_FLAT) return ((size_t)rows * cols + d->tile_c - 1) / d->tile_c;
+    return (size_t)tiles(rows, d->tile_r) * tiles(cols, d->tile_c);
+}
+
+static size_t parents(const lq_plane_desc *d, size_t count) {
+    if (d->parent == LQ_NONE || !count) return 0;
+    return d->span ? (count + d->span - 1) / d->span : 1;
+}
+
+static uint64_t plane_bytes(const lq_plane_desc *d, uint32_t rows, uint32_t cols) {
+    size_t n = lq_plane_count(d, rows, cols);
+    return (uint64_t)n * lq_dtypes[d->dtype].bytes + (uint64_t)parents(d, n) * lq_dtypes[d->parent].bytes;
+}
+
+uint64_t lq_scheme_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols) {
+    uint64_t n = ((uint64_t)cols * s->grid.bits + 7) / 8 * rows + plane_bytes(&s->scale, rows, cols);
+    if (s->zero_kind != LQ_ZERO_NONE) /* integer zero points take as many bits as a code in every format */
+        n += s->zero.dtype == LQ_U8 ? ((uint64_t)lq_plane_count(&s->zero, rows, cols) * s->grid.bits + 7) / 8 : plane_bytes(&s->zero, rows, cols);
+    if (s->grid.kind == LQ_GRID_LUT) n += ((uint64_t)2 << s->grid.bits) * (s->extra & LQ_X_LUT_PER_ROW ? rows : 1);
+    return n;
+}
+
+double lq_scheme_bpw(const lq_scheme *s, uint32_t rows, uint32_t cols) {
+    return 8.0 * (double)lq_scheme_bytes(s, rows, cols) / ((double)rows * cols);
+}
+
+static bool plane_init(lq_arena *mem, const lq_plane_desc *d, lq_plane *p, uint32_t rows, uint32_t cols) {
+    size_t n = lq_plane_count(d, rows, cols);
+    if (!n) return true;
+    p->v = lq_arena_alloc(mem, n * lq_dtypes[d->dtype].bytes);
+    if (p->v && parents(d, n)) return (p->parent = lq_arena_alloc(mem, parents(d, n) * lq_dtypes[d->parent].bytes)) != NULL;
+    return p->v != NULL;
+}
+
+lq_status lq_qtensor_init(lq_ctx *ctx, lq_qtensor *q, const lq_scheme *s, lq_slot slot, uint32_t rows, uint32_t cols) {
+    *q = (lq_qtensor){.sch = *s, .slot = slot, .rows = rows, .cols = cols, .err_w = -1, .err_h = -1};
+    q->row_bytes = (((size_t)cols * s->grid.bits + 7) / 8 + 15) / 16 * 16;
+    bool ok = (q->mem = lq_arena_new()) && (q->codes = lq_arena_alloc(q->mem, q->row_bytes * rows + 64)) &&
+              plane_init(q->mem, &s->scale, &q->scale, rows, cols) && plane_init(q->mem, &s->zero, &q->zero, rows, cols);
+    if (ok && s->grid.kind == LQ_GRID_LUT) {
+        q->n_lut = s->extra & LQ_X_LUT_PER_ROW ? rows : 1;
+        ok = (q->lut = lq_arena_alloc(q->mem, ((size_t)4 << s->grid.bits) * q->n_lut));
+    }
+    if (ok && s->extra & LQ_X_PERM) ok = (q->perm = lq_arena_alloc(q->mem, (size_t)cols * 4));
+    if (ok) return LQ_OK;
+    lq_qtensor_free(q);
+    return lq_oom(ctx, (size_t)lq_scheme_bytes(s, rows, cols));
+}
+
+void lq_qtensor_free(lq_qtensor *q) {
+    lq_arena_free(&q->mem);
+    *q = (lq_qtensor){0};
+}
+
+static float scalar_get(lq_dtype t, const void *v, size_t i) {
+    switch (t) {
+    case LQ_F32: return ((const float *)v)[i];
+    case LQ_F16: return lq_f16_f32(((const uint16_t *)v)[i]);
+    case LQ_BF16: return lq_bf16_f32(((const uint16_t *)v)[i]);
+    case LQ_E4M3: return lq_e4m3_f32(((const uint8_t *)v)[i]);
+    case LQ_E8M0: return lq_e8m0_f32(((const uint8_t *)v)[i]);
+    case LQ_U8: return ((const uint8_t *)v)[i];
+    case LQ_I8: return ((const int8_t *)v)[i];
+    default: return 0;
+    }
+}
+
+float lq_plane_get(const lq_plane_desc *d, const lq_plane *p, size_t i) {
+    float v = d->dtype == LQ_U8 && p->lut ? p->lut[((const uint8_t *)p->v)[i]] : scalar_get(d->dtype, p->v, i);
+    if (d->parent != LQ_NONE) v = v * scalar_get(d->parent, p->parent, d->span ? i / d->span : 0) + p->offset;
+    return v;
+}
+
+float lq_plane_round(const lq_plane_desc *d, float v) {
+    if (d->sig) v = lq_round_sig(v, d->sig);
+    switch (d->dtype) {
+    case LQ_F16: return lq_f16_f32(lq_f32_f16(v));
+    case LQ_BF16: return lq_bf16_f32(lq_f32_bf16(v));
+    case LQ_E4M3: return lq_e4m3_f32(lq_f32_e4m3(v));
+    case LQ_U8: return v < 0 ? 0 : v > 255 ? 255 : rintf(v);
+    case LQ_I8: return v < -128 ? -128 : v > 127 ? 127 : rintf(v);
+    default: return v;
+    }
+}
+
+void lq_plane_set(const lq_plane_desc *d, lq_plane *p, size_t i, float v) {
+    v = lq_plane_round(d, v);
+    switch (d->dtype) {
+    case LQ_F32: ((float *)p->v)[i] = v; break;
+    case LQ_F16: ((uint16_t *)p->v)[i] = lq_f32_f16(v); break;
+    case LQ_BF16: ((uint16_t *)p->v)[i] = lq_f32_bf16(v); break;
+    case LQ_E4M3: ((uint8_t *)p->v)[i] = lq_f32_e4m3(v); break;
+    case LQ_U8: ((uint8_t *)p->v)[i] = (uint8_t)v; break;
+    case LQ_I8: ((int8_t *)p->v)[i] = (int8_t)v; break;
+    default: break;
+    }
+}
+
+size_t lq_plane_index(const lq_plane_desc *d, uint32_t cols, uint32_t r, uint32_t c) {
+    if (d->tile_r == LQ_FLAT) return ((size_t)r * cols + c) / d->tile_c;
+    size_t tr = d->tile_r ? r / d->tile_r : 0, tc = d->tile_c ? c / d->tile_c : 0;
+    return tr * tiles(cols, d->tile_c) + tc;
+}
+
+static float grid_value(const lq_qtensor *q, uint32_t r, uint32_t code) {
+    static const float e2m1[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    switch (q->sch.grid.kind) {
+    case LQ_GRID_INT: return (float)((int32_t)code - q->sch.grid.bias);
+    case LQ_GRID_E2M1: return code & 8 ? -e2m1[code & 7] : e2m1[code & 7];
+    case LQ_GRID_E4M3: return lq_e4m3_f32((uint8_t)code);
+    case LQ_GRID_E5M2: return lq_e5m2_f32((uint8_t)code);
+    case LQ_GRID_LUT: return q->lut[((size_t)(q->n_lut > 1 ? r : 0) << q->sch.grid.bits) + code];
+    case LQ_GRID_E3M2: break;
+    }
+    float m = (float)(code & 3);
+    int e = (int)(code >> 2 & 7);
+    float v = e ? ldexpf(4 + m, e - 5) : ldexpf(m, -4); /* OCP MX FP6 E3M2: bias 3 */
+    return code & 32 ? -v : v;
+}
+
+void lq_qtensor_decode_row(const lq_qtensor *q, uint32_t r, float *out) {
+    const lq_scheme *s = &q->sch;
+    const uint8_t *row = q->codes + (size_t)r * q->row_bytes;
+    for (uint32_t c = 0; c < q->cols; c++) {
+        float a = grid_value(q, r, lq_code_get(row, s->grid.bits, c)), scale = 1, zero = 0;
+        if (s->scale.dtype != LQ_NONE) scale = lq_plane_get(&s->scale, &q->scale, lq_plane_index(&s->scale, q->cols, r, c));
+        if (s->zero_kind != LQ_ZERO_NONE) zero = lq_plane_get(&s->zero, &q->zero, lq_plane_index(&s->zero, q->cols, r, c));
+        float w = s->zero_kind == LQ_ZERO_MIN ? scale * a - zero : scale * (a - zero);
+        out[q->perm ? q->perm[c] : c] = w;
+    }
+}
+
+static bool plane_bits_eq(const lq_plane_desc *d, const lq_plane *a, const lq_plane *b, uint32_t rows, uint32_t cols) {
+    size_t n = lq_plane_count(d, rows, cols), m = parents(d, n);
+    return !memcmp(&a->offset, &b->offset, sizeof a->offset) && (!n || !memcmp(a->v, b->v, n * lq_dtypes[d->dtype].bytes)) &&
+           (!m || !memcmp(a->parent, b->parent, m * lq_dtypes[d->parent].bytes));
+}
+
+bool lq_qtensor_eq(const lq_qtensor *a, const lq_qtensor *b) {
+    if (!lq_scheme_eq(&a->sch, &b->sch) || a->rows != b->rows || a->cols != b->cols || a->n_lut != b->n_lut) return false;
+    if (!a->perm != !b->perm || !a->bias != !b->bias) return false;
+    for (uint32_t r = 0; r < a->rows; r++)
+        if (memcmp(a->codes + r * a->row_bytes, b->codes + r * b->row_bytes, ((size_t)a->cols * a->sch.grid.bits + 7) / 8)) return false;
+    return plane_bits_eq(&a->sch.scale, &a->scale, &b->scale, a->rows, a->cols) &&
+           plane_bits_eq(&a->sch.zero, &a->zero, &b->zero, a->rows, a->cols) &&
+           (!a->perm || !memcmp(a->perm, b->perm, (size_t)a->cols * 4)) && (!a->bias || !memcmp(a->bias, b->bias, (size_t)a->rows * 4)) &&
+           (!a->n_lut || !memcmp(a->lut, b->lut, ((size_t)4 << a->sch.grid.bits) * a->n_lut));
+}

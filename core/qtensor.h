@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The IR: one quantized matrix, rows = out features, cols = in features.
+ *
+ *   w[r][perm[c]] = s(r,c) * (A(q[r][c]) - z(r,c))        zero_kind CODE (NONE: z = 0)
+ *   w[r][perm[c]] = s(r,c) *  A(q[r][c]) - z(r,c)         zero_kind MIN
+ *
+ * A() is the grid, s() and z() are planes. lq_qtensor_decode_row() is the definition; kernels, writers and tests are
+ * judged against it. */
+#ifndef LQ_QTENSOR_H
+#define LQ_QTENSOR_H
+#include "core/dtype.h"
+#include "core/mem.h"
+
+typedef enum lq_grid_kind { LQ_GRID_INT, LQ_GRID_E2M1, LQ_GRID_E3M2, LQ_GRID_E4M3, LQ_GRID_E5M2, LQ_GRID_LUT } lq_grid_kind;
+typedef enum lq_zero_kind { LQ_ZERO_NONE, LQ_ZERO_CODE, LQ_ZERO_MIN } lq_zero_kind;
+
+typedef struct lq_grid {     /* what a stored code means before scaling               */
+    lq_grid_kind kind;
+    uint8_t bits;            /* stored bits per code, 1..16                           */
+    uint8_t vec;             /* weights per code: 1 (2/4/8: vector codebooks, later)  */
+    int32_t bias;            /* INT: A(q) = q - bias; 8 = symmetric int4, 0 = asym    */
+} lq_grid;
+
+#define LQ_FLAT UINT32_MAX   /* tile_r: tiles run over the flattened matrix           */
+typedef struct lq_plane_desc { /* a parameter per tile of the matrix                  */
+    lq_dtype dtype;          /* LQ_NONE: absent. F32 F16 BF16 E4M3 E8M0 U8 I8         */
+    uint8_t sig;             /* significant bits the values are rounded to; 0: all of the dtype's. F16 with 8 is exact in BF16 too */
+    uint32_t tile_r, tile_c; /* weights covered by one element; 0 = the whole axis    */
+    lq_dtype parent;         /* second-level scale, LQ_NONE when elements are final   */
+    uint32_t span;           /* row-major elements per parent element; 0 = all        */
+} lq_plane_desc;
+
+typedef enum lq_act_kind { LQ_ACT_NONE, LQ_ACT_DYNAMIC, LQ_ACT_STATIC } lq_act_kind;
+typedef struct lq_act {      /* how the activations of this linear are quantized      */
+    lq_act_kind kind;
+    lq_dtype dtype;
+    uint32_t tile;           /* 0: per token                                          */
+    float outlier;           /* LLM.int8 threshold, |x| >= it; 0: off                 */
+    uint8_t scope;           /* 0: per row, 1: per batch column (bitsandbytes)        */
+} lq_act;
+
+enum { LQ_X_PERM = 1, LQ_X_PRESCALE = 2, LQ_X_HADAMARD = 4, LQ_X_OUTLIERS = 8, LQ_X_LOWRANK = 16, LQ_X_LUT_PER_ROW = 32 };
+
+typedef struct lq_scheme {   /* the TYPE of a quantized matrix: comparable, no data   */
+    lq_grid grid;
+    lq_zero_kind zero_kind;
+    lq_plane_desc scale, zero;
+    lq_act act;
+    uint32_t extra;          /* LQ_X_*                                                */
+} lq_scheme;
+
+typedef struct lq_slot {     /* identity of a stored matrix; never a string           */
+    int32_t block;           /* -1: before or after the blocks                        */
+    uint16_t role;           /* lq_role of core/catalog.h                             */
+    int16_t expert;          /* -1: none                                              */
+} lq_slot;
+
+typedef struct lq_plane { void *v, *parent; const float *lut; float offset; } lq_plane;
+
+typedef struct lq_qtensor {
+    lq_scheme sch;
+    lq_slot slot;
+    uint32_t rows, cols;     /* true shape; padding belongs to writers                */
+    size_t row_bytes;        /* stride of codes, multiple of 16; 16 readable bytes follow the last row */
+    uint8_t *codes;          /* canonical bitstream along cols, row after row         */
+    lq_plane scale, zero;
+    float *lut;              /* [n_lut][1 << bits]; n_lut = 1 or rows                 */
+    uint32_t n_lut;
+    uint32_t *perm;          /* [cols] stored column c is weight column perm[c]; NULL = identity */
+    float *bias;             /* [rows] linear bias; NULL: none                        */
+    double err_w, err_h;     /* |W-Q|^2/|W|^2 and tr(dHd')/tr(WHW'), filled by the pipeline; negative: not measured */
+    lq_arena *mem;           /* owner of every pointer above                          */
+} lq_qtensor;
+
+bool lq_scheme_eq(const lq_scheme *a, const lq_scheme *b);
+/* INT grid with group scales, the family of GPTQ: bits 2..8, group -1 or a divisor of cols; sym: bias 2^(bits-1), no zero plane. */
+lq_scheme lq_scheme_int(int bits, int group, bool sym);
+/* Short name, e.g. "int4-sym-g128", "int3-asym-row"; buf of at least 64 bytes, returned. */
+const char *lq_scheme_name(const lq_scheme *s, char *buf, size_t n);
+/* Elements of a plane for a matrix of this shape (row-major: tile rows x tile cols). 0 when absent. */
+size_t lq_plane_count(const lq_plane_desc *d, uint32_t rows, uint32_t cols);
+/* Tile columns per row of tiles. */
+uint32_t lq_plane_cols(const lq_plane_desc *d, uint32_t cols);
+/* Bytes of codes, planes and tables of a matrix of this scheme: exact storage, row padding not counted. */
+uint64_t lq_scheme_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols);
+double lq_scheme_bpw(const lq_scheme *s, uint32_t rows, uint32_t cols); /* bits per weight, scales and zeros included */
+
+/* Fresh arena, zeroed codes and planes (lut and perm when the scheme says so). */
+lq_status lq_qtensor_init(lq_ctx *ctx, lq_qtensor *q, const lq_scheme *s, lq_slot slot, uint32_t rows, uint32_t cols);
+void lq_qtensor_free(lq_qtensor *q);
+/* A plane element as float / stored from float with one rounding to the plane's dtype and sig. */
+float lq_plane_get(const lq_plane_desc *d, const lq_plane *p, size_t i);
+void lq_plane_set(const lq_plane_desc *d, lq_plane *p, size_t i, float v);
+float lq_plane_round(const lq_plane_desc *d, float v); /* what set then get would give */
+size_t lq_plane_index(const lq_plane_desc *d, uint32_t cols, uint32_t r, uint32_t c); /* element that covers weight (r, c) */
+/* out[cols], weight-column order: THE definition of the value of a qtensor. */
+void lq_qtensor_decode_row(const lq_qtensor *q, uint32_t r, float *out);
+/* Same scheme, shape and every stored bit equal (errors not compared). */
+bool lq_qtensor_eq(const lq_qtensor *a, const lq_qtensor *b);
+#endif

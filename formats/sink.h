@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Writing a checkpoint. A writer never sees a float weight of a quantized linear and never decides a code. */
+#ifndef LQ_SINK_H
+#define LQ_SINK_H
+#include "core/catalog.h"
+#include "core/json.h"
+
+typedef struct lq_sink lq_sink;
+typedef struct lq_sink_opts {
+    uint64_t shard_size;
+    const json_t *meta;      /* "meta" of a quantization_config: quantizer, damp_percent ...; borrowed, may be NULL */
+    bool act_order;          /* truth for desc_act style keys */
+} lq_sink_opts;
+
+typedef struct lq_format {   /* one row per output format */
+    const char *name, *ext, *what; /* "gptq", NULL for a folder or ".lqt" for one file, one line */
+    size_t priv_size;
+    /* LQ_OK or LQ_ERR_UNSUPPORTED with a sentence that names the nearest setting that would be accepted. */
+    lq_status (*accept)(lq_ctx *, const lq_scheme *, uint32_t rows, uint32_t cols);
+    lq_status (*open)(lq_sink *);
+    lq_status (*put)(lq_sink *, const lq_row *, const lq_qtensor *);
+    lq_status (*put_fp)(lq_sink *, const lq_row *, const void *data, size_t bytes); /* data in row->out_dtype */
+    lq_status (*sidecar)(lq_sink *, const char *name, const void *data, size_t n);
+    json_t *(*quant_config)(lq_sink *); /* new reference; NULL function: the format adds nothing to config.json */
+    lq_status (*close)(lq_sink *);
+    void (*abandon)(lq_sink *);
+} lq_format;
+extern const lq_format *const lq_formats[]; /* order of `lquant list formats`; NULL ends */
+const lq_format *lq_format_by_name(const char *name);
+
+struct lq_sink {
+    lq_ctx *ctx;
+    const lq_format *format;
+    const char *dir;         /* existing folder that receives every file; a one-file format writes "model<ext>" there */
+    const lq_catalog *cat;   /* rows with quantize/scheme/out_dtype resolved: the layout is known before data comes */
+    lq_sink_opts opts;
+    void *priv;
+    uint8_t *seen;           /* [cat->n]: put already */
+};
+lq_status lq_sink_open(lq_ctx *ctx, const lq_format *f, const char *dir, const lq_catalog *cat, const lq_sink_opts *opts, lq_sink **out);
+lq_status lq_sink_put(lq_sink *s, const lq_qtensor *q);                                     /* row found by slot; any order */
+lq_status lq_sink_put_fp(lq_sink *s, const lq_row *row, const void *data, size_t bytes);
+lq_status lq_sink_sidecar(lq_sink *s, const char *name, const void *data, size_t n);        /* byte for byte */
+/* config.json: the source's text with quantization_config spliced in before its last brace, every other byte kept. */
+lq_status lq_sink_config(lq_sink *s, const char *text, size_t n);
+lq_status lq_sink_close(lq_sink **s);   /* every row must have been put: else LQ_ERR_QUALITY naming it */
+void lq_sink_abandon(lq_sink **s);
+
+/* A qtensor as self-contained bytes (little-endian, versioned) and back, every index checked: the frame of lqt and of the
+ * job journal. */
+lq_status lq_qtensor_encode(lq_ctx *ctx, const lq_qtensor *q, lq_buf *out);
+lq_status lq_qtensor_decode(lq_ctx *ctx, const void *p, size_t n, lq_qtensor *out);
+#endif

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The kernel table. A kernel is serial, works on a slice the caller owns and keeps no state; callers split work with
+ * lq_parallel_for over fixed slices. The C entries are the definition; others override them at lq_kernels_init. */
+#ifndef LQ_KERNELS_H
+#define LQ_KERNELS_H
+#include "core/qtensor.h"
+
+typedef enum lq_actfn { LQ_ACTFN_SILU, LQ_ACTFN_GELU_TANH, LQ_ACTFN_GELU, LQ_ACTFN_RELU, LQ_ACTFN_N } lq_actfn;
+extern const char *const lq_actfn_names[LQ_ACTFN_N]; /* as in hidden_act: "silu", "gelu_pytorch_tanh", "gelu", "relu" */
+
+typedef struct lq_kernels {
+    const char *name;   /* "c", "avx2", "avx512" */
+    /* Rows [r0, r0+nr) of q into out[nr][cols], weight-column order; bit-equal to lq_qtensor_decode_row. */
+    void (*dequant)(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out);
+    /* n stored weights to float; bit-equal to lq_dtype_decode. */
+    void (*decode)(lq_dtype t, const void *src, float *dst, size_t n);
+    /* y[nr] = rows [r0, r0+nr) of q times x[cols]; no bias. */
+    void (*gemv)(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y);
+    /* y[nr] = w[nr][cols] (stored as t, row stride in bytes) times x */
+    void (*gemv_fp)(lq_dtype t, const void *w, size_t stride, uint32_t nr, uint32_t cols, const float *x, float *y);
+    void (*rmsnorm)(const float *x, const float *gain, float eps, uint32_t d, float *y);            /* one token; y may be x */
+    /* One token: per head of `dim`, pairs (j, j + rot/2) for j < rot/2 turned by angle with the given cos/sin [rot/2]. In place. */
+    void (*rope)(float *x, uint32_t heads, uint32_t dim, uint32_t rot, const float *cos, const float *sin);
+    void (*glu)(lq_actfn f, const float *gate, const float *up, float *y, size_t n);                /* y = f(gate) * up */
+    void (*softmax)(float *x, size_t n, float scale);                                               /* in place: softmax(scale * x) */
+    /* log sum exp of n values, and the index of the largest: one pass for NLL. */
+    double (*logsumexp)(const float *x, size_t n);
+    void (*add)(float *y, const float *x, size_t n);                                                /* y += x */
+    double (*dot)(const float *a, const float *b, size_t n);                                        /* products in fp32 allowed, sums in fixed order */
+} lq_kernels;
+
+enum { LQ_ISA_AVX2 = 1, LQ_ISA_AVX512 = 2, LQ_ISA_NEON = 4 };
+unsigned lq_cpu_mask(void);                          /* what this machine has */
+void lq_kernels_init(lq_kernels *k, unsigned mask);  /* C first, then overrides in ascending order */
+const lq_kernels *lq_kernels_best(void);             /* initialised once for this machine */
+#endif

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* A quantization method: one file, one row. It sees floats and statistics, never a file. */
+#ifndef LQ_METHOD_H
+#define LQ_METHOD_H
+#include "calib/stats.h"
+#include "core/catalog.h"
+#include "core/options.h"
+
+typedef struct lq_weights {     /* a linear as a method sees it */
+    lq_slot slot;
+    const char *name;           /* for messages */
+    uint32_t rows, cols;
+    const float *w;             /* [rows][cols], finite */
+} lq_weights;
+
+typedef struct lq_outcome {     /* what happened to a linear: goes to the report, a fallback is never silent */
+    const char *method;         /* method that made the codes: static text, "gptq", "rtn" */
+    double err_h, err_h_rtn;    /* tr(dHd')/tr(WHW') of the result, and of RTN with the same scale search on the same H; -1: no H */
+    double err_w;               /* |W-Q|^2/|W|^2 */
+    double damp;                /* damping used, relative to the mean diagonal; -1: none */
+    uint32_t dead_cols;         /* columns the calibration never touched */
+    uint32_t guarded_rows;      /* rows kept from RTN because it was better */
+    char fallback[160];         /* "" or why the method could not be used */
+} lq_outcome;
+
+typedef struct lq_method {
+    const char *name, *what, *paper;  /* feed --help, `lquant list methods`, the docs */
+    unsigned needs;                   /* LQ_NEED_*: calibration computes only these; 0: data-free */
+    const lq_opt *opts;               /* the method's own options; may be NULL */
+    size_t opts_size;
+    lq_status (*accept)(lq_ctx *, const void *opts, uint32_t rows, uint32_t cols, const lq_scheme *);
+    /* stats: of this linear's input, NULL when needs == 0 and none were gathered. out is initialised here and owns itself.
+     * Deterministic at any thread count; parallel inside. */
+    lq_status (*quantize)(lq_ctx *, const void *opts, const lq_weights *, const lq_scheme *, const lq_stats *, lq_qtensor *out, lq_outcome *);
+} lq_method;
+extern const lq_method *const lq_methods[]; /* order of `lquant list methods`; NULL ends */
+const lq_method *lq_method_by_name(const char *name);
+#endif
