@@ -269,6 +269,17 @@ lq_status lq_out_write(lq_ctx *ctx, lq_out *o, const void *p, size_t n) {
     o->fill += n;
     return LQ_OK;
 }
+lq_status lq_out_write_at(lq_ctx *ctx, lq_out *o, uint64_t off, const void *p, size_t n) {
+    LQ_TRY(out_flush(ctx, o, o->buf, o->fill));
+    o->fill = 0;
+    for (size_t done = 0; done < n;) {
+        ssize_t put = pwrite(o->fd, (const char *)p + done, n - done, (off_t)(off + done));
+        if (put < 0 && errno == EINTR) continue;
+        if (put <= 0) return out_error(ctx, "cannot write", o->path);
+        done += (size_t)put;
+    }
+    return LQ_OK;
+}
 uint64_t lq_out_pos(const lq_out *o) { return o->pos; }
 
 lq_status lq_out_sync(lq_ctx *ctx, lq_out *o) {
