@@ -148,7 +148,8 @@ lq_status lq_dir_list(lq_ctx *ctx, const char *path, char ***names, size_t *n) {
     for (struct dirent *e; (e = readdir(d));) {
         char *full = lq_path_join(path, e->d_name);
         struct stat sb;
-        bool keep = full && !lstat(full, &sb) && (S_ISREG(sb.st_mode) || (S_ISLNK(sb.st_mode) && is_cache_link(full)));
+        if (!full) { st = lq_oom(ctx, 256); break; }
+        bool keep = !lstat(full, &sb) && (S_ISREG(sb.st_mode) || (S_ISLNK(sb.st_mode) && is_cache_link(full)));
         lq_free(full);
         if (!keep) continue;
         if (*n == cap) {

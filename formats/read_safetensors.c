@@ -153,18 +153,20 @@ done:
 }
 
 /* Also true of a link that will be refused: the refusal is the better sentence. */
-static bool has_file(const char *dir, const char *name) {
+static lq_status has_file(lq_ctx *ctx, const char *dir, const char *name, bool *yes) {
     char *path = lq_path_join(dir, name);
-    bool yes = path && lq_path_exists(path);
+    *yes = path && lq_path_exists(path);
     lq_free(path);
-    return yes;
+    return path ? LQ_OK : lq_oom(ctx, strlen(name));
 }
 
 /* The one weight file of a folder without an index. */
 static lq_status find_single(lq_ctx *ctx, const char *dir, char **names, size_t n, const char **out) {
     size_t weights = 0, pickles = 0, ggufs = 0;
+    bool usual;
+    LQ_TRY(has_file(ctx, dir, single_name, &usual));
     *out = single_name;
-    if (has_file(dir, single_name)) return LQ_OK;
+    if (usual) return LQ_OK;
     for (size_t i = 0; i < n; i++) {
         pickles += ends_with(names[i], ".bin") || ends_with(names[i], ".pt") || ends_with(names[i], ".pth");
         ggufs += ends_with(names[i], ".gguf");
@@ -208,7 +210,8 @@ static lq_status open_folder(lq_ctx *ctx, lq_source *s) {
     if (!(f->dir = lq_source_dir(s))) return lq_oom(ctx, strlen(s->path));
     LQ_GO(lq_dir_list(ctx, f->dir, &names, &n));
     const char *single = lq_path_base(s->path);
-    bool dir = lq_path_is_dir(s->path), sharded = dir && has_file(f->dir, index_name);
+    bool dir = lq_path_is_dir(s->path), sharded = false;
+    if (dir) LQ_GO(has_file(ctx, f->dir, index_name, &sharded));
     if (dir && !sharded) LQ_GO(find_single(ctx, f->dir, names, n, &single));
     LQ_GO(sharded ? open_sharded(ctx, s) : add_shard(ctx, s, single, NULL));
     if (dir || s->config) st = list_sidecars(ctx, s, names, n);

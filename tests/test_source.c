@@ -14,7 +14,7 @@
 #include "formats/source.h"
 
 static char dir[64];
-static char path_of[512];
+static char path_of[1024];
 static lq_ctx ctx;
 static char warned[2048];
 
@@ -166,7 +166,6 @@ static void shard_names_may_not_leave_the_folder(void **state) {
 
 static void a_shard_that_is_a_link_is_refused_unless_it_is_the_hub_cache(void **state) {
     (void)state;
-    lq_source *s;
     char blob[512];
     put_shards(INDEX(A "," B));
     assert_int_equal(lq_rename(&ctx, in("model-00002-of-00002.safetensors"), (snprintf(blob, sizeof blob, "%s/moved", dir), blob)), LQ_OK);
