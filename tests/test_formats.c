@@ -111,13 +111,13 @@ static char dir[64];
 static char out_path[128];
 
 static void fresh_dir(void) {
-    snprintf(dir, sizeof dir, "/tmp/lq_formats_XXXXXX");
+    snprintf(dir, sizeof dir, "%s/lq_formats_XXXXXX", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm"); /* thousands of fsyncs */
     assert_non_null(mkdtemp(dir));
 }
 
 static lq_status put_all(lq_sink *s, model *m) {
     LQ_TRY(lq_sink_config(s, config_text, sizeof config_text - 1));
-    LQ_TRY(lq_sink_sidecar(s, "other.bin", other_text, sizeof other_text - 1));
+    LQ_TRY(lq_sink_sidecar(s, "other.dat", other_text, sizeof other_text - 1));
     for (size_t i = ROWS; i-- > 0;) /* not the catalog's order */
         LQ_TRY(m->rows[i].quantize ? lq_sink_put(s, &m->q[i]) : lq_sink_put_fp(s, &m->rows[i], m->fp[i], m->fp_bytes[i]));
     return LQ_OK;
@@ -173,7 +173,7 @@ static lq_status read_model(lq_ctx *ctx, model *m, bool *same) {
     LQ_TRY(lq_source_open(ctx, out_path, &s));
     *same &= s->n == ROWS;
     for (size_t i = 0; i < ROWS; i++) LQ_GO(compare_row(ctx, s, m, i, same));
-    LQ_GO(compare_sidecar(ctx, s, "other.bin", other_text, sizeof other_text - 1, same));
+    LQ_GO(compare_sidecar(ctx, s, "other.dat", other_text, sizeof other_text - 1, same));
     if (!strcmp(s->reader->name, "lqt")) LQ_GO(compare_sidecar(ctx, s, "config.json", config_text, sizeof config_text - 1, same));
     *same &= s->config && json_object_get(s->config, "model_type");
 done:
