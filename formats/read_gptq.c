@@ -18,6 +18,7 @@
 #include "formats/source.h"
 
 #include <pcre2.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { QWEIGHT, QZEROS, SCALES, G_IDX, PARTS, PATTERNS_MAX = 1 << 16, MATCH_STEPS = 100000, RULE_KEYS_MAX = 32 };
@@ -41,16 +42,15 @@ typedef struct gptq {
 
 /* -- probe and config ------------------------------------------------------------------------------------------------ */
 
-static char *quantize_config_path(const char *path) { return lq_path_is_dir(path) ? lq_path_join(path, "quantize_config.json") : NULL; }
+static const char legacy_name[] = "quantize_config.json"; /* AutoGPTQ's, before config.json had the key */
 
 static bool gptq_probe(const char *path, const json_t *config) {
     const json_t *q = json_object_get(config, "quantization_config");
     const char *method = json_string_value(json_object_get(q, "quant_method"));
     if (q && !json_is_null(q)) return method && !strcmp(method, "gptq");
-    char *legacy = config ? quantize_config_path(path) : NULL; /* AutoGPTQ before config.json had the key */
-    bool mine = legacy && lq_path_exists(legacy);
-    lq_free(legacy);
-    return mine;
+    char legacy[4096];
+    int n = snprintf(legacy, sizeof legacy, "%s/%s", path, legacy_name);
+    return config && n > 0 && (size_t)n < sizeof legacy && lq_path_exists(legacy);
 }
 
 static lq_status load_config(lq_ctx *ctx, lq_source *s, gptq *f) {
@@ -59,11 +59,11 @@ static lq_status load_config(lq_ctx *ctx, lq_source *s, gptq *f) {
         f->config = json_incref(q);
         return LQ_OK;
     }
-    char *path = quantize_config_path(s->path);
+    char *path = lq_path_join(s->path, legacy_name);
     if (!path) return lq_oom(ctx, strlen(s->path));
     lq_status st = lq_json_load(ctx, path, &f->config);
     lq_free(path);
-    if (!st && !json_is_object(f->config)) st = lq_fail(ctx, LQ_ERR_FORMAT, "quantize_config.json: not a JSON object");
+    if (!st && !json_is_object(f->config)) st = lq_fail(ctx, LQ_ERR_FORMAT, "%s: not a JSON object", legacy_name);
     return st;
 }
 
