@@ -64,9 +64,9 @@ json_t *lq_manifest_outputs(lq_ctx *ctx, const char *dir, lq_status *st) {
 }
 
 json_t *lq_manifest_calibration(const lq_rows *rows, int64_t seed) {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:s}", "text", rows->source ? rows->source : "", "rows", (json_int_t)rows->n, "seqlen",
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:b, s:s}", "text", rows->source ? rows->source : "", "rows", (json_int_t)rows->n, "seqlen",
                      (json_int_t)rows->seqlen, "rows_available", (json_int_t)(rows->used + rows->dropped), "rows_dropped", (json_int_t)rows->dropped,
-                     "seed", (json_int_t)seed, "sha256", rows->hash);
+                     "seed", (json_int_t)seed, "bos", rows->bos, "sha256", rows->hash);
 }
 
 json_t *lq_manifest_module(const lq_row *row, const lq_outcome *o) {

@@ -37,7 +37,6 @@ typedef struct road {
     lq_sink *sink;
     lq_source *back;           /* the written checkpoint, read again */
     lq_cache *resid;
-    uint32_t *len;
     uint64_t cache_budget;
     lq_buf unit;               /* the unit being built */
     json_t *inputs, *options, *modules;
@@ -274,7 +273,7 @@ static lq_status run_block(road *r, uint32_t b) {
     LQ_TRY(lq_check_cancel(r->ctx));
     lq_status st = lq_model_load(r->ctx, r->model, (int32_t)b, LQ_LOAD_F32);
     if (!st && done) st = replay_block(r, b);
-    if (!st) st = lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->resid, r->len, &hook, r->cache_budget / 2, r->run->opts.work_dir);
+    if (!st) st = lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->resid, r->rows.len, &hook, r->cache_budget / 2, r->run->opts.work_dir);
     lq_model_unload(r->model, (int32_t)b);
     LQ_TRY(st);
     if (!done) LQ_TRY(finish_unit(r, b));
@@ -288,12 +287,10 @@ static lq_status start_stream(road *r) {
     LQ_TRY(lq_cache_new(r->ctx, r->rows.n, r->cache_budget / 2, r->run->opts.work_dir, &r->resid));
     LQ_TRY(lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED));
     float *x = lq_calloc(T * d, 4);
-    r->len = LQ_NEWN(uint32_t, r->rows.n);
-    lq_status st = x && r->len ? LQ_OK : lq_oom(r->ctx, T * d * 4);
+    lq_status st = x ? LQ_OK : lq_oom(r->ctx, T * d * 4);
     for (size_t i = 0; i < r->rows.n && !st; i++) {
-        r->len[i] = (uint32_t)T;
-        for (size_t t = 0; t < T; t++) lq_embed(r->model, r->rows.ids[i * T + t], x + t * d);
-        st = lq_cache_put(r->ctx, r->resid, i, x, T * d);
+        for (size_t t = 0; t < r->rows.len[i]; t++) lq_embed(r->model, r->rows.ids[i * T + t], x + t * d);
+        st = lq_cache_put(r->ctx, r->resid, i, x, (size_t)r->rows.len[i] * d);
     }
     lq_free(x);
     lq_model_unload(r->model, -1);
@@ -311,9 +308,10 @@ static lq_status run_head(road *r) {
     lq_status st = x && w ? lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED) : lq_oom(r->ctx, 4 * lq_row_elems(row));
     if (!st) st = lq_stats_init(r->ctx, &stats, r->plan.method->needs, d);
     for (size_t i = 0; i < r->rows.n && !st; i++) {
-        st = lq_cache_get(r->ctx, r->resid, i, x, T * d);
-        for (size_t t = 0; t < T; t++) r->model->k->rmsnorm(x + t * d, r->model->outer.norm[LQ_R_FINAL_NORM], r->model->par.norm_eps, d, x + t * d);
-        if (!st) st = lq_stats_add(r->ctx, &stats, x, (uint32_t)T);
+        uint32_t len = r->rows.len[i];
+        st = lq_cache_get(r->ctx, r->resid, i, x, (size_t)len * d);
+        for (size_t t = 0; t < len; t++) r->model->k->rmsnorm(x + t * d, r->model->outer.norm[LQ_R_FINAL_NORM], r->model->par.norm_eps, d, x + t * d);
+        if (!st) st = lq_stats_add(r->ctx, &stats, x, len);
     }
     if (!st) st = lq_model_read_f32(r->ctx, r->model, row, w);
     if (!st) st = quantize_linear(r, row, w, &stats);
@@ -512,7 +510,6 @@ static void leave(road *r) {
     lq_sink_abandon(&r->sink);
     lq_cache_free(&r->resid);
     lq_buf_free(&r->unit);
-    lq_free(r->len);
     lq_rows_free(&r->rows);
     lq_job_close(&r->job);
     lq_model_free(&r->model);
