@@ -58,13 +58,10 @@ static lq_status run_quantize(lq_ctx *ctx, const char *name, int argc, char **ar
     json_t *report = NULL;
     bool stop = false;
     LQ_TRY(lq_recipe_parse(ctx, name, &a.run.recipe));
-    static const lq_opt none[] = {{0}};
-    const lq_optset sets[] = {{a.run.recipe.method->opts ? a.run.recipe.method->opts : none, a.run.recipe.opts, a.run.recipe.method->name},
-                              {lq_plan_options, &a.run.plan_opts, "what"},
-                              {lq_corpus_option_table, &a.run.corpus_opts, "calibration"},
-                              {lq_run_options, &a.run.opts, "run"},
-                              {lq_common_options, &a.common, NULL},
-                              {0}};
+    lq_optset sets[LQ_RUN_SETS + 2];
+    lq_run_sets(&a.run, sets);
+    sets[LQ_RUN_SETS] = (lq_optset){lq_common_options, &a.common, NULL};
+    sets[LQ_RUN_SETS + 1] = (lq_optset){0};
     a.run.on_plan = print_plan;
     a.run.user = &a;
     lq_status st = parse(ctx, name, argc, argv, &a, sets, &stop);

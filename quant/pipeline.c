@@ -26,6 +26,16 @@ const lq_opt lq_run_options[] = {
     {"report", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, report), "FILE", NULL, NULL, 0, 0, 0, "write the run's JSON report (times, peaks, every linear)"},
     {0}};
 
+void lq_run_sets(lq_run *run, lq_optset *sets) {
+    static const lq_opt none[] = {{0}};
+    const lq_method *m = run->recipe.method;
+    sets[0] = (lq_optset){m->opts ? m->opts : none, run->recipe.opts, m->name};
+    sets[1] = (lq_optset){lq_plan_options, &run->plan_opts, "what"};
+    sets[2] = (lq_optset){lq_corpus_option_table, &run->corpus_opts, "calibration"};
+    sets[3] = (lq_optset){lq_run_options, &run->opts, "run"};
+    sets[LQ_RUN_SETS] = (lq_optset){0};
+}
+
 typedef struct road {
     lq_ctx *ctx;
     lq_run *run;
@@ -88,13 +98,11 @@ static lq_status gather_rows(road *r) {
 static lq_status describe(road *r, char fingerprint[65]) {
     lq_status st;
     lq_buf text = {0};
-    const lq_optset sets[] = {{lq_plan_options, &r->run->plan_opts, NULL},
-                              {lq_run_options, &r->run->opts, NULL},
-                              {r->run->recipe.method->opts, r->run->recipe.opts, NULL},
-                              {0}};
+    lq_optset sets[LQ_RUN_SETS + 1];
+    lq_run_sets(r->run, sets);
     r->inputs = lq_manifest_inputs(r->ctx, r->src, &st);
     if (st) return st;
-    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,report,group-size,format");
+    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,report,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed");
     json_t *all = r->options ? json_pack("{s:s, s:O, s:O, s:s}", "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options, "calibration", r->rows.hash) : NULL;
     if (!all) return lq_oom(r->ctx, 256);
     json_object_set_new(r->options, "method", json_string(r->plan.method->name));

@@ -29,6 +29,11 @@ typedef struct lq_run {
     void *user;
 } lq_run;
 
+/* The option tables of a run, in sets[0..4]: method, plan, calibration, run, end. The method's defaults come with the recipe,
+ * those of sets + 1 by lq_opts_defaults. */
+enum { LQ_RUN_SETS = 4 };
+void lq_run_sets(lq_run *run, lq_optset *sets);
+
 /* Runs it. *report: a JSON object for --json and --report (new reference; set even when some steps failed, may be NULL). A dry
  * run ends after on_plan and writes nothing. */
 lq_status lq_pipeline_run(lq_ctx *ctx, lq_run *run, json_t **report);
