@@ -100,6 +100,7 @@ static lq_status describe(road *r, char fingerprint[65]) {
     lq_buf text = {0};
     lq_optset sets[LQ_RUN_SETS + 1];
     lq_run_sets(r->run, sets);
+    if (!r->plan.method->needs) sets[2] = (lq_optset){lq_run_options, &r->run->opts, NULL}; /* calibration decides nothing */
     r->inputs = lq_manifest_inputs(r->ctx, r->src, &st);
     if (st) return st;
     r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,report,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed");
