@@ -148,7 +148,8 @@ lq_status lq_dir_list(lq_ctx *ctx, const char *path, char ***names, size_t *n) {
     for (struct dirent *e; (e = readdir(d));) {
         char *full = lq_path_join(path, e->d_name);
         struct stat sb;
-        bool keep = full && !lstat(full, &sb) && (S_ISREG(sb.st_mode) || (S_ISLNK(sb.st_mode) && is_cache_link(full)));
+        if (!full) { st = lq_oom(ctx, 256); break; }
+        bool keep = !lstat(full, &sb) && (S_ISREG(sb.st_mode) || (S_ISLNK(sb.st_mode) && is_cache_link(full)));
         lq_free(full);
         if (!keep) continue;
         if (*n == cap) {
@@ -267,6 +268,17 @@ lq_status lq_out_write(lq_ctx *ctx, lq_out *o, const void *p, size_t n) {
     if (n > sizeof o->buf) return out_flush(ctx, o, p, n);
     if (n) memcpy(o->buf + o->fill, p, n);
     o->fill += n;
+    return LQ_OK;
+}
+lq_status lq_out_write_at(lq_ctx *ctx, lq_out *o, uint64_t off, const void *p, size_t n) {
+    LQ_TRY(out_flush(ctx, o, o->buf, o->fill));
+    o->fill = 0;
+    for (size_t done = 0; done < n;) {
+        ssize_t put = pwrite(o->fd, (const char *)p + done, n - done, (off_t)(off + done));
+        if (put < 0 && errno == EINTR) continue;
+        if (put <= 0) return out_error(ctx, "cannot write", o->path);
+        done += (size_t)put;
+    }
     return LQ_OK;
 }
 uint64_t lq_out_pos(const lq_out *o) { return o->pos; }

@@ -36,6 +36,8 @@ typedef struct lq_out lq_out;
 lq_status lq_out_create(lq_ctx *ctx, const char *path, lq_out **out);
 lq_status lq_out_append(lq_ctx *ctx, const char *path, uint64_t size, lq_out **out); /* cut to size, then append */
 lq_status lq_out_write(lq_ctx *ctx, lq_out *o, const void *p, size_t n);
+/* n bytes at off; the position of lq_out_write stays. Ranges never written read as zero. */
+lq_status lq_out_write_at(lq_ctx *ctx, lq_out *o, uint64_t off, const void *p, size_t n);
 uint64_t lq_out_pos(const lq_out *o);
 lq_status lq_out_sync(lq_ctx *ctx, lq_out *o); /* fsync */
 /* fsync and close; *o = NULL always. */

@@ -146,7 +146,7 @@ size_t lq_plane_index(const lq_plane_desc *d, uint32_t cols, uint32_t r, uint32_
     return tr * tiles(cols, d->tile_c) + tc;
 }
 
-static float grid_value(const lq_qtensor *q, uint32_t r, uint32_t code) {
+float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code) {
     static const float e2m1[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
     switch (q->sch.grid.kind) {
     case LQ_GRID_INT: return (float)((int32_t)code - q->sch.grid.bias);
@@ -166,7 +166,7 @@ void lq_qtensor_decode_row(const lq_qtensor *q, uint32_t r, float *out) {
     const lq_scheme *s = &q->sch;
     const uint8_t *row = q->codes + (size_t)r * q->row_bytes;
     for (uint32_t c = 0; c < q->cols; c++) {
-        float a = grid_value(q, r, lq_code_get(row, s->grid.bits, c)), scale = 1, zero = 0;
+        float a = lq_grid_value(q, r, lq_code_get(row, s->grid.bits, c)), scale = 1, zero = 0;
         if (s->scale.dtype != LQ_NONE) scale = lq_plane_get(&s->scale, &q->scale, lq_plane_index(&s->scale, q->cols, r, c));
         if (s->zero_kind != LQ_ZERO_NONE) zero = lq_plane_get(&s->zero, &q->zero, lq_plane_index(&s->zero, q->cols, r, c));
         float w = s->zero_kind == LQ_ZERO_MIN ? scale * a - zero : scale * (a - zero);

@@ -94,6 +94,8 @@ float lq_plane_get(const lq_plane_desc *d, const lq_plane *p, size_t i);
 void lq_plane_set(const lq_plane_desc *d, lq_plane *p, size_t i, float v);
 float lq_plane_round(const lq_plane_desc *d, float v); /* what set then get would give */
 size_t lq_plane_index(const lq_plane_desc *d, uint32_t cols, uint32_t r, uint32_t c); /* element that covers weight (r, c) */
+/* A(code): what a stored code of row r means before scaling. */
+float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code);
 /* out[cols], weight-column order: THE definition of the value of a qtensor. */
 void lq_qtensor_decode_row(const lq_qtensor *q, uint32_t r, float *out);
 /* Same scheme, shape and every stored bit equal (errors not compared). */

@@ -21,7 +21,7 @@ typedef struct lq_source lq_source;
 
 typedef struct lq_reader {   /* one row per input format */
     const char *name, *what; /* "safetensors", "Hugging Face folder" */
-    /* Does path look like mine? config is the parsed config.json of the folder (or of the folder that holds the file) or NULL. */
+    /* Does path look like mine? config is the parsed config.json of the folder (or beside a .safetensors file) or NULL. */
     bool (*probe)(const char *path, const json_t *config);
     lq_status (*open)(lq_ctx *, lq_source *);
     lq_status (*read)(lq_ctx *, lq_source *, size_t i, uint64_t row0, uint64_t rows, void *out);
@@ -35,8 +35,8 @@ struct lq_source {
     const lq_reader *reader;
     char *path;              /* as given, without a trailing slash */
     lq_entry *entries;
-    size_t n;
-    json_t *config;          /* parsed config.json; NULL for GGUF and bare safetensors */
+    size_t n, cap;
+    json_t *config;          /* parsed config.json, of the folder or beside a .safetensors file, or NULL */
     const lq_gguf *gguf;     /* metadata of a GGUF; NULL otherwise */
     char **sidecars;         /* names of files that travel with the weights, sorted (config.json among them) */
     size_t n_sidecars;
@@ -50,13 +50,30 @@ struct lq_source {
 lq_status lq_source_open(lq_ctx *ctx, const char *path, lq_source **out);
 void lq_source_free(lq_source **s);
 long lq_source_find(const lq_source *s, const char *name); /* -1: absent */
-/* rows [row0, row0+rows) of entry i in its stored type, row-major; 1-D and 0-D tensors count as one row per element / one row. */
+/* What lq_source_read counts: a row is the contiguous innermost dimension, leading dimensions are flattened; a 1-D tensor has one
+ * row per element (of a block type: one row), a 0-D tensor one row of one element. rows * cols = elements. */
+uint64_t lq_entry_rows(const lq_entry *e);
+uint64_t lq_entry_cols(const lq_entry *e);
+/* rows [row0, row0+rows) of entry i in its stored type, row-major: rows * lq_dtype_row_bytes(dtype, lq_entry_cols) bytes. */
 lq_status lq_source_read(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uint64_t rows, void *out);
 /* A whole quantized entry. out owns itself; slot is left zero (the model sets it). Every index, scale and zero is checked. */
 lq_status lq_source_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out);
 /* A sidecar by name: LQ_OK with out->v NULL when there is none. */
 lq_status lq_source_sidecar(lq_ctx *ctx, lq_source *s, const char *name, lq_buf *out);
-/* For readers: append an entry (name copied), then index them once. Duplicate names are refused. */
+
+/* For readers. `open` fills entries with lq_source_add (name copied) and the file lists with lq_source_add_file; afterwards the
+ * entries are indexed for it, duplicate names refused. `close` is called after a failed `open` too. */
 lq_status lq_source_add(lq_ctx *ctx, lq_source *s, const lq_entry *e);
-lq_status lq_source_index(lq_ctx *ctx, lq_source *s);
+lq_status lq_source_add_file(lq_ctx *ctx, lq_source *s, bool weights, const char *name); /* weights: a path; else a sidecar's name */
+lq_status lq_source_index(lq_ctx *ctx, lq_source *s); /* again, after entries changed */
+char *lq_source_dir(const lq_source *s);              /* the folder, or the one that holds the file; caller frees */
+
+/* A quantized checkpoint in safetensors is opened in two layers: the quantized reader's `open` opens the same path raw,
+ *     LQ_TRY(lq_source_open_as(ctx, &lq_reader_safetensors, s->path, &raw));   s->priv = raw or holds it
+ * groups raw->entries (module.qweight, module.scales ...) into its own, reads parts by lq_source_find and lq_source_read on raw,
+ * takes the file lists over by lq_source_inherit, serves sidecars by lq_source_sidecar(ctx, raw, s->sidecars[i], out) and frees raw
+ * in `close`. No probing happens under an explicit reader, so the quantization_config does not get in the way. */
+lq_status lq_source_open_as(lq_ctx *ctx, const lq_reader *reader, const char *path, lq_source **out);
+lq_status lq_source_inherit(lq_ctx *ctx, lq_source *s, const lq_source *raw);
+extern const lq_reader lq_reader_gguf, lq_reader_safetensors;
 #endif

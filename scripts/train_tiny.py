@@ -11,7 +11,7 @@ Same seed, text, versions and thread count: same weights, up to the processor's 
 import argparse, json, math, os, sys, time
 import numpy as np, torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -68,7 +68,7 @@ def check(model_dir, text):
         print(f"{'as stored' if not bits else f'RTN {bits} bits, groups of 64, min-max':36s} nll {nll:.4f}  ppl {math.exp(nll):.4f}")
 
 
-def train(out, texts, heldout, steps, seed):
+def train(out, texts, heldout, steps, seed, init=None, peak=1.0):
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     text = EOT.join(open(t, encoding="utf-8").read() for t in texts)
@@ -80,6 +80,7 @@ def train(out, texts, heldout, steps, seed):
     model = LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="sdpa"))
     for name, p in model.named_parameters():  # smaller start for what writes into the residual stream
         if name.endswith(("o_proj.weight", "down_proj.weight")): p.data /= math.sqrt(2 * CONFIG["num_hidden_layers"])
+    if init: model.load_state_dict(load_file(os.path.join(init, "model.safetensors")), strict=False)  # all but the tied head
     print(f"{len(ids)} training tokens, {sum(p.numel() for p in model.parameters())} parameters, {steps} steps", flush=True)
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]  # the linears: Muon; the rest: AdamW
     embed = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." not in n]
@@ -89,7 +90,7 @@ def train(out, texts, heldout, steps, seed):
     peaks = [[g["lr"] for g in o.param_groups] for o in opts]
     warm, t0, mean = 50, time.time(), None
     for step in range(steps):
-        rate = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-3)
+        rate = peak * min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-3)
         for o, pk in zip(opts, peaks):
             for g, p in zip(o.param_groups, pk): g["lr"] = p * rate
         at = rng.integers(0, len(ids) - CONTEXT, BATCH)
@@ -104,7 +105,7 @@ def train(out, texts, heldout, steps, seed):
         mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
         if step % 50 == 0 or step == steps - 1:
             print(f"step {step:5d}  loss {mean:.4f}  rate {rate:.3f}  {time.time() - t0:.0f} s", flush=True)
-        if step % 500 == 499 or step == steps - 1:
+        if step % 250 == 249 or step == steps - 1:
             save(model, out)
             if held is not None: print(f"step {step:5d}  held-out nll {windows_nll(model, held):.4f}", flush=True)
 
@@ -128,8 +129,10 @@ if __name__ == "__main__":
     ap.add_argument("--heldout")
     ap.add_argument("--steps", type=int, default=2600)
     ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--init", help="go on from the weights in this directory (the optimizers start anew)")
+    ap.add_argument("--peak", type=float, default=1.0, help="factor on both learning rates, for --init")
     ap.add_argument("--threads", type=int, default=2)
     a = ap.parse_args()
     torch.set_num_threads(a.threads)
     if a.check: check(*a.paths)
-    else: train(a.paths[0], a.paths[1:], a.heldout, a.steps, a.seed)
+    else: train(a.paths[0], a.paths[1:], a.heldout, a.steps, a.seed, a.init, a.peak)

@@ -13,13 +13,11 @@
 static lq_status open_any(lq_ctx *ctx, const char *path, lq_tokenizer **t) {
     size_t n = strlen(path);
     if (n < 5 || strcmp(path + n - 5, ".json")) {
-#ifdef LQ_HAVE_SOURCE
         lq_source *src = NULL;
         LQ_TRY(lq_source_open(ctx, path, &src));
         lq_status st = lq_tokenizer_open(ctx, src, t);
         lq_source_free(&src);
         return st;
-#endif
     }
     lq_buf text = {0};
     LQ_TRY(lq_file_slurp(ctx, path, LQ_JSON_MAX, &text));

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "eval/loaded.h"
+
+#include "core/progress.h"
+
+lq_status lq_loaded_open(lq_ctx *ctx, const char *path, bool tokenizer, lq_loaded *out) {
+    lq_status st = LQ_OK;
+    double start = lq_now();
+    *out = (lq_loaded){0};
+    LQ_GO(lq_source_open(ctx, path, &out->src));
+    LQ_GO(lq_model_open(ctx, out->src, false, &out->m));
+    if (tokenizer) LQ_GO(lq_tokenizer_open(ctx, out->src, &out->tok));
+    out->seconds = lq_now() - start;
+done:
+    if (st) lq_loaded_close(out);
+    return st;
+}
+
+lq_status lq_loaded_read(lq_ctx *ctx, lq_loaded *l) {
+    double start = lq_now();
+    LQ_TRY(lq_model_load(ctx, l->m, -1, LQ_LOAD_STORED));
+    for (uint32_t b = 0; b < l->m->par.n_layers; b++) {
+        LQ_TRY(lq_check_cancel(ctx));
+        LQ_TRY(lq_model_load(ctx, l->m, (int32_t)b, LQ_LOAD_STORED));
+    }
+    l->seconds += lq_now() - start;
+    return LQ_OK;
+}
+
+void lq_loaded_close(lq_loaded *l) {
+    lq_tokenizer_free(&l->tok);
+    lq_model_free(&l->m);
+    lq_source_free(&l->src);
+}
+
+uint64_t lq_weight_row_bytes(const lq_model *m, const lq_row *r) {
+    return r->source >= 0 && (size_t)r->source < m->src->n ? m->src->entries[r->source].bytes : 0;
+}
+
+lq_weight lq_weight_of(const lq_model *m) {
+    lq_weight w = {0};
+    double bits = 0, elems = 0, q_bits = 0, q_elems = 0;
+    for (size_t i = 0; i < m->cat.n; i++) {
+        const lq_row *r = &m->cat.rows[i];
+        w.params += lq_row_elems(r);
+        bool quantized = r->dtype == LQ_NONE;
+        if (quantized) {
+            w.quantized++;
+            q_bits += 8.0 * (double)lq_scheme_bytes(&m->src->entries[r->source].scheme, lq_row_rows(r), lq_row_cols(r));
+            q_elems += (double)lq_row_elems(r);
+        }
+        if (!r->linear || r->slot.block < 0) continue;
+        w.linears++;
+        bits += 8.0 * (double)lq_weight_row_bytes(m, r);
+        elems += (double)lq_row_elems(r);
+    }
+    for (size_t i = 0; i < m->src->n; i++) w.bytes += m->src->entries[i].bytes;
+    w.bpw = q_elems > 0 ? q_bits / q_elems : elems > 0 ? bits / elems : 0;
+    w.bpw_all = w.params ? 8.0 * (double)w.bytes / (double)w.params : 0;
+    return w;
+}

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Matrix products: Y = X W^T and Y = A B. The split into tiles follows from the shape alone, each tile is one
+ * single-threaded call, so the bits do not depend on the thread count. */
+#include "kernels/linalg.h"
+
+#include "core/thread.h"
+#include "kernels/blas.h"
+
+#include <pthread.h>
+
+static void hold_to_one(void) { openblas_set_num_threads(1); }
+
+void lq_blas_single(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, hold_to_one);
+}
+
+void lq_gemm_nt(const float *x, size_t ldx, const float *w, size_t ldw, float *y, size_t ldy, uint32_t n, uint32_t rows,
+                uint32_t cols, bool accumulate) {
+    if (!n || !rows) return;
+    lq_blas_single();
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)n, (blasint)rows, (blasint)cols, 1, x, (blasint)ldx, w,
+                (blasint)ldw, accumulate ? 1 : 0, y, (blasint)ldy);
+}
+
+void lq_gemm_nn(const float *a, size_t lda, const float *b, size_t ldb, float *y, size_t ldy, uint32_t n, uint32_t m,
+                uint32_t k, float alpha, bool accumulate) {
+    if (!n || !m) return;
+    lq_blas_single();
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n, (blasint)m, (blasint)k, alpha, a, (blasint)lda, b,
+                (blasint)ldb, accumulate ? 1 : 0, y, (blasint)ldy);
+}
+
+typedef struct product {
+    const float *x, *w;
+    float *y;
+    size_t ldx, ldw, ldy;
+    uint32_t n, rows, cols, tile_n, tile_rows, across; /* across: tiles along rows */
+} product;
+
+static void product_tile(void *arg, size_t i) {
+    const product *p = arg;
+    uint32_t n0 = (uint32_t)(i / p->across) * p->tile_n, r0 = (uint32_t)(i % p->across) * p->tile_rows;
+    uint32_t n = p->n - n0 < p->tile_n ? p->n - n0 : p->tile_n, rows = p->rows - r0 < p->tile_rows ? p->rows - r0 : p->tile_rows;
+    lq_gemm_nt(p->x + n0 * p->ldx, p->ldx, p->w + r0 * p->ldw, p->ldw, p->y + n0 * p->ldy + r0, p->ldy, n, rows, p->cols, false);
+}
+
+/* Parts of about `want`, all alike up to a multiple of 16: no thin last tile. */
+static uint32_t even_tile(uint32_t size, uint32_t want) {
+    uint32_t parts = (size + want - 1) / want;
+    uint32_t tile = (size + parts - 1) / parts;
+    return (tile + 15) / 16 * 16;
+}
+
+void lq_matmul(const float *x, size_t ldx, const float *w, size_t ldw, float *y, size_t ldy, uint32_t n, uint32_t rows, uint32_t cols) {
+    if (!n || !rows) return;
+    lq_blas_single();
+    product p = {x, w, y, ldx, ldw, ldy, n, rows, cols, even_tile(n, 256), even_tile(rows, 384), 0};
+    p.across = (rows + p.tile_rows - 1) / p.tile_rows;
+    lq_parallel_for((size_t)p.across * ((n + p.tile_n - 1) / p.tile_n), product_tile, &p);
+}

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "quant/method.h"
+
+#include <string.h>
+
+extern const lq_method lq_method_rtn, lq_method_gptq;
+
+const lq_method *const lq_methods[] = {&lq_method_rtn, &lq_method_gptq, NULL};
+
+const lq_method *lq_method_by_name(const char *name) {
+    for (const lq_method *const *m = lq_methods; *m; m++)
+        if (!strcmp((*m)->name, name)) return *m;
+    return NULL;
+}
