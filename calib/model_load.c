@@ -101,7 +101,8 @@ static lq_status finite(lq_ctx *ctx, const job *j) {
 static lq_status read_rows(lq_ctx *ctx, lq_model *m, const lq_row *row, bool f32, void *dst) {
     lq_status st = LQ_OK;
     shape s = shape_of(row);
-    if (!s.bytes) return s.rows * s.cols ? lq_fail(ctx, LQ_ERR_FORMAT, "tensor '%s': rows of %llu do not fit its type", row->name, (unsigned long long)s.cols) : LQ_OK;
+    if (!lq_row_elems(row)) return LQ_OK;
+    if (!s.bytes) return lq_fail(ctx, LQ_ERR_FORMAT, "tensor '%s': rows of %llu do not fit its type", row->name, (unsigned long long)s.cols);
     uint64_t per = SLAB / s.bytes ? SLAB / s.bytes : 1;
     if (per > s.rows) per = s.rows;
     job j = {.k = m->k, .row = row, .s = s, .dst = dst, .f32 = f32};

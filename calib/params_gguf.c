@@ -31,6 +31,7 @@ static lq_status number(lq_ctx *ctx, const lq_gguf *g, const lq_arch *a, const c
 
 static lq_status u32(lq_ctx *ctx, const lq_gguf *g, const lq_arch *a, const char *suffix, double def, double hi, uint32_t *out) {
     double v;
+    *out = 0;
     LQ_TRY(number(ctx, g, a, suffix, def, 0, hi, &v));
     if (v != floor(v)) return lq_fail(ctx, LQ_ERR_FORMAT, "metadata key '%s.%s' is %g, expected an integer", a->gguf_archs[0], suffix, v);
     *out = (uint32_t)v;
