@@ -45,22 +45,26 @@ static uint32_t u32_at(const uint8_t *p) { return p[0] | (uint32_t)p[1] << 8 | (
 static int nibble(const uint8_t *qs, int j) { return j < 16 ? qs[j] & 15 : qs[j - 16] >> 4; }
 
 static void q4_0(const uint8_t *b, float *y) {
-    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)(nibble(b + 2, j) - 8);
+    float d = half_at(b);
+    for (int j = 0; j < 32; j++) y[j] = d * (float)(nibble(b + 2, j) - 8);
 }
 static void q4_1(const uint8_t *b, float *y) {
-    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)nibble(b + 4, j) + half_at(b + 2);
+    float d = half_at(b), m = half_at(b + 2);
+    for (int j = 0; j < 32; j++) y[j] = d * (float)nibble(b + 4, j) + m;
 }
 static void q5_0(const uint8_t *b, float *y) {
+    float d = half_at(b);
     uint32_t high = u32_at(b + 2);
-    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)((nibble(b + 6, j) | (int)(high >> j & 1) << 4) - 16);
+    for (int j = 0; j < 32; j++) y[j] = d * (float)((nibble(b + 6, j) | (int)(high >> j & 1) << 4) - 16);
 }
 static void q5_1(const uint8_t *b, float *y) {
+    float d = half_at(b), m = half_at(b + 2);
     uint32_t high = u32_at(b + 4);
-    for (int j = 0; j < 32; j++)
-        y[j] = half_at(b) * (float)(nibble(b + 8, j) | (int)(high >> j & 1) << 4) + half_at(b + 2);
+    for (int j = 0; j < 32; j++) y[j] = d * (float)(nibble(b + 8, j) | (int)(high >> j & 1) << 4) + m;
 }
 static void q8_0(const uint8_t *b, float *y) {
-    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)(int8_t)b[2 + j];
+    float d = half_at(b);
+    for (int j = 0; j < 32; j++) y[j] = d * (float)(int8_t)b[2 + j];
 }
 
 /* two-bit plane of Q2_K and Q3_K: 128-element half h, plane p: element 128h + 32p + l = bits 2p, 2p+1 of qs[32h + l] */
