@@ -38,29 +38,48 @@ void lq_dtype_encode(lq_dtype t, const float *src, void *dst, size_t n) {
         for (size_t i = 0; i < n; i++) h[i] = lq_f32_bf16(src[i]);
 }
 
-static float half_at(const uint8_t *p) { return lq_f16_f32((uint16_t)(p[0] | p[1] << 8)); }
+/* The definition is lq_f16_f32; this form has no branch, so that rows of halves are converted by vector instructions. */
+static inline float half(uint16_t h) {
+    uint32_t a = (uint32_t)(h & 0x7fff) << 13, wide = lq_f32_bits(lq_bits_f32(a) * 0x1p112f), special = a >= 0x0f800000u ? 0x7f800000u : 0;
+    return lq_bits_f32(wide | special | (uint32_t)(h & 0x8000) << 16);
+}
+static float half_at(const uint8_t *p) { return half((uint16_t)(p[0] | p[1] << 8)); }
 static uint32_t u32_at(const uint8_t *p) { return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24; }
 
-/* element j < 16: low nibble of qs[j]; element j + 16: high nibble */
-static int nibble(const uint8_t *qs, int j) { return j < 16 ? qs[j] & 15 : qs[j - 16] >> 4; }
-
+/* qs[j]: element j in the low nibble, element j + 16 in the high one */
 static void q4_0(const uint8_t *b, float *y) {
-    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)(nibble(b + 2, j) - 8);
+    float d = half_at(b);
+    for (int j = 0; j < 16; j++) {
+        y[j] = d * (float)((b[2 + j] & 15) - 8);
+        y[j + 16] = d * (float)((b[2 + j] >> 4) - 8);
+    }
 }
 static void q4_1(const uint8_t *b, float *y) {
-    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)nibble(b + 4, j) + half_at(b + 2);
+    float d = half_at(b), m = half_at(b + 2);
+    for (int j = 0; j < 16; j++) {
+        y[j] = d * (float)(b[4 + j] & 15) + m;
+        y[j + 16] = d * (float)(b[4 + j] >> 4) + m;
+    }
 }
 static void q5_0(const uint8_t *b, float *y) {
+    float d = half_at(b);
     uint32_t high = u32_at(b + 2);
-    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)((nibble(b + 6, j) | (int)(high >> j & 1) << 4) - 16);
+    for (int j = 0; j < 16; j++) {
+        y[j] = d * (float)(((b[6 + j] & 15) | (int)(high >> j & 1) << 4) - 16);
+        y[j + 16] = d * (float)((b[6 + j] >> 4 | (int)(high >> (j + 16) & 1) << 4) - 16);
+    }
 }
 static void q5_1(const uint8_t *b, float *y) {
+    float d = half_at(b), m = half_at(b + 2);
     uint32_t high = u32_at(b + 4);
-    for (int j = 0; j < 32; j++)
-        y[j] = half_at(b) * (float)(nibble(b + 8, j) | (int)(high >> j & 1) << 4) + half_at(b + 2);
+    for (int j = 0; j < 16; j++) {
+        y[j] = d * (float)((b[8 + j] & 15) | (int)(high >> j & 1) << 4) + m;
+        y[j + 16] = d * (float)(b[8 + j] >> 4 | (int)(high >> (j + 16) & 1) << 4) + m;
+    }
 }
 static void q8_0(const uint8_t *b, float *y) {
-    for (int j = 0; j < 32; j++) y[j] = half_at(b) * (float)(int8_t)b[2 + j];
+    float d = half_at(b);
+    for (int j = 0; j < 32; j++) y[j] = d * (float)(int8_t)b[2 + j];
 }
 
 /* two-bit plane of Q2_K and Q3_K: 128-element half h, plane p: element 128h + 32p + l = bits 2p, 2p+1 of qs[32h + l] */
@@ -131,7 +150,7 @@ void lq_dtype_decode(lq_dtype t, const void *src, float *dst, size_t n) {
     switch (t) {
     case LQ_F32: memcpy(dst, src, n * 4); return;
     case LQ_F16:
-        for (size_t i = 0; i < n; i++) dst[i] = lq_f16_f32(h[i]);
+        for (size_t i = 0; i < n; i++) dst[i] = half(h[i]);
         return;
     case LQ_BF16:
         for (size_t i = 0; i < n; i++) dst[i] = lq_bf16_f32(h[i]);

@@ -67,13 +67,22 @@ lq_status lq_json_string(lq_ctx *ctx, const json_t *o, const char *key, bool req
     return LQ_OK;
 }
 
-static int add_chunk(const char *p, size_t n, void *user) { return lq_buf_add(user, p, n) ? 0 : -1; }
+/* jansson drops the callback's error after an object key, so the failure is remembered here. */
+typedef struct dump { lq_buf *out; bool failed; } dump;
+
+static int add_chunk(const char *p, size_t n, void *user) {
+    dump *d = user;
+    d->failed |= !lq_buf_add(d->out, p, n);
+    return d->failed ? -1 : 0;
+}
 
 lq_status lq_json_dump(lq_ctx *ctx, const json_t *v, lq_buf *out) {
     *out = (lq_buf){0};
-    if (json_dump_callback(v, add_chunk, out, JSON_INDENT(2) | JSON_ENCODE_ANY) || !lq_buf_add(out, "\n", 1)) {
+    dump d = {.out = out};
+    if (json_dump_callback(v, add_chunk, &d, JSON_INDENT(2) | JSON_ENCODE_ANY) || d.failed || !lq_buf_add(out, "\n", 1)) {
+        size_t n = out->n;
         lq_buf_free(out);
-        return lq_oom(ctx, out->n);
+        return lq_oom(ctx, n);
     }
     return LQ_OK;
 }

@@ -5,6 +5,7 @@
 #define LQ_SINK_H
 #include "core/catalog.h"
 #include "core/json.h"
+#include "formats/qcodec.h" /* the frame of lqt and of the job journal */
 
 typedef struct lq_sink lq_sink;
 typedef struct lq_sink_opts {
@@ -23,7 +24,8 @@ typedef struct lq_format {   /* one row per output format */
     lq_status (*put_fp)(lq_sink *, const lq_row *, const void *data, size_t bytes); /* data in row->out_dtype */
     lq_status (*sidecar)(lq_sink *, const char *name, const void *data, size_t n);
     json_t *(*quant_config)(lq_sink *); /* new reference; NULL function: the format adds nothing to config.json */
-    lq_status (*close)(lq_sink *);
+    lq_status (*sync)(lq_sink *);       /* what was put is on the disk */
+    lq_status (*close)(lq_sink *);      /* index, fsync */
     void (*abandon)(lq_sink *);
 } lq_format;
 extern const lq_format *const lq_formats[]; /* order of `lquant list formats`; NULL ends */
@@ -44,11 +46,7 @@ lq_status lq_sink_put_fp(lq_sink *s, const lq_row *row, const void *data, size_t
 lq_status lq_sink_sidecar(lq_sink *s, const char *name, const void *data, size_t n);        /* byte for byte */
 /* config.json: the source's text with quantization_config spliced in before its last brace, every other byte kept. */
 lq_status lq_sink_config(lq_sink *s, const char *text, size_t n);
+lq_status lq_sink_sync(lq_sink *s);     /* after each block: what was put is on the disk */
 lq_status lq_sink_close(lq_sink **s);   /* every row must have been put: else LQ_ERR_QUALITY naming it */
 void lq_sink_abandon(lq_sink **s);
-
-/* A qtensor as self-contained bytes (little-endian, versioned) and back, every index checked: the frame of lqt and of the
- * job journal. */
-lq_status lq_qtensor_encode(lq_ctx *ctx, const lq_qtensor *q, lq_buf *out);
-lq_status lq_qtensor_decode(lq_ctx *ctx, const void *p, size_t n, lq_qtensor *out);
 #endif

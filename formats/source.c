@@ -11,6 +11,8 @@
 /* Readers that look at the content or the config come first, the plain folder last. */
 const lq_reader *const lq_readers[] = {
     &lq_reader_gguf,
+    &lq_reader_lqt,
+    &lq_reader_gptq,
     &lq_reader_safetensors,
     NULL,
 };

@@ -11,9 +11,9 @@ extern const char *const lq_actfn_names[LQ_ACTFN_N]; /* as in hidden_act: "silu"
 
 typedef struct lq_kernels {
     const char *name;   /* "c", "avx2", "avx512" */
-    /* Rows [r0, r0+nr) of q into out[nr][cols], weight-column order; bit-equal to lq_qtensor_decode_row. */
+    /* Rows [r0, r0+nr) of q into out[nr][cols], weight-column order; bit-equal to lq_qtensor_decode_row, NaN payloads apart. */
     void (*dequant)(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out);
-    /* n stored weights to float; bit-equal to lq_dtype_decode. */
+    /* n stored weights to float; bit-equal to lq_dtype_decode (the payload of a NaN may differ). */
     void (*decode)(lq_dtype t, const void *src, float *dst, size_t n);
     /* y[nr] = rows [r0, r0+nr) of q times x[cols]; no bias. */
     void (*gemv)(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y);
@@ -24,10 +24,10 @@ typedef struct lq_kernels {
     void (*rope)(float *x, uint32_t heads, uint32_t dim, uint32_t rot, const float *cos, const float *sin);
     void (*glu)(lq_actfn f, const float *gate, const float *up, float *y, size_t n);                /* y = f(gate) * up */
     void (*softmax)(float *x, size_t n, float scale);                                               /* in place: softmax(scale * x) */
-    /* log sum exp of n values, and the index of the largest: one pass for NLL. */
+    /* log sum exp of n values; NaN when one is NaN. -log p of value t is this minus x[t]. */
     double (*logsumexp)(const float *x, size_t n);
     void (*add)(float *y, const float *x, size_t n);                                                /* y += x */
-    double (*dot)(const float *a, const float *b, size_t n);                                        /* products in fp32 allowed, sums in fixed order */
+    double (*dot)(const float *a, const float *b, size_t n);                                        /* products exact, sums in fp64 in a fixed order */
 } lq_kernels;
 
 enum { LQ_ISA_AVX2 = 1, LQ_ISA_AVX512 = 2, LQ_ISA_NEON = 4 };

@@ -68,7 +68,7 @@ def check(model_dir, text):
         print(f"{'as stored' if not bits else f'RTN {bits} bits, groups of 64, min-max':36s} nll {nll:.4f}  ppl {math.exp(nll):.4f}")
 
 
-def train(out, texts, heldout, steps, seed, init=None, peak=1.0):
+def train(out, texts, heldout, steps, seed, init=None, peak=1.0, minutes=1e9):
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     text = EOT.join(open(t, encoding="utf-8").read() for t in texts)
@@ -90,7 +90,8 @@ def train(out, texts, heldout, steps, seed, init=None, peak=1.0):
     peaks = [[g["lr"] for g in o.param_groups] for o in opts]
     warm, t0, mean = 50, time.time(), None
     for step in range(steps):
-        rate = peak * min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-3)
+        done = max(step / steps, (time.time() - t0) / (60 * minutes))  # share of the schedule
+        rate = peak * min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))) + 1e-3)
         for o, pk in zip(opts, peaks):
             for g, p in zip(o.param_groups, pk): g["lr"] = p * rate
         at = rng.integers(0, len(ids) - CONTEXT, BATCH)
@@ -103,11 +104,13 @@ def train(out, texts, heldout, steps, seed, init=None, peak=1.0):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for o in opts: o.step()
         mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
-        if step % 50 == 0 or step == steps - 1:
+        last = step == steps - 1 or done >= 1
+        if step % 50 == 0 or last:
             print(f"step {step:5d}  loss {mean:.4f}  rate {rate:.3f}  {time.time() - t0:.0f} s", flush=True)
-        if step % 250 == 249 or step == steps - 1:
+        if step % 250 == 249 or last:
             save(model, out)
             if held is not None: print(f"step {step:5d}  held-out nll {windows_nll(model, held):.4f}", flush=True)
+        if last: break
 
 
 def save(model, out):
@@ -131,8 +134,9 @@ if __name__ == "__main__":
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--init", help="go on from the weights in this directory (the optimizers start anew)")
     ap.add_argument("--peak", type=float, default=1.0, help="factor on both learning rates, for --init")
+    ap.add_argument("--minutes", type=float, default=1e9, help="end by then at the latest, the learning rate falling in time")
     ap.add_argument("--threads", type=int, default=2)
     a = ap.parse_args()
     torch.set_num_threads(a.threads)
     if a.check: check(*a.paths)
-    else: train(a.paths[0], a.paths[1:], a.heldout, a.steps, a.seed, a.init, a.peak)
+    else: train(a.paths[0], a.paths[1:], a.heldout, a.steps, a.seed, a.init, a.peak, a.minutes)

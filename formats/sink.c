@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* What every writer shares: each catalog row is put exactly once and as the catalog says, sidecars stay byte for byte,
+ * config.json gains one key without a change to its other bytes. */
+#include "formats/sink.h"
+
+#include "formats/write.h"
+
+#include <string.h>
+
+const lq_format *const lq_formats[] = {
+    &lq_format_gptq,
+    &lq_format_gptq_v2,
+    &lq_format_lqt,
+    &lq_format_fp,
+    NULL,
+};
+
+const lq_format *lq_format_by_name(const char *name) {
+    for (const lq_format *const *f = lq_formats; *f; f++)
+        if (!strcmp((*f)->name, name)) return *f;
+    return NULL;
+}
+
+static lq_status rows_check(lq_ctx *ctx, const lq_format *f, const lq_catalog *cat) {
+    for (size_t i = 0; i < cat->n; i++) {
+        const lq_row *r = &cat->rows[i];
+        if (!r->quantize && r->out_dtype == LQ_NONE) return lq_fail(ctx, LQ_ERR_INTERNAL, "'%s' has no output type", r->name);
+        lq_status st = r->quantize ? f->accept(ctx, &r->scheme, lq_row_rows(r), lq_row_cols(r)) : LQ_OK;
+        if (st) return lq_note(ctx, st, "format %s: '%s'", f->name, r->name);
+    }
+    return LQ_OK;
+}
+
+void lq_sink_abandon(lq_sink **s) {
+    if (!*s) return;
+    if ((*s)->priv) (*s)->format->abandon(*s);
+    lq_free((*s)->priv);
+    lq_free((*s)->seen);
+    lq_free((char *)(*s)->dir);
+    lq_free(*s);
+    *s = NULL;
+}
+
+lq_status lq_sink_open(lq_ctx *ctx, const lq_format *f, const char *dir, const lq_catalog *cat, const lq_sink_opts *opts, lq_sink **out) {
+    *out = NULL;
+    LQ_TRY(rows_check(ctx, f, cat));
+    lq_sink *s = LQ_NEW(lq_sink);
+    if (!s) return lq_oom(ctx, sizeof *s);
+    *s = (lq_sink){.ctx = ctx, .format = f, .cat = cat, .opts = *opts};
+    s->dir = lq_strdup(dir);
+    s->seen = lq_alloc(cat->n);
+    s->priv = lq_alloc(f->priv_size);
+    lq_status st = s->dir && s->seen && s->priv ? f->open(s) : lq_oom(ctx, cat->n + f->priv_size);
+    if (st) {
+        lq_sink_abandon(&s);
+        return lq_note(ctx, st, "%s", dir);
+    }
+    *out = s;
+    return LQ_OK;
+}
+
+static lq_status claim(lq_sink *s, const lq_row *r, bool quantized) {
+    size_t i = (size_t)(r - s->cat->rows);
+    if (r->quantize != quantized)
+        return lq_fail(s->ctx, LQ_ERR_INTERNAL, "'%s' was planned %s, but arrives %s", r->name, r->quantize ? "quantized" : "kept", quantized ? "quantized" : "kept");
+    if (s->seen[i]) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "'%s' arrives twice", r->name);
+    s->seen[i] = 1;
+    return LQ_OK;
+}
+
+static lq_status qtensor_fits(lq_ctx *ctx, const lq_row *r, const lq_qtensor *q) {
+    if (q->rows != lq_row_rows(r) || q->cols != lq_row_cols(r))
+        return lq_fail(ctx, LQ_ERR_INTERNAL, "shape %u x %u, planned %u x %u", q->rows, q->cols, lq_row_rows(r), lq_row_cols(r));
+    if (!lq_scheme_eq(&q->sch, &r->scheme)) {
+        char got[64], want[64];
+        return lq_fail(ctx, LQ_ERR_INTERNAL, "scheme %s, planned %s", lq_scheme_name(&q->sch, got, sizeof got), lq_scheme_name(&r->scheme, want, sizeof want));
+    }
+    return lq_qtensor_check(ctx, q, LQ_ERR_QUALITY);
+}
+
+lq_status lq_sink_put(lq_sink *s, const lq_qtensor *q) {
+    const lq_row *r = lq_catalog_find(s->cat, q->slot, LQ_PART_WEIGHT);
+    if (!r)
+        return lq_fail(s->ctx, LQ_ERR_INTERNAL, "no row for block %d role %u expert %d", (int)q->slot.block, q->slot.role, q->slot.expert);
+    LQ_TRY(claim(s, r, true));
+    lq_status st = qtensor_fits(s->ctx, r, q);
+    if (!st) st = s->format->put(s, r, q);
+    return st ? lq_note(s->ctx, st, "writing '%s'", r->name) : LQ_OK;
+}
+
+lq_status lq_sink_put_fp(lq_sink *s, const lq_row *r, const void *data, size_t bytes) {
+    LQ_TRY(claim(s, r, false));
+    uint64_t want = lq_row_elems(r) / lq_dtypes[r->out_dtype].block * lq_dtypes[r->out_dtype].bytes;
+    lq_status st = bytes == want ? s->format->put_fp(s, r, data, bytes)
+                                 : lq_fail(s->ctx, LQ_ERR_INTERNAL, "%zu bytes, expected %llu", bytes, (unsigned long long)want);
+    return st ? lq_note(s->ctx, st, "writing '%s'", r->name) : LQ_OK;
+}
+
+lq_status lq_sink_sidecar(lq_sink *s, const char *name, const void *data, size_t n) {
+    if (!lq_name_is_plain(name)) return lq_fail(s->ctx, LQ_ERR_FORMAT, "'%s' is no plain file name", name);
+    return s->format->sidecar(s, name, data, n);
+}
+
+lq_status lq_folder_sidecar(lq_sink *s, const char *name, const void *data, size_t n) {
+    char *path = lq_path_join(s->dir, name);
+    if (!path) return lq_oom(s->ctx, strlen(name));
+    lq_status st = lq_write_file(s->ctx, path, data, n);
+    lq_free(path);
+    return st;
+}
+
+lq_status lq_sink_sync(lq_sink *s) { return s->format->sync(s); }
+
+lq_status lq_sink_close(lq_sink **s) {
+    lq_ctx *ctx = (*s)->ctx;
+    lq_status st = LQ_OK;
+    for (size_t i = 0; i < (*s)->cat->n && !st; i++)
+        if (!(*s)->seen[i]) st = lq_fail(ctx, LQ_ERR_QUALITY, "'%s' was never written", (*s)->cat->rows[i].name);
+    if (!st) st = (*s)->format->close(*s);
+    if (!st) st = lq_dir_sync(ctx, (*s)->dir);
+    lq_sink_abandon(s);
+    return st;
+}
+
+/* -- config.json ----------------------------------------------------------------------------------------------------- */
+
+/* The object's text, each line but the first two columns further right, as a member of a two-space file wants it. */
+static lq_status indented(lq_ctx *ctx, const json_t *v, lq_buf *out) {
+    lq_buf flat;
+    LQ_TRY(lq_json_dump(ctx, v, &flat));
+    bool ok = true;
+    for (size_t i = 0; i + 1 < flat.n && ok; i++) /* without the last newline */
+        ok = lq_buf_add(out, flat.v + i, 1) && (flat.v[i] != '\n' || lq_buf_add(out, "  ", 2));
+    lq_buf_free(&flat);
+    return ok ? LQ_OK : lq_oom(ctx, out->n);
+}
+
+static bool is_space(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
+
+static lq_status spliced(lq_ctx *ctx, const char *text, size_t n, bool empty, const json_t *v, lq_buf *out) {
+    size_t brace = n;
+    while (brace && text[brace - 1] != '}') brace--; /* it parsed, so only blanks follow the last brace */
+    size_t end = --brace;
+    while (end && is_space(text[end - 1])) end--;
+    const char *head = empty ? "\n  \"quantization_config\": " : ",\n  \"quantization_config\": ";
+    if (!lq_buf_add(out, text, end) || !lq_buf_add(out, head, strlen(head))) return lq_oom(ctx, n);
+    LQ_TRY(indented(ctx, v, out));
+    if (end == brace && !lq_buf_add(out, "\n", 1)) return lq_oom(ctx, n);
+    return lq_buf_add(out, text + end, n - end) ? LQ_OK : lq_oom(ctx, n);
+}
+
+lq_status lq_sink_config(lq_sink *s, const char *text, size_t n) {
+    json_t *doc = NULL, *quant = NULL;
+    lq_buf out = {0};
+    lq_status st = lq_json_parse(s->ctx, "config.json", text, n, &doc);
+    if (st) return st;
+    if (!json_is_object(doc)) {
+        st = lq_fail(s->ctx, LQ_ERR_FORMAT, "config.json: not an object");
+        goto done;
+    }
+    if (!s->format->quant_config) {
+        st = lq_sink_sidecar(s, "config.json", text, n);
+        goto done;
+    }
+    if (json_object_get(doc, "quantization_config")) {
+        st = lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "config.json: it has a quantization_config already; the input is quantized");
+        goto done;
+    }
+    if (!(quant = s->format->quant_config(s))) {
+        st = lq_oom(s->ctx, n);
+        goto done;
+    }
+    LQ_GO(spliced(s->ctx, text, n, json_object_size(doc) == 0, quant, &out));
+    st = lq_sink_sidecar(s, "config.json", out.v, out.n);
+done:
+    lq_buf_free(&out);
+    json_decref(quant);
+    json_decref(doc);
+    return st;
+}

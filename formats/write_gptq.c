@@ -1,0 +1,367 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* GPTQ checkpoint: a safetensors folder in which a quantized linear [N = out][K = in] with G groups is five tensors,
+ *
+ *     <module>.qweight I32 [K*b/32][N]   column n = the K codes of output n as one LE bitstream, 32-bit words downwards
+ *     <module>.qzeros  I32 [G][N*b/32]   row g = the N zero points of group g as one LE bitstream
+ *     <module>.scales  F16 [G][N]
+ *     <module>.g_idx   I32 [K]           k / group: codes lie in weight order and groups are static, so desc_act is false
+ *     <module>.bias                      a kept tensor like any other
+ *
+ * v1 ("gptq") stores z - 1, v2 ("gptq_v2") stores z; readers of v1 disagree about z = 0, so v1 is written only when every scheme is
+ * symmetric (z = 2^(b-1)). Linears that differ from the most common scheme are named by `dynamic` (re.match on the module name).
+ * Layout and config: AutoGPTQ, GPTQModel 7. */
+#include "formats/write.h"
+
+#include <string.h>
+
+typedef struct lq_gptq {
+    lq_st_writer *w;
+    lq_scheme base;              /* the most common scheme: bits, group_size and sym of the config */
+    bool v1;
+} lq_gptq;
+
+enum { PARTS = 4 };
+static const char *const part_names[PARTS] = {"qweight", "qzeros", "scales", "g_idx"};
+
+static bool is_sym(const lq_scheme *s) { return s->zero_kind == LQ_ZERO_NONE; }
+static uint32_t groups(const lq_scheme *s, uint32_t cols) { return lq_plane_cols(&s->scale, cols); }
+
+/* -- accept ---------------------------------------------------------------------------------------------------------- */
+
+static bool plane_is(const lq_plane_desc *d, lq_dtype t, uint32_t group) {
+    return d->dtype == t && d->tile_r == 1 && d->tile_c == group && d->parent == LQ_NONE;
+}
+
+static lq_status accept_kind(lq_ctx *ctx, const lq_scheme *s) {
+    uint32_t b = s->grid.bits;
+    if (s->grid.kind != LQ_GRID_INT || s->grid.vec != 1 || s->act.kind != LQ_ACT_NONE || s->extra & ~(uint32_t)LQ_X_PERM)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "it holds integer weights alone; --format lqt holds every scheme");
+    if (s->extra & LQ_X_PERM)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "codes in permuted column order do not fit; use static groups, or --format lqt");
+    if (b != 2 && b != 3 && b != 4 && b != 8) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%u bits do not fit; the nearest is --bits %d", b, b < 2 ? 2 : b < 6 ? 4 : 8);
+    if (!plane_is(&s->scale, LQ_F16, s->scale.tile_c))
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scales are F16, one per row and group, not %s; --scale-dtype f16 fits", lq_dtypes[s->scale.dtype].name);
+    if (s->zero_kind == LQ_ZERO_NONE && s->grid.bias == 1 << (b - 1)) return LQ_OK;
+    if (s->zero_kind == LQ_ZERO_CODE && !s->grid.bias && plane_is(&s->zero, LQ_U8, s->scale.tile_c)) return LQ_OK;
+    return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "zero points are codes of one byte per scale, or 2^(bits-1) everywhere; --sym or --asym fits");
+}
+
+static uint32_t nearest_group(uint32_t cols, uint32_t group) {
+    for (uint32_t d = 0; d < cols; d++) { /* the divisor closest to the wish, the smaller one first */
+        if (group > d && cols % (group - d) == 0) return group - d;
+        if (group + d <= cols && cols % (group + d) == 0) return group + d;
+    }
+    return cols;
+}
+
+static lq_status gptq_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uint32_t cols) {
+    LQ_TRY(accept_kind(ctx, s));
+    if (!rows || !cols || cols % 32 || rows % 32)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%u outputs x %u inputs do not fit; both must be multiples of 32 (the nearest: %u x %u); --keep-unfit keeps it as it is",
+                       rows, cols, rows < 32 ? 32 : rows / 32 * 32, cols < 32 ? 32 : cols / 32 * 32);
+    uint32_t g = s->scale.tile_c;
+    if (g && (g > cols || cols % g))
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "groups of %u do not divide %u inputs; the nearest is --group-size %u", g, cols, nearest_group(cols, g > cols ? cols : g));
+    return LQ_OK;
+}
+
+/* -- open ------------------------------------------------------------------------------------------------------------ */
+
+static bool same_config(const lq_scheme *a, const lq_scheme *b) {
+    return a->grid.bits == b->grid.bits && a->scale.tile_c == b->scale.tile_c && is_sym(a) == is_sym(b);
+}
+
+/* The most common scheme; of equally common ones the first. */
+static lq_scheme common_scheme(const lq_catalog *cat) {
+    enum { KINDS = 32 };
+    lq_scheme kinds[KINDS];
+    size_t count[KINDS] = {0}, n = 0, best = 0;
+    for (size_t i = 0; i < cat->n; i++) {
+        if (!cat->rows[i].quantize) continue;
+        size_t k = 0;
+        while (k < n && !same_config(&kinds[k], &cat->rows[i].scheme)) k++;
+        if (k == KINDS) continue;
+        if (k == n) kinds[n++] = cat->rows[i].scheme;
+        count[k]++;
+    }
+    for (size_t k = 1; k < n; k++)
+        if (count[k] > count[best]) best = k;
+    return n ? kinds[best] : lq_scheme_int(4, -1, true);
+}
+
+static const char *module_name(const lq_row *r, lq_arena *mem) {
+    size_t n = strlen(r->name) + 1;
+    char *buf = lq_arena_alloc(mem, n);
+    return buf ? lq_row_module(r, buf, n) : NULL;
+}
+
+static char *part_name(lq_arena *mem, const lq_row *r, size_t part) {
+    const char *module = module_name(r, mem);
+    size_t n = module ? strlen(module) : 0;
+    char *name = module ? lq_arena_alloc(mem, n + 16) : NULL;
+    if (!name) return NULL;
+    memcpy(name, module, n);
+    name[n] = '.';
+    strcpy(name + n + 1, part_names[part]);
+    return name;
+}
+
+static lq_status describe(lq_ctx *ctx, lq_arena *mem, const lq_row *r, lq_st_tensor t[PARTS]) {
+    uint64_t rows = lq_row_rows(r), cols = lq_row_cols(r), bits = r->scheme.grid.bits, g = groups(&r->scheme, (uint32_t)cols);
+    t[0] = (lq_st_tensor){.dtype = LQ_I32, .ndim = 2, .shape = {cols * bits / 32, rows}};
+    t[1] = (lq_st_tensor){.dtype = LQ_I32, .ndim = 2, .shape = {g, rows * bits / 32}};
+    t[2] = (lq_st_tensor){.dtype = LQ_F16, .ndim = 2, .shape = {g, rows}};
+    t[3] = (lq_st_tensor){.dtype = LQ_I32, .ndim = 1, .shape = {cols}};
+    for (size_t i = 0; i < PARTS; i++)
+        if (!(t[i].name = part_name(mem, r, i))) return lq_oom(ctx, 256);
+    return LQ_OK;
+}
+
+static lq_status refuse_rows(lq_sink *s) {
+    for (size_t i = 0; i < s->cat->n; i++) {
+        const lq_row *r = &s->cat->rows[i];
+        if (r->quantize && r->slot.role == LQ_R_EMBED)
+            return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s': a GPTQ checkpoint keeps embeddings; leave it out, or use --format lqt", r->name);
+        if (r->quantize && r->ndim != 2) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "'%s' has %u dimensions", r->name, r->ndim);
+    }
+    return LQ_OK;
+}
+
+static bool all_sym(const lq_catalog *cat) {
+    for (size_t i = 0; i < cat->n; i++)
+        if (cat->rows[i].quantize && !is_sym(&cat->rows[i].scheme)) return false;
+    return true;
+}
+
+static lq_status gptq_open(lq_sink *s) {
+    lq_gptq *f = s->priv;
+    LQ_TRY(refuse_rows(s));
+    f->base = common_scheme(s->cat);
+    f->v1 = s->format == &lq_format_gptq && all_sym(s->cat);
+    lq_status st = LQ_OK;
+    size_t n = 0;
+    lq_arena *mem = lq_arena_new();
+    lq_st_tensor *t = LQ_NEWN(lq_st_tensor, s->cat->n * PARTS);
+    if (!mem || !t) { st = lq_oom(s->ctx, s->cat->n * PARTS * sizeof *t); goto done; }
+    for (size_t i = 0; i < s->cat->n; i++) {
+        const lq_row *r = &s->cat->rows[i];
+        if (r->quantize) {
+            LQ_GO(describe(s->ctx, mem, r, t + n));
+            n += PARTS;
+        } else t[n++] = lq_st_tensor_of_row(r);
+    }
+    st = lq_st_create(s->ctx, s->dir, t, n, s->opts.shard_size, &f->w);
+done:
+    lq_free(t);
+    lq_arena_free(&mem);
+    return st;
+}
+
+/* -- put ------------------------------------------------------------------------------------------------------------- */
+
+static void put_word(uint8_t *at, uint32_t w) {
+    for (int i = 0; i < 4; i++) at[i] = (uint8_t)(w >> 8 * i);
+}
+
+/* A column of qweight is the row of our canonical bitstream, cut into words: only the transposition is left to do. */
+static void pack_weight(const lq_qtensor *q, uint8_t *out) {
+    enum { TILE = 16 };
+    uint32_t words = q->cols / 32 * q->sch.grid.bits;
+    for (uint32_t n0 = 0; n0 < q->rows; n0 += TILE)
+        for (uint32_t w = 0; w < words; w++)
+            for (uint32_t n = n0; n < q->rows && n < n0 + TILE; n++)
+                memcpy(out + ((size_t)w * q->rows + n) * 4, q->codes + n * q->row_bytes + (size_t)w * 4, 4);
+}
+
+/* Symmetric schemes have no zero plane: their zero point is the bias of the grid. */
+static uint32_t zero_of(const lq_qtensor *q, uint32_t n, uint32_t g, uint32_t n_groups) {
+    return is_sym(&q->sch) ? (uint32_t)q->sch.grid.bias : ((const uint8_t *)q->zero.v)[(size_t)n * n_groups + g];
+}
+
+static void pack_zeros(const lq_qtensor *q, bool v1, uint8_t *out) {
+    uint32_t n_groups = groups(&q->sch, q->cols), bits = q->sch.grid.bits;
+    for (uint32_t g = 0; g < n_groups; g++) {
+        uint64_t window = 0;
+        for (uint32_t n = 0, have = 0; n < q->rows; n++) {
+            window |= (uint64_t)(zero_of(q, n, g, n_groups) - v1) << have;
+            if ((have += bits) < 32) continue;
+            put_word(out, (uint32_t)window);
+            out += 4;
+            window >>= 32;
+            have -= 32;
+        }
+    }
+}
+
+static void pack_scales(const lq_qtensor *q, uint16_t *out) {
+    uint32_t n_groups = groups(&q->sch, q->cols);
+    for (uint32_t g = 0; g < n_groups; g++)
+        for (uint32_t n = 0; n < q->rows; n++) out[(size_t)g * q->rows + n] = ((const uint16_t *)q->scale.v)[(size_t)n * n_groups + g];
+}
+
+static void pack_g_idx(const lq_qtensor *q, uint8_t *out) {
+    uint32_t group = q->sch.scale.tile_c ? q->sch.scale.tile_c : q->cols;
+    for (uint32_t k = 0; k < q->cols; k++) put_word(out + (size_t)k * 4, k / group);
+}
+
+static size_t part_bytes(const lq_qtensor *q, size_t part) {
+    size_t bits = q->sch.grid.bits, g = groups(&q->sch, q->cols);
+    size_t bytes[PARTS] = {q->cols / 32 * bits * q->rows * 4, g * (q->rows / 32 * bits) * 4, g * q->rows * 2, (size_t)q->cols * 4};
+    return bytes[part];
+}
+
+static lq_status put_part(lq_sink *s, const lq_row *r, const lq_qtensor *q, size_t part) {
+    lq_gptq *f = s->priv;
+    size_t n = part_bytes(q, part);
+    lq_status st = LQ_OK;
+    lq_arena *mem = lq_arena_new();
+    void *data = lq_alloc(n);
+    const char *name = mem ? part_name(mem, r, part) : NULL;
+    if (!name || !data) st = lq_oom(s->ctx, n);
+    else {
+        switch (part) {
+        case 0: pack_weight(q, data); break;
+        case 1: pack_zeros(q, f->v1, data); break;
+        case 2: pack_scales(q, data); break;
+        default: pack_g_idx(q, data); break;
+        }
+        st = lq_st_put(s->ctx, f->w, name, data, n);
+    }
+    lq_free(data);
+    lq_arena_free(&mem);
+    return st;
+}
+
+static lq_status gptq_put(lq_sink *s, const lq_row *r, const lq_qtensor *q) {
+    if (q->bias) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "the bias is a tensor of its own in this format");
+    for (size_t part = 0; part < PARTS; part++) LQ_TRY(put_part(s, r, q, part));
+    return LQ_OK;
+}
+
+static lq_status gptq_put_fp(lq_sink *s, const lq_row *r, const void *data, size_t bytes) {
+    return lq_st_put(s->ctx, ((lq_gptq *)s->priv)->w, r->name, data, bytes);
+}
+
+/* -- config ---------------------------------------------------------------------------------------------------------- */
+
+/* "^model\.layers\.0$": the form that every reader takes for exactly this name. */
+static bool exact_pattern(lq_buf *out, const char *sign, const char *name) {
+    if (!lq_buf_addf(out, "%s^", sign)) return false;
+    for (const char *p = name; *p; p++) {
+        if (strchr("\\.^$|()[]{}*+?", *p) && !lq_buf_add(out, "\\", 1)) return false;
+        if (!lq_buf_add(out, p, 1)) return false;
+    }
+    return lq_buf_add(out, "$", 1);
+}
+
+static int group_size(const lq_scheme *s) { return s->scale.tile_c ? (int)s->scale.tile_c : -1; }
+
+static bool add_dynamic(json_t *dynamic, const lq_gptq *f, const lq_row *r, lq_arena *mem) {
+    bool kept = r->linear && !r->quantize && r->part == LQ_PART_WEIGHT && r->slot.block >= 0;
+    if (!kept && !(r->quantize && !same_config(&r->scheme, &f->base))) return true;
+    lq_buf key = {0};
+    const char *module = module_name(r, mem);
+    json_t *v = kept ? json_object() : json_pack("{s:i, s:i, s:b}", "bits", (int)r->scheme.grid.bits, "group_size", group_size(&r->scheme), "sym", (int)is_sym(&r->scheme));
+    bool ok = module && v && exact_pattern(&key, kept ? "-:" : "+:", module) && !json_object_set(dynamic, key.v, v);
+    json_decref(v);
+    lq_buf_free(&key);
+    return ok;
+}
+
+static json_t *dynamic_of(const lq_sink *s) {
+    json_t *d = json_object();
+    lq_arena *mem = lq_arena_new();
+    bool ok = d && mem;
+    for (size_t i = 0; i < s->cat->n && ok; i++) ok = add_dynamic(d, s->priv, &s->cat->rows[i], mem);
+    lq_arena_free(&mem);
+    if (ok) return d;
+    json_decref(d);
+    return NULL;
+}
+
+/* The reader announces a plane's significant bits only when the file says that every plane obeys them. */
+static int common_sig(const lq_catalog *cat) {
+    int sig = -1;
+    for (size_t i = 0; i < cat->n; i++) {
+        if (!cat->rows[i].quantize) continue;
+        if (sig >= 0 && sig != cat->rows[i].scheme.scale.sig) return 0;
+        sig = cat->rows[i].scheme.scale.sig;
+    }
+    return sig < 0 ? 0 : sig;
+}
+
+static json_t *meta_of(const lq_sink *s) {
+    json_t *m = s->opts.meta ? json_deep_copy(s->opts.meta) : json_object();
+    int sig = common_sig(s->cat);
+    bool ok = m != NULL;
+    if (ok && !json_object_get(m, "quantizer")) ok = !json_object_set_new(m, "quantizer", json_pack("[s]", "lquant:" LQ_VERSION));
+    if (ok && sig) ok = !json_object_set_new(m, "scale_sig", json_integer(sig));
+    if (ok) return m;
+    json_decref(m);
+    return NULL;
+}
+
+static bool head_quantized(const lq_catalog *cat) {
+    for (size_t i = 0; i < cat->n; i++)
+        if (cat->rows[i].quantize && cat->rows[i].slot.role == LQ_R_HEAD) return true;
+    return false;
+}
+
+/* Legacy readers look for these beside "bits"; they are the method's, so only what it said is repeated. */
+static bool copy_legacy(json_t *c, const json_t *meta) {
+    static const char *const keys[] = {"damp_percent", "true_sequential"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        json_t *v = json_object_get(meta, keys[i]);
+        if (v && json_object_set(c, keys[i], v)) return false;
+    }
+    return true;
+}
+
+static json_t *gptq_config(lq_sink *s) {
+    const lq_gptq *f = s->priv;
+    const char *version = f->v1 ? "gptq" : "gptq_v2";
+    json_t *meta = meta_of(s), *dynamic = dynamic_of(s);
+    json_t *c = json_pack("{s:s, s:i, s:i, s:b, s:b, s:b, s:b, s:s, s:s, s:s, s:s}", "quant_method", "gptq", "bits", (int)f->base.grid.bits,
+                          "group_size", group_size(&f->base), "desc_act", 0, "sym", (int)is_sym(&f->base), "lm_head", (int)head_quantized(s->cat),
+                          "static_groups", (int)s->opts.act_order, "checkpoint_format", version, "method", "gptq", "format", version, "pack_dtype", "int32");
+    bool ok = meta && dynamic && c && copy_legacy(c, meta);
+    if (ok && json_object_size(dynamic)) ok = !json_object_set(c, "dynamic", dynamic);
+    if (ok) ok = !json_object_set(c, "meta", meta);
+    json_decref(meta);
+    json_decref(dynamic);
+    if (ok) return c;
+    json_decref(c);
+    return NULL;
+}
+
+static lq_status write_quantize_config(lq_sink *s) {
+    lq_buf text;
+    json_t *c = gptq_config(s);
+    if (!c) return lq_oom(s->ctx, 4096);
+    lq_status st = lq_json_dump(s->ctx, c, &text);
+    if (!st) st = lq_folder_sidecar(s, "quantize_config.json", text.v, text.n);
+    lq_buf_free(&text);
+    json_decref(c);
+    return st;
+}
+
+static lq_status gptq_sync(lq_sink *s) { return lq_st_sync(s->ctx, ((lq_gptq *)s->priv)->w); }
+
+static lq_status gptq_close(lq_sink *s) {
+    LQ_TRY(write_quantize_config(s));
+    return lq_st_finish(s->ctx, &((lq_gptq *)s->priv)->w);
+}
+
+static void gptq_abandon(lq_sink *s) { lq_st_abandon(&((lq_gptq *)s->priv)->w); }
+
+const lq_format lq_format_gptq = {
+    .name = "gptq", .what = "GPTQ checkpoint folder: v1 when all is symmetric, else v2", .priv_size = sizeof(lq_gptq),
+    .accept = gptq_accept, .open = gptq_open, .put = gptq_put, .put_fp = gptq_put_fp, .sidecar = lq_folder_sidecar,
+    .quant_config = gptq_config, .sync = gptq_sync, .close = gptq_close, .abandon = gptq_abandon,
+};
+const lq_format lq_format_gptq_v2 = {
+    .name = "gptq_v2", .what = "GPTQ checkpoint folder, always v2 (zero points stored as they are)", .priv_size = sizeof(lq_gptq),
+    .accept = gptq_accept, .open = gptq_open, .put = gptq_put, .put_fp = gptq_put_fp, .sidecar = lq_folder_sidecar,
+    .quant_config = gptq_config, .sync = gptq_sync, .close = gptq_close, .abandon = gptq_abandon,
+};

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "kernels/x86/codes_avx512.h"
+#include "kernels/x86/x86.h"
+
+static void narrow(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
+    const lq_walk_out *o = arg;
+    float *out = o->v + (c - o->c0);
+    lq_codes512 k = lq_codes512_make(w->bits);
+    __m512 table = lq_codes512_table(w, g);
+    for (; n >= 16; n -= 16, p += 2 * k.bits, out += 16) _mm512_storeu_ps(out, lq_codes512_pick(&k, p, table));
+    if (n) _mm512_mask_storeu_ps(out, lq_mask16(n), lq_codes512_pick(&k, p, table));
+}
+
+static void bytes(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
+    const lq_walk_out *o = arg;
+    float *out = o->v + (c - o->c0);
+    __m512 zero = _mm512_set1_ps(w->bias + g.z1), s = _mm512_set1_ps(g.s);
+    for (; n >= 16; n -= 16, p += 16, out += 16) _mm512_storeu_ps(out, _mm512_mul_ps(lq_codes512_bytes(p, zero), s));
+    if (n) _mm512_mask_storeu_ps(out, lq_mask16(n), _mm512_mul_ps(lq_codes512_bytes(p, zero), s));
+}
+
+void lq_dequant_avx512(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out) {
+    lq_walk w;
+    if (!lq_walk_init(&w, q)) lq_dequant_c(q, r0, nr, out);
+    else if (w.bits == 8) lq_walk_dequant(&w, r0, nr, out, bytes);
+    else lq_walk_dequant(&w, r0, nr, out, narrow);
+}

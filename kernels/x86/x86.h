@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The x86 variants, by file; each is called only on machines that have its instruction set. */
+#ifndef LQ_X86_H
+#define LQ_X86_H
+#include "kernels/ref/ref.h"
+
+void lq_dequant_avx2(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out);
+void lq_dequant_avx512(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out);
+void lq_decode_avx2(lq_dtype t, const void *src, float *dst, size_t n);
+void lq_gemv_avx2(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y);
+void lq_gemv_avx512(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y);
+void lq_gemv_fp_avx2(lq_dtype t, const void *w, size_t stride, uint32_t nr, uint32_t cols, const float *x, float *y);
+void lq_gemv_fp_avx512(lq_dtype t, const void *w, size_t stride, uint32_t nr, uint32_t cols, const float *x, float *y);
+void lq_rmsnorm_avx2(const float *x, const float *gain, float eps, uint32_t d, float *y);
+void lq_glu_avx2(lq_actfn f, const float *gate, const float *up, float *y, size_t n);
+void lq_glu_avx512(lq_actfn f, const float *gate, const float *up, float *y, size_t n);
+void lq_softmax_avx2(float *x, size_t n, float scale);
+void lq_softmax_avx512(float *x, size_t n, float scale);
+double lq_logsumexp_avx2(const float *x, size_t n);
+double lq_logsumexp_avx512(const float *x, size_t n);
+double lq_dot_avx2(const float *a, const float *b, size_t n);
+#endif

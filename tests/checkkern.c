@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Every kernel of every variant this machine can run against its definition: bit for bit where the header promises the
+ * bits, else against a sum in fp64 within k eps sum |w x|, k stated. Outputs lie between guard bytes, inputs end where
+ * their memory ends. checkkern [--seed N] [--bench] */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "checkkern.h"
+#include "kernels/ref/ref.h"
+
+#include <float.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t seed = 20240607;
+
+typedef struct probe { const ck_variant *v; const ck_scheme *scheme; lq_dtype dtype; char name[64]; } probe;
+
+static lq_rng start(const char *name) {
+    lq_rng r;
+    uint64_t h = 1469598103934665603u;
+    while (*name) h = (h ^ (uint8_t)*name++) * 1099511628211u;
+    lq_rng_seed(&r, seed, h);
+    return r;
+}
+
+enum { GUARD = 68, MAGIC = 0xa5 }; /* 68: outputs are aligned to a float and no more */
+static void *guarded(size_t n) {
+    uint8_t *p = malloc(n + 2 * (size_t)GUARD);
+    assert_non_null(p);
+    memset(p, MAGIC, n + 2 * (size_t)GUARD);
+    return p + GUARD;
+}
+static void release(void *v, size_t n) {
+    uint8_t *p = (uint8_t *)v - GUARD;
+    for (size_t i = 0; i < GUARD; i++)
+        if (p[i] != MAGIC || p[GUARD + n + i] != MAGIC) fail_msg("wrote outside its output (guard byte %zu)", i);
+    free(p);
+}
+
+static void *exact(size_t n) { /* ends where its memory ends: a sanitizer sees an over-read */
+    void *p = malloc(n ? n : 1);
+    assert_non_null(p);
+    return p;
+}
+
+static void same_bits(const float *got, const float *want, size_t n, const char *what, uint32_t cols) {
+    for (size_t i = 0; i < n; i++)
+        if (lq_f32_bits(got[i]) != lq_f32_bits(want[i]) && !(isnan(got[i]) && isnan(want[i])))
+            fail_msg("%s, cols %u: element %zu is %a, the definition says %a", what, cols, i, (double)got[i], (double)want[i]);
+}
+
+static const uint32_t widths[] = {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 97, 128, 240, 257, 384, 512, 640, 1031, 1920, 4352};
+enum { WIDTHS = sizeof widths / sizeof *widths };
+
+static bool fits(const lq_scheme *s, uint32_t cols) {
+    return s->scale.tile_r == LQ_FLAT || ((!s->scale.tile_c || cols % s->scale.tile_c == 0) && (!s->zero.tile_c || cols % s->zero.tile_c == 0)) || cols % 5 == 0;
+}
+
+static void dequant_is_the_definition(void **state) {
+    const probe *p = *state;
+    lq_rng rng = start(p->name);
+    for (int round = 0; round < 4; round++)
+        for (size_t i = 0; i < WIDTHS; i++) {
+            uint32_t cols = widths[i], rows = 5;
+            lq_scheme s = p->scheme->s;
+            lq_qtensor q;
+            if (!fits(&s, cols)) continue;
+            if (round & 1) s.extra |= LQ_X_PERM;
+            ck_fill(&q, &s, rows, cols, &rng, round > 1);
+            float *want = exact(4 * (size_t)cols * 3), *got = guarded(4 * (size_t)cols * 3);
+            for (uint32_t r = 0; r < 3; r++) lq_qtensor_decode_row(&q, 2 + r, want + (size_t)r * cols);
+            p->v->k.dequant(&q, 2, 3, got);
+            same_bits(got, want, (size_t)cols * 3, p->name, cols);
+            release(got, 4 * (size_t)cols * 3);
+            free(want);
+            lq_qtensor_free(&q);
+        }
+}
+
+/* A lane of the narrowest variant takes at most cols / 8 terms and one scaled sum per segment of at least 8 columns, then the
+ * lanes are joined; the C code rounds once. */
+static double factor(const probe *p, uint32_t cols) { return strcmp(p->v->name, "c") ? cols / 8.0 * 2 + 12 : 1.01; }
+
+static double worst_ratio;
+static void near_sum(const probe *p, float got, const float *w, const float *x, uint32_t cols) {
+    double sum = 0, mass = 0, k = factor(p, cols);
+    for (uint32_t c = 0; c < cols; c++) {
+        sum += (double)w[c] * (double)x[c];
+        mass += fabs((double)w[c] * (double)x[c]);
+    }
+    double bound = k * (FLT_EPSILON / 2) * mass + cols * 0x1p-149;
+    if (mass > FLT_MAX) return;
+    worst_ratio = fmax(worst_ratio, mass > 1e-30 ? fabs((double)got - sum) / ((FLT_EPSILON / 2) * mass) : 0);
+    if (!(fabs((double)got - sum) <= bound)) fail_msg("%s, cols %u: %.9g, want %.9g within %.3g (k = %.1f)", p->name, cols, (double)got, sum, bound, k);
+}
+
+static void gemv_is_within_its_bound(void **state) {
+    const probe *p = *state;
+    lq_rng rng = start(p->name);
+    worst_ratio = 0;
+    for (int round = 0; round < 4; round++)
+        for (size_t i = 0; i < WIDTHS; i++) {
+            uint32_t cols = widths[i], rows = 5;
+            lq_scheme s = p->scheme->s;
+            lq_qtensor q;
+            if (!fits(&s, cols)) continue;
+            if (round & 1) s.extra |= LQ_X_PERM;
+            ck_fill(&q, &s, rows, cols, &rng, round > 1);
+            float *x = exact(4 * (size_t)cols), *w = exact(4 * (size_t)cols), *y = guarded(4 * 4);
+            ck_floats(x, cols, &rng, round > 1);
+            p->v->k.gemv(&q, 1, 4, x, y);
+            for (uint32_t r = 0; r < 4; r++) {
+                lq_qtensor_decode_row(&q, 1 + r, w);
+                near_sum(p, y[r], w, x, cols);
+            }
+            release(y, 4 * 4);
+            free(x);
+            free(w);
+            lq_qtensor_free(&q);
+        }
+    print_message("    %s: worst error %.2f eps sum|wx|, k at cols 4352: %.0f\n", p->name, worst_ratio, factor(p, 4352));
+}
+
+static void stored_weights(lq_dtype t, uint8_t *p, size_t bytes, lq_rng *rng) {
+    for (size_t i = 0; i < bytes; i++) p[i] = (uint8_t)lq_rng_u32(rng);
+    if (t == LQ_F32 || t == LQ_F16 || t == LQ_BF16) {
+        float v[64];
+        for (size_t i = 0, n; i < bytes / lq_dtypes[t].bytes; i += n) {
+            n = bytes / lq_dtypes[t].bytes - i < 64 ? bytes / lq_dtypes[t].bytes - i : 64;
+            ck_floats(v, n, rng, false);
+            lq_dtype_encode(t, v, p + i * lq_dtypes[t].bytes, n);
+        }
+    }
+    if (t == LQ_F64)
+        for (size_t i = 0; i < bytes / 8; i++) memcpy(p + 8 * i, &(double){lq_rng_normal(rng)}, 8);
+}
+
+static void decode_is_the_definition(void **state) {
+    const probe *p = *state;
+    lq_rng rng = start(p->name);
+    for (size_t i = 0; i < WIDTHS; i++) {
+        size_t n = widths[i] * (lq_dtypes[p->dtype].block > 1 ? 256u : 1), bytes = lq_dtype_row_bytes(p->dtype, n);
+        uint8_t *src = exact(bytes);
+        float *want = exact(4 * n), *got = guarded(4 * n);
+        for (size_t b = 0; b < bytes; b++) src[b] = (uint8_t)lq_rng_u32(&rng);
+        lq_dtype_decode(p->dtype, src, want, n);
+        p->v->k.decode(p->dtype, src, got, n);
+        same_bits(got, want, n, p->name, (uint32_t)n);
+        release(got, 4 * n);
+        free(want);
+        free(src);
+    }
+}
+
+static void gemv_fp_is_within_its_bound(void **state) {
+    const probe *p = *state;
+    lq_rng rng = start(p->name);
+    worst_ratio = 0;
+    for (size_t i = 0; i < WIDTHS; i++) {
+        uint32_t cols = lq_dtypes[p->dtype].block > 1 ? (widths[i] % 7 + 1) * 256 : widths[i];
+        size_t bytes = lq_dtype_row_bytes(p->dtype, cols), stride = bytes + 8;
+        uint8_t *w = exact(3 * stride);
+        float *x = exact(4 * (size_t)cols), *y = guarded(4 * 3), *row = exact(4 * (size_t)cols);
+        for (int r = 0; r < 3; r++) stored_weights(p->dtype, w + r * stride, bytes, &rng);
+        ck_floats(x, cols, &rng, false);
+        p->v->k.gemv_fp(p->dtype, w, stride, 3, cols, x, y);
+        for (int r = 0; r < 3; r++) {
+            lq_dtype_decode(p->dtype, w + r * stride, row, cols);
+            bool finite = true;
+            for (uint32_t c = 0; c < cols; c++) finite = finite && isfinite(row[c]);
+            if (finite) near_sum(p, y[r], row, x, cols);
+        }
+        release(y, 4 * 3);
+        free(row);
+        free(x);
+        free(w);
+    }
+    print_message("    %s: worst error %.2f eps sum|wx|\n", p->name, worst_ratio);
+}
+
+static void norms_and_sums_have_the_bits_of_c(void **state) {
+    const probe *p = *state;
+    lq_rng rng = start(p->name);
+    for (int round = 0; round < 2; round++)
+        for (size_t i = 0; i < WIDTHS; i++) {
+            uint32_t n = widths[i];
+            float *x = exact(4 * (size_t)n), *g = exact(4 * (size_t)n), *want = exact(4 * (size_t)n), *got = guarded(4 * (size_t)n);
+            ck_floats(x, n, &rng, round);
+            ck_floats(g, n, &rng, round);
+            double d = p->v->k.dot(x, g, n), c = lq_dot_c(x, g, n), sum = 0, mass = 0;
+            for (uint32_t j = 0; j < n; j++) {
+                sum += (double)x[j] * (double)g[j];
+                mass += fabs((double)x[j] * (double)g[j]);
+            }
+            assert_memory_equal(&d, &c, sizeof d);
+            assert_true(fabs(d - sum) <= n * DBL_EPSILON * mass);
+            lq_rmsnorm_c(x, g, 1e-5f, n, want);
+            p->v->k.rmsnorm(x, g, 1e-5f, n, got);
+            same_bits(got, want, n, "rmsnorm", n);
+            double scale = 1 / sqrt(lq_dot_c(x, x, n) / n + (double)1e-5f);
+            for (uint32_t j = 0; j < n; j++) {
+                double y = (double)x[j] * scale * (double)g[j];
+                if (fabs(y) < FLT_MAX && fabs((double)x[j] * scale) > 1e-30) assert_true(fabs((double)got[j] - y) <= 2 * FLT_EPSILON * fabs(y) + 1e-40);
+            }
+            memcpy(got, x, 4 * (size_t)n);
+            p->v->k.rmsnorm(got, g, 1e-5f, n, got);
+            same_bits(got, want, n, "rmsnorm in place", n);
+            memcpy(got, x, 4 * (size_t)n);
+            p->v->k.add(got, g, n);
+            for (uint32_t j = 0; j < n; j++) want[j] = x[j] + g[j];
+            same_bits(got, want, n, "add", n);
+            release(got, 4 * (size_t)n);
+            free(want);
+            free(g);
+            free(x);
+        }
+}
+
+static void rope_turns_pairs(void **state) {
+    const probe *p = *state;
+    lq_rng rng = start(p->name);
+    static const uint32_t dims[][2] = {{2, 2}, {64, 64}, {64, 32}, {7, 6}, {128, 128}, {96, 80}};
+    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
+        uint32_t heads = 3, dim = dims[i][0], rot = dims[i][1], half = rot / 2;
+        float *x = exact(4 * (size_t)heads * dim), *y = guarded(4 * (size_t)heads * dim), *c = exact(4 * (size_t)half), *s = exact(4 * (size_t)half);
+        ck_floats(x, heads * dim, &rng, false);
+        for (uint32_t j = 0; j < half; j++) {
+            c[j] = cosf((float)j);
+            s[j] = sinf((float)j);
+        }
+        memcpy(y, x, 4 * (size_t)heads * dim);
+        p->v->k.rope(y, heads, dim, rot, c, s);
+        for (uint32_t h = 0; h < heads; h++)
+            for (uint32_t j = 0; j < dim; j++) {
+                const float *a = x + h * dim;
+                uint32_t t = j % (half ? half : 1);
+                double want = j < half ? (double)a[j] * c[t] - (double)a[j + half] * s[t] : (double)a[j] * c[t] + (double)a[j - half] * s[t];
+                if (j >= rot) assert_true(y[h * dim + j] == a[j]);
+                else assert_true(fabs((double)y[h * dim + j] - want) <= 2 * FLT_EPSILON * 8);
+            }
+        release(y, 4 * (size_t)heads * dim);
+        free(x);
+        free(c);
+        free(s);
+    }
+}
+
+static double act(lq_actfn f, double x) {
+    switch (f) {
+    case LQ_ACTFN_SILU: return x / (1 + exp(-x));
+    case LQ_ACTFN_GELU_TANH: return x / (1 + exp(-2 * sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x))); /* the tanh form cancels */
+    case LQ_ACTFN_GELU: return 0.5 * x * erfc(-x / sqrt(2));
+    default: return x > 0 ? x : 0;
+    }
+}
+
+static void glu_has_the_bits_of_c_and_is_accurate(void **state) {
+    const probe *p = *state;
+    lq_rng rng = start(p->name);
+    enum { N = 20011 };
+    float *g = exact(4 * N), *u = exact(4 * N), *want = exact(4 * N);
+    for (int i = 0; i < N; i++) {
+        g[i] = (float)(i - N / 2) * (i % 3 ? 1e-3f : 2e-2f);
+        u[i] = lq_rng_normal(&rng);
+    }
+    g[0] = NAN;
+    g[1] = INFINITY;
+    g[2] = 1e-40f;
+    for (int f = 0; f < LQ_ACTFN_N; f++) {
+        double worst = 0;
+        for (size_t i = 0; i < WIDTHS + 1; i++) {
+            size_t n = i < WIDTHS ? widths[i] : N;
+            float *got = guarded(4 * n);
+            p->v->k.glu((lq_actfn)f, g, u, got, n);
+            lq_glu_c((lq_actfn)f, g, u, want, n);
+            same_bits(got, want, n, lq_actfn_names[f], (uint32_t)n);
+            for (size_t j = 3; j < n; j++) {
+                double y = act((lq_actfn)f, (double)g[j]), err = fabs((double)got[j] - y * (double)u[j]);
+                /* relative to the result; near the lower end of gelu to a small part of x, as in every fp32 code */
+                worst = fmax(worst, err / ((fabs(y) + (f == LQ_ACTFN_GELU ? fabs((double)g[j]) : 0) + 1e-30) * fabs((double)u[j]) + 1e-36));
+            }
+            release(got, 4 * n);
+        }
+        print_message("    glu %s: worst relative error %.2f eps\n", lq_actfn_names[f], worst / (FLT_EPSILON / 2));
+        assert_true(worst < (f == LQ_ACTFN_GELU_TANH ? 400 : 8) * (FLT_EPSILON / 2)); /* gelu_tanh: the rounding of u times |2u| */
+    }
+    free(g);
+    free(u);
+    free(want);
+}
+
+static void exponential_is_within_its_bound(void **state) {
+    (void)state;
+    double worst = 0, subnormal = 0;
+    for (uint32_t b = 0; b < 0x42d10000u; b += 641) /* 0 .. 104.5, both signs */
+        for (int sign = 0; sign < 2; sign++) {
+            float x = lq_bits_f32(b | (uint32_t)sign << 31), y = lq_exp_c(x);
+            double e = exp((double)x);
+            if (e > FLT_MAX) assert_true(isinf(y) || x < 88.73f);
+            else if (e < FLT_MIN) subnormal = fmax(subnormal, fabs((double)y - e) / 0x1p-149);
+            else worst = fmax(worst, fabs((double)y - e) / (e * FLT_EPSILON)); /* at most one unit in the last place per unit here */
+        }
+    print_message("    exp: worst error %.3f eps (= at most twice that in units of the last place), %.3f of the smallest number below 2^-126\n", worst, subnormal);
+    assert_true(worst < 0.75 && subnormal <= 1);
+    assert_true(isnan(lq_exp_c(NAN)) && isinf(lq_exp_c(INFINITY)) && lq_exp_c(-INFINITY) == 0 && lq_exp_c(0) == 1);
+}
+
+static void softmax_and_logsumexp_have_the_bits_of_c(void **state) {
+    const probe *p = *state;
+    lq_rng rng = start(p->name);
+    for (size_t i = 0; i < 2 * WIDTHS; i++) {
+        size_t n = widths[i / 2];
+        float *x = exact(4 * n), *want = exact(4 * n), *got = guarded(4 * n);
+        for (size_t j = 0; j < n; j++) x[j] = lq_rng_normal(&rng) * (i % 2 ? 40.0f : 3.0f) + (i % 2 ? 1e4f : 0.0f);
+        memcpy(want, x, 4 * n);
+        memcpy(got, x, 4 * n);
+        lq_softmax_c(want, n, 0.125f);
+        p->v->k.softmax(got, n, 0.125f);
+        same_bits(got, want, n, "softmax", (uint32_t)n);
+        double a = lq_logsumexp_c(x, n), b = p->v->k.logsumexp(x, n), max = -INFINITY, sum = 0, all = 0;
+        assert_memory_equal(&a, &b, sizeof a);
+        for (size_t j = 0; j < n; j++) max = fmax(max, (double)x[j]);
+        for (size_t j = 0; j < n; j++) sum += exp((double)x[j] - max);
+        assert_true(fabs(b - (max + log(sum))) < 3e-7);
+        for (size_t j = 0; j < n; j++) all += (double)got[j];
+        assert_true(fabs(all - 1) < 1e-6);
+        x[n / 2] = NAN;
+        assert_true(isnan(p->v->k.logsumexp(x, n)));
+        release(got, 4 * n);
+        free(want);
+        free(x);
+    }
+}
+
+typedef void (*check_fn)(void **state);
+static struct CMUnitTest tests[1024];
+static probe probes[1024];
+static size_t n_tests;
+
+static void add(check_fn fn, const char *op, const ck_variant *v, const ck_scheme *s, lq_dtype t) {
+    probe *p = &probes[n_tests];
+    *p = (probe){.v = v, .scheme = s, .dtype = t};
+    snprintf(p->name, sizeof p->name, "%s%s%s_%s", op, s || t ? "_" : "", s ? s->name : t ? lq_dtypes[t].name : "", v->name);
+    tests[n_tests++] = (struct CMUnitTest){p->name, fn, NULL, NULL, p};
+}
+
+static void add_variant(const ck_variant *v) {
+    const lq_kernels *k = &v->k, *b = &v->below; /* an entry the variant did not override is checked already */
+    for (size_t i = 0; i < ck_n_schemes; i++) {
+        if (k->dequant != b->dequant) add(dequant_is_the_definition, "dequant", v, &ck_schemes[i], LQ_NONE);
+        if (k->gemv != b->gemv) add(gemv_is_within_its_bound, "gemv", v, &ck_schemes[i], LQ_NONE);
+    }
+    for (int t = 1; t < LQ_DTYPE_N; t++) {
+        if (!lq_dtype_is_weight((lq_dtype)t)) continue;
+        if (k->decode != b->decode) add(decode_is_the_definition, "decode", v, NULL, (lq_dtype)t);
+        if (k->gemv_fp != b->gemv_fp) add(gemv_fp_is_within_its_bound, "gemv_fp", v, NULL, (lq_dtype)t);
+    }
+    if (k->dot != b->dot || k->rmsnorm != b->rmsnorm || k->add != b->add) add(norms_and_sums_have_the_bits_of_c, "norm", v, NULL, LQ_NONE);
+    if (k->rope != b->rope) add(rope_turns_pairs, "rope", v, NULL, LQ_NONE);
+    if (k->glu != b->glu) add(glu_has_the_bits_of_c_and_is_accurate, "glu", v, NULL, LQ_NONE);
+    if (k->softmax != b->softmax || k->logsumexp != b->logsumexp) add(softmax_and_logsumexp_have_the_bits_of_c, "softmax", v, NULL, LQ_NONE);
+}
+
+int main(int argc, char **argv) {
+    static ck_variant variants[CK_VARIANTS];
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--bench")) {
+            ck_bench();
+            return 0;
+        }
+        if (!strcmp(argv[i], "--seed") && i + 1 < argc) seed = strtoull(argv[++i], NULL, 0);
+    }
+    size_t n = ck_variants(variants);
+    add(exponential_is_within_its_bound, "exp", &variants[0], NULL, LQ_NONE);
+    for (size_t i = 0; i < n; i++) add_variant(&variants[i]);
+    printf("seed %llu, cpu mask %u\n", (unsigned long long)seed, lq_cpu_mask());
+    return _cmocka_run_group_tests("checkkern", tests, n_tests, NULL, NULL);
+}

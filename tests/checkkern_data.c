@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Schemes, tensors and vectors to check kernels with. */
+#include "checkkern.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define INT(bits_, group, dtype_, zk, zdtype, bias_) \
+    {.grid = {LQ_GRID_INT, bits_, 1, bias_}, .zero_kind = zk, .scale = {.dtype = dtype_, .tile_r = 1, .tile_c = group}, \
+     .zero = {.dtype = zdtype, .tile_r = 1, .tile_c = group}}
+#define GRID(kind_, bits_, group, dtype_, extra_) \
+    {.grid = {kind_, bits_, 1, 0}, .scale = {.dtype = dtype_, .tile_r = 1, .tile_c = group}, .extra = extra_}
+
+const ck_scheme ck_schemes[] = {
+    {"i4sym_g128", INT(4, 128, LQ_F16, LQ_ZERO_NONE, LQ_NONE, 8)},
+    {"i4asym_g32", INT(4, 32, LQ_F16, LQ_ZERO_CODE, LQ_U8, 0)},
+    {"i4asym_row", INT(4, 0, LQ_F16, LQ_ZERO_CODE, LQ_U8, 0)},
+    {"i4real_g64", INT(4, 64, LQ_F16, LQ_ZERO_CODE, LQ_F16, 0)},
+    {"i4min_g32", INT(4, 32, LQ_F16, LQ_ZERO_MIN, LQ_F16, 0)},
+    {"i4sym_g20", INT(4, 20, LQ_F16, LQ_ZERO_NONE, LQ_NONE, 8)},
+    {"i4f32_g32", INT(4, 32, LQ_F32, LQ_ZERO_NONE, LQ_NONE, 8)},
+    {"i3sym_g128", INT(3, 128, LQ_F16, LQ_ZERO_NONE, LQ_NONE, 4)},
+    {"i3asym_g24", INT(3, 24, LQ_F16, LQ_ZERO_CODE, LQ_U8, 0)},
+    {"i3asym_row", INT(3, 0, LQ_F16, LQ_ZERO_CODE, LQ_U8, 0)},
+    {"i2sym_g64", INT(2, 64, LQ_F16, LQ_ZERO_NONE, LQ_NONE, 2)},
+    {"i2asym_g16", INT(2, 16, LQ_F16, LQ_ZERO_CODE, LQ_U8, 0)},
+    {"i8sym_g128", INT(8, 128, LQ_F16, LQ_ZERO_NONE, LQ_NONE, 128)},
+    {"i8sym_row", INT(8, 0, LQ_F32, LQ_ZERO_NONE, LQ_NONE, 128)},
+    {"i8asym_g40", INT(8, 40, LQ_F16, LQ_ZERO_CODE, LQ_U8, 0)},
+    {"i8real_g64", INT(8, 64, LQ_F16, LQ_ZERO_CODE, LQ_F16, 0)},
+    {"i5sym_g32", INT(5, 32, LQ_F16, LQ_ZERO_NONE, LQ_NONE, 16)},
+    {"i1_row", INT(1, 0, LQ_BF16, LQ_ZERO_NONE, LQ_NONE, 0)},
+    {"i4two_tiles", {.grid = {LQ_GRID_INT, 4, 1, 0}, .zero_kind = LQ_ZERO_CODE, .scale = {.dtype = LQ_F16, .tile_r = 1, .tile_c = 32},
+                     .zero = {.dtype = LQ_U8, .tile_r = 1, .tile_c = 64}}},
+    {"i4super", {.grid = {LQ_GRID_INT, 4, 1, 0}, .zero_kind = LQ_ZERO_MIN,
+                 .scale = {.dtype = LQ_U8, .tile_r = 1, .tile_c = 32, .parent = LQ_F16, .span = 8},
+                 .zero = {.dtype = LQ_U8, .tile_r = 1, .tile_c = 32, .parent = LQ_F16, .span = 8}}},
+    {"i4flat64", {.grid = {LQ_GRID_INT, 4, 1, 8}, .scale = {.dtype = LQ_F32, .tile_r = LQ_FLAT, .tile_c = 64}}},
+    {"mxfp4", GRID(LQ_GRID_E2M1, 4, 32, LQ_E8M0, 0)},
+    {"fp8_row", GRID(LQ_GRID_E4M3, 8, 0, LQ_F32, 0)},
+    {"fp8_128x128", {.grid = {LQ_GRID_E4M3, 8, 1, 0}, .scale = {.dtype = LQ_F32, .tile_r = 128, .tile_c = 128}}},
+    {"lut4_g64", GRID(LQ_GRID_LUT, 4, 64, LQ_F16, 0)},
+    {"lut3_per_row", {.grid = {LQ_GRID_LUT, 3, 1, 0}, .extra = LQ_X_LUT_PER_ROW}},
+};
+const size_t ck_n_schemes = sizeof ck_schemes / sizeof *ck_schemes;
+
+size_t ck_variants(ck_variant *v) {
+    unsigned have = lq_cpu_mask(), mask = 0;
+    size_t n = 1;
+    lq_kernels_init(&v[0].k, 0);
+    v[0].name = v[0].k.name;
+    memset(&v[0].below, 0, sizeof v[0].below);
+    for (unsigned bit = 1; bit && bit <= have; bit <<= 1)
+        if (have & bit) {
+            mask |= bit;
+            lq_kernels_init(&v[n].k, mask);
+            v[n].below = v[n - 1].k;
+            v[n].name = v[n].k.name;
+            n++;
+        }
+    return n;
+}
+
+static float hostile_value(lq_rng *rng) {
+    static const float v[] = {0, -0.0f, 1e-40f, -3e-42f, 1.17549435e-38f, 1, -1, 65504, -3e4f, 1e-7f, 250, 1e20f};
+    return v[lq_rng_below(rng, sizeof v / sizeof *v)];
+}
+
+void ck_floats(float *x, size_t n, lq_rng *rng, bool hostile) {
+    for (size_t i = 0; i < n; i++) x[i] = hostile && lq_rng_below(rng, 3) == 0 ? hostile_value(rng) : lq_rng_normal(rng);
+}
+
+static void fill_plane(const lq_plane_desc *d, lq_plane *p, uint32_t rows, uint32_t cols, lq_rng *rng, bool hostile) {
+    size_t n = lq_plane_count(d, rows, cols), size = lq_dtypes[d->dtype].bytes;
+    if (d->parent != LQ_NONE)
+        for (size_t i = 0; i < (d->span ? (n + d->span - 1) / d->span : 1); i++) ((uint16_t *)p->parent)[i] = lq_f32_f16(lq_rng_normal(rng) / 64);
+    for (size_t i = 0; i < n; i++) {
+        float v = hostile && lq_rng_below(rng, 2) ? hostile_value(rng) : lq_rng_normal(rng) / 16;
+        if (fabsf(v) > 60000) v = 60000;
+        if (size == 1) ((uint8_t *)p->v)[i] = (uint8_t)(d->dtype == LQ_E8M0 ? 100 + lq_rng_below(rng, 50) : lq_rng_u32(rng));
+        else lq_plane_set(d, p, i, v);
+    }
+}
+
+void ck_fill(lq_qtensor *q, const lq_scheme *s, uint32_t rows, uint32_t cols, lq_rng *rng, bool hostile) {
+    if (lq_qtensor_init(NULL, q, s, (lq_slot){0}, rows, cols)) abort();
+    for (uint32_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < ((size_t)cols * s->grid.bits + 7) / 8; i++)
+            q->codes[r * q->row_bytes + i] = (uint8_t)(hostile && r % 2 ? 0xff : lq_rng_u32(rng));
+    if (s->grid.kind == LQ_GRID_E4M3) /* no NaN */
+        for (size_t i = 0; i < rows * q->row_bytes; i++) q->codes[i] &= 0xf7;
+    fill_plane(&s->scale, &q->scale, rows, cols, rng, hostile);
+    if (s->zero_kind != LQ_ZERO_NONE) fill_plane(&s->zero, &q->zero, rows, cols, rng, hostile);
+    for (size_t i = 0; q->lut && i < (size_t)q->n_lut << s->grid.bits; i++) q->lut[i] = lq_rng_normal(rng);
+    for (uint32_t c = 0; q->perm && c < cols; c++) { /* inside-out shuffle */
+        uint32_t j = lq_rng_below(rng, c + 1);
+        q->perm[c] = q->perm[j];
+        q->perm[j] = c;
+    }
+}
