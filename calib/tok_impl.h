@@ -19,8 +19,8 @@ enum {
     LQ_TOK_SPECIALS = 64,         /* ids a post-processor may add on one side */
     LQ_TOK_ADDED_BYTES = 1024,    /* of one added token */
     LQ_TOK_SPM_BYTES = 512,       /* of one piece whose merges come from scores */
-    LQ_TOK_NONE = UINT32_MAX
 };
+#define LQ_TOK_NONE UINT32_MAX
 
 typedef struct lq_tok_str { const char *s; uint32_t n; } lq_tok_str; /* NUL-terminated too; s NULL: absent */
 
