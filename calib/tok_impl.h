@@ -18,7 +18,7 @@ enum {
     LQ_TOK_DEPTH = 8,             /* of nested sequences */
     LQ_TOK_SPECIALS = 64,         /* ids a post-processor may add on one side */
     LQ_TOK_ADDED_BYTES = 1024,    /* of one added token */
-    LQ_TOK_SPM_BYTES = 512,       /* of one piece whose merges come from scores */
+    LQ_TOK_SPM_BYTES = 512        /* of one piece whose merges come from scores */
 };
 #define LQ_TOK_NONE UINT32_MAX
 
