@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Where a model keeps its chat template. */
+/* Where a model keeps its chat template, and how it is rendered. */
 #include "calib/chat.h"
 
+#include "calib/jinja.h"
 #include "formats/source.h"
 
 #include <string.h>
@@ -45,4 +46,54 @@ lq_status lq_chat_template(lq_ctx *ctx, lq_source *src, lq_buf *out) {
     }
     LQ_TRY(lq_source_sidecar(ctx, src, "chat_template.jinja", out));
     return out->v ? LQ_OK : from_config(ctx, src, out);
+}
+
+/* ---- rendering ---- */
+
+static lq_status set_variables(jj *j, const json_t *messages, const char *bos, const char *eos, bool add_generation_prompt) {
+    json_t *vars = j->scope[0];
+    int bad = json_object_set(vars, "messages", (json_t *)(uintptr_t)messages) | json_object_set_new(vars, "tools", json_null()) |
+              json_object_set_new(vars, "documents", json_null()) |
+              json_object_set_new(vars, "add_generation_prompt", json_boolean(add_generation_prompt));
+    if (*bos) bad |= json_object_set_new(vars, "bos_token", json_string(bos));
+    if (*eos) bad |= json_object_set_new(vars, "eos_token", json_string(eos));
+    return bad ? lq_oom(j->ctx, 1024) : LQ_OK;
+}
+
+/* "\r\n" and "\r" become "\n", as Jinja reads its sources. */
+static bool unix_lines(const char *s, size_t n, lq_buf *out) {
+    bool ok = lq_buf_add(out, s, n);
+    size_t k = 0;
+    for (size_t i = 0; ok && i < n; i++) {
+        if (s[i] == '\r' && i + 1 < n && s[i + 1] == '\n') continue;
+        out->v[k++] = s[i] == '\r' ? '\n' : s[i];
+    }
+    out->n = k;
+    return ok;
+}
+
+enum { TEMPLATE_MAX = 1 << 20 };
+
+lq_status lq_chat_render(lq_ctx *ctx, const char *template_text, size_t n, const json_t *messages, const char *bos, const char *eos,
+                         bool add_generation_prompt, lq_buf *out) {
+    jj j = {.ctx = ctx, .out = out, .mem = lq_arena_new(), .pool = json_array(), .undefined = json_string("undefined"), .n_scope = 1};
+    lq_buf text = {0};
+    json_t *utf8 = NULL;
+    lq_status st = LQ_OK;
+    j.scope[0] = json_object();
+    if (!j.mem || !j.pool || !j.undefined || !j.scope[0]) LQ_GO(lq_oom(ctx, 4096));
+    if (n > TEMPLATE_MAX) LQ_GO(lq_fail(ctx, LQ_ERR_FORMAT, "chat template of %zu bytes, at most %d are accepted", n, TEMPLATE_MAX));
+    if (!unix_lines(template_text, n, &text)) LQ_GO(lq_oom(ctx, n));
+    utf8 = json_stringn(text.v, text.n);
+    if (!utf8) LQ_GO(lq_fail(ctx, LQ_ERR_FORMAT, "the chat template is not UTF-8"));
+    LQ_GO(set_variables(&j, messages, bos, eos, add_generation_prompt));
+    jj_lex(&j, text.v, text.n);
+    const jj_node *body = j.st ? NULL : jj_parse(&j);
+    if (body) jj_run(&j, body);
+    st = j.st;
+done:
+    json_decref(utf8);
+    jj_drop(&j);
+    lq_buf_free(&text);
+    return st;
 }
