@@ -10,7 +10,6 @@
 #include "core/num.h"
 #include "formats/safetensors.h"
 #include "formats/source.h"
-#include "fuzz.h"
 
 enum { SIZE = 32, GROUPS = 2, WORDS = 2 };
 typedef struct parts {
@@ -20,7 +19,7 @@ typedef struct parts {
 } parts;
 
 static const char act_order[] = "{\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 2, \"group_size\": 16, \"desc_act\": true, \"sym\": false}}";
-static const char dynamic[] = "{\"quantization_config\": {\"quant_method\": \"gptq\", \"checkpoint_format\": \"gptq\", \"bits\": 4, \"group_size\": -1, \"sym\": true, "
+static const char dynamic[] = "{\"quantization_config\": {\"quant_method\": \"gptq\", \"checkpoint_format\": \"gptq\", \"bits\": 4, \"group_size\": -1, \"desc_act\": true, \"sym\": true, "
                               "\"dynamic\": {\"-:^x(a+)+$\": {}, \"+:.*\\\\.m$\": {\"bits\": 2, \"group_size\": 16, \"sym\": false}}, \"meta\": {\"scale_sig\": 8}}}";
 static char dir[64];
 static parts good;
@@ -89,6 +88,9 @@ static bool read_folder(void) {
     lq_source_free(&s);
     return ok;
 }
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
+size_t fuzz_seed(size_t i, uint8_t *out, size_t cap);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     static bool tensors_are_good;

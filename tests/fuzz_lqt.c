@@ -13,7 +13,6 @@
 #include "formats/lqt.h"
 #include "formats/sink.h"
 #include "formats/source.h"
-#include "fuzz.h"
 
 static char dir[64];
 static lq_buf good;          /* a sound file */
@@ -131,6 +130,9 @@ static void decode_matrix(const uint8_t *data, size_t n) {
     lq_buf_free(&again);
     lq_qtensor_free(&q);
 }
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
+size_t fuzz_seed(size_t i, uint8_t *out, size_t cap);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     start();
