@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "core/num.h"
+#include "core/thread.h"
 #include "formats/safetensors.h"
 #include "formats/source.h"
 
@@ -60,6 +60,7 @@ static void start(void) {
     snprintf(dir, sizeof dir, "%s/lq_fuzz_XXXXXX", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm");
     must(mkdtemp(dir) != NULL);
     atexit(remove_dir);
+    lq_threads_set(1);
     for (size_t k = 0; k < SIZE; k++) {
         good.g_idx[k] = k % 3 == 0 || k > 26;
         for (size_t g = 0; g < GROUPS; g++) good.scales[g][k] = 0x3c00;

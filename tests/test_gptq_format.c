@@ -14,6 +14,7 @@
 
 #include "core/num.h"
 #include "core/pack.h"
+#include "core/thread.h"
 #include "formats/safetensors.h"
 #include "formats/sink.h"
 #include "formats/source.h"
@@ -388,6 +389,7 @@ static void dishonest_files_are_refused(void **state) {
 }
 
 int main(void) {
+    lq_threads_set(1); /* tiny matrices */
 #define T(f) cmocka_unit_test_setup_teardown(f, fresh_folder, remove_folder)
     const struct CMUnitTest tests[] = {
         T(four_bit_words_are_the_worked_example),
