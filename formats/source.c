@@ -179,7 +179,7 @@ lq_status lq_source_open_as(lq_ctx *ctx, const lq_reader *reader, const char *pa
     for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--) s->path[n - 1] = 0;
     lq_status st = lq_path_exists(path) ? open_with(ctx, s, reader) : lq_fail(ctx, LQ_ERR_FORMAT, "no such file or folder");
     if (st) {
-        lq_note(ctx, st, "%s", path);
+        if (ctx && strncmp(ctx->msg, path, strlen(path))) lq_note(ctx, st, "%s", path); /* sentences about a file have it already */
         lq_source_free(&s);
     }
     *out = s;
