@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Architectures are data: op tables, names and configuration keys. Stages (and later smoothing pairs and rotation endpoints)
- * are derived by walking the tables, never typed. */
+/* Architectures are data: op tables, names, shapes and configuration keys. Stages (and later smoothing pairs and rotation
+ * endpoints) are derived by walking the tables, never typed. */
 #ifndef LQ_ARCH_H
 #define LQ_ARCH_H
 #include "core/catalog.h"
@@ -17,12 +17,18 @@ typedef struct lq_op {
     lq_op_kind kind;
     lq_role role;
     uint8_t out;                  /* lq_tensor_id, maybe | LQ_OUT_ADD */
-    uint8_t in[3];
-    uint8_t only_if;              /* 0: always; else an lq_feature that must be on in the parameters (q/k norm) */
+    uint8_t in[3];                /* ATTN: q, k, v. GLU: gate, up */
+    uint8_t only_if;              /* lq_feature that must be on in the parameters */
 } lq_op;
 
-typedef enum lq_feature { LQ_FEAT_ALWAYS, LQ_FEAT_QK_NORM } lq_feature;
+typedef enum lq_feature {         /* what a configuration switches; 0 is always on */
+    LQ_FEAT_ALWAYS, LQ_FEAT_QK_NORM, LQ_FEAT_QKV_BIAS, LQ_FEAT_O_BIAS, LQ_FEAT_MLP_BIAS, LQ_FEAT_UNTIED, LQ_FEAT_ROPE_TENSOR
+} lq_feature;
+typedef enum lq_dim {             /* an extent that follows from the parameters */
+    LQ_DIM_NONE, LQ_DIM_HIDDEN, LQ_DIM_FFN, LQ_DIM_VOCAB, LQ_DIM_Q, LQ_DIM_KV, LQ_DIM_HEAD, LQ_DIM_HALF_HEAD
+} lq_dim;
 typedef enum lq_rope_kind { LQ_ROPE_DEFAULT, LQ_ROPE_LINEAR, LQ_ROPE_LLAMA3, LQ_ROPE_KIND_N } lq_rope_kind;
+extern const char *const lq_rope_names[LQ_ROPE_KIND_N]; /* as in rope_type */
 
 typedef struct lq_params {        /* from config.json or GGUF metadata, range-checked */
     uint32_t hidden, ffn, n_layers, n_heads, n_kv_heads, head_dim, vocab, max_ctx;
@@ -33,26 +39,67 @@ typedef struct lq_params {        /* from config.json or GGUF metadata, range-ch
     lq_rope_kind rope;
     double rope_factor, rope_low, rope_high;
     uint32_t rope_original;       /* llama3: original_max_position_embeddings */
+    double *rope_div;             /* [head_dim/2] a GGUF's own divisors of the frequencies (rope_freqs.weight); NULL: none */
     lq_actfn act;
-    bool tied, qkv_bias, o_bias, mlp_bias, qk_norm;
+    bool tied, qkv_bias, o_bias, mlp_bias, qk_norm, rope_tensor;
 } lq_params;
+void lq_params_free(lq_params *p);
+bool lq_params_has(const lq_params *p, lq_feature f);
+uint32_t lq_params_dim(const lq_params *p, lq_dim d);       /* NONE: 0 */
+uint32_t lq_params_window(const lq_params *p, uint32_t layer); /* of this layer; 0: none */
 
-typedef struct lq_arch_name { lq_role role; lq_part part; const char *hf, *gguf; } lq_arch_name; /* %d = block */
+typedef struct lq_arch_name {     /* a stored tensor: what it is, its names (%d = block), its shape, when it exists */
+    lq_role role;
+    lq_part part;
+    const char *hf, *gguf;
+    uint8_t rows, cols;           /* lq_dim; cols LQ_DIM_NONE: 1-D */
+    uint8_t only_if;              /* lq_feature */
+} lq_arch_name;
+
+/* What config.json means in this family: values of absent keys (as transformers has them) and keys that only some have. */
+typedef enum lq_window_keys { LQ_WINDOW_NONE, LQ_WINDOW_ALL, LQ_WINDOW_BY_LAYER } lq_window_keys;
+typedef struct lq_family {
+    uint32_t kv_heads, head_dim;  /* 0: n_heads; hidden / n_heads */
+    uint32_t max_ctx, window;
+    lq_window_keys windows;       /* sliding_window ignored | on every layer | use_sliding_window with layer_types */
+    bool attention_bias, mlp_bias; /* the key exists */
+    bool qkv_bias, qk_norm;       /* always there */
+    const char *hf_class;         /* "LlamaForCausalLM" */
+} lq_family;
 
 typedef struct lq_arch {
     const char *name;                   /* "llama" */
-    const char *const *model_types;     /* config.json model_type values accepted, NULL ends */
+    const char *const *model_types;     /* config.json model_type values accepted, NULL ends; the first is written by convert */
     const char *const *gguf_archs;      /* general.architecture values, NULL ends */
     bool gguf_rope_pairs;               /* GGUF stores q/k rows as rope pairs */
     const lq_op *block;                 /* ends with LQ_OP_END */
     const lq_arch_name *names;          /* role NONE ends */
-    lq_status (*params_hf)(lq_ctx *, const json_t *config, lq_params *);
-    lq_status (*params_gguf)(lq_ctx *, const lq_gguf *, lq_params *);
-    json_t *(*config)(const struct lq_arch *, const lq_params *); /* config.json body for convert; new reference */
+    lq_family family;
+    lq_status (*params_hf)(lq_ctx *, const struct lq_arch *, const json_t *config, lq_params *);
+    lq_status (*params_gguf)(lq_ctx *, const struct lq_arch *, const lq_gguf *, lq_params *);
+    lq_status (*config)(lq_ctx *, const struct lq_arch *, const lq_params *, json_t **out); /* config.json body for convert */
 } lq_arch;
 extern const lq_arch *const lq_archs[]; /* NULL ends */
+extern const lq_arch lq_arch_llama, lq_arch_mistral, lq_arch_qwen2, lq_arch_qwen3;
 const lq_arch *lq_arch_by_model_type(const char *model_type);
 const lq_arch *lq_arch_by_gguf(const char *architecture);
-/* inv_freq[head_dim/2] of the rope variant: theta_j = base^(-2j/d), then scaled. Llama 3: Meta's wavelength rule. */
+const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part); /* NULL: none */
+
+/* The walk: stage of each LINEAR of the block table (linears that read one tensor, unwritten in between, share one);
+ * stage[i] = -1 for the other ops and for ops that are off. Returns the number of ops; at most max of them. */
+enum { LQ_MAX_OPS = 64 };
+uint32_t lq_arch_stages(const lq_arch *a, const lq_params *p, int32_t stage[LQ_MAX_OPS]);
+/* Floats per token of each tensor of the block table; 0: unused. */
+void lq_arch_widths(const lq_arch *a, const lq_params *p, uint32_t width[T_N]);
+
+/* inv_freq[head_dim/2] of the rope variant: theta_j = base^(-2j/d), then scaled. Llama 3: Meta's wavelength rule.
+ * Values are exact in fp32, as the published models were trained. */
 void lq_rope_inv_freq(const lq_params *p, double *inv_freq);
+/* llama3 settings (original 8192) that give the divisors par->rope_div; false: none does to 1e-4. */
+bool lq_rope_recover(const lq_params *p, double *factor, double *low, double *high);
+
+/* The key readers the Llama-like families share. */
+lq_status lq_params_from_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
+lq_status lq_params_from_gguf(lq_ctx *, const lq_arch *, const lq_gguf *, lq_params *);
+lq_status lq_params_to_hf(lq_ctx *, const lq_arch *, const lq_params *, json_t **out);
 #endif

@@ -13,9 +13,11 @@ lq_status lq_linear_apply(lq_ctx *ctx, const lq_kernels *k, const lq_linear *lin
 /* Row `id` of the embedding as float[hidden]. */
 void lq_embed(const lq_model *m, int32_t id, float *out);
 
-/* One running sequence with its KV cache (fp32). Blocks must be loaded. */
+/* One running sequence with its KV cache (fp32). Blocks must be loaded (lq_model_load_all). */
 typedef struct lq_state lq_state;
 lq_status lq_state_new(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, lq_state **out);
+/* For scoring whole texts: every lq_forward starts a new sequence, and keys and values of one block at a time are held. */
+lq_status lq_state_new_scoring(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, lq_state **out);
 void lq_state_reset(lq_state *s);
 void lq_state_free(lq_state **s);
 uint32_t lq_state_pos(const lq_state *s);
@@ -27,7 +29,8 @@ lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_
 /* Calibration: block b run over every sequence of the residual stream (item i of `resid`: [len[i]][hidden], replaced by the
  * block's output), stage by stage. Before the linears of a stage run, their input has been added to stats over all
  * sequences and on_stage is called: it may replace the linears' weights (w as F32, in place); the rest of the block runs on
- * what it left. One pass: each op runs once per sequence. The block must be loaded as F32. */
+ * what it left. One pass: each linear runs once per token; norms of the residual stream may be computed again. A stage's
+ * input lives in a second cache of cache_budget bytes, spilled to work_dir beyond that. Blocks loaded in any form run. */
 typedef struct lq_stage {
     uint32_t index;               /* 0.. within the block */
     uint32_t n;

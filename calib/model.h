@@ -15,19 +15,19 @@ typedef struct lq_linear {
     lq_dtype dtype;        /* type of w; LQ_NONE when q is set */
     void *w;               /* [rows][cols] stored as dtype, rows in model order (views undone) */
     lq_qtensor *q;         /* quantized: runs on these codes */
-    float *bias;           /* [rows] or NULL */
+    float *bias;           /* [rows] or NULL; NULL: q's own when it has one */
 } lq_linear;
 
 typedef struct lq_layer {  /* the loaded tensors of one block, by role; absent ones zero */
     lq_linear lin[LQ_R_N];
     float *norm[LQ_R_N];   /* gains, fp32 */
     bool loaded;
-    lq_arena *mem;
+    void *mem;             /* one allocation behind every pointer above except the qtensors' own */
 } lq_layer;
 
 typedef struct lq_model {
     lq_source *src;        /* borrowed */
-    const lq_arch *arch;
+    const lq_arch *arch;   /* NULL: unknown; only the catalog is usable */
     lq_params par;
     lq_catalog cat;
     lq_layer *layers;      /* [par.n_layers] */
@@ -36,17 +36,23 @@ typedef struct lq_model {
 } lq_model;
 
 /* Architecture by model_type / general.architecture, parameters range-checked, every tensor's name, type and shape checked
- * against them; no tensor data is read. An unknown architecture: LQ_ERR_UNSUPPORTED unless any is allowed, then the catalog
- * has rows of role UNKNOWN (2-D ones linear) and nothing can be run. */
+ * against them; no tensor data is read (but the few numbers of a GGUF's rope_freqs). Tensors the architecture does not know
+ * become rows of role UNKNOWN at the end of the catalog (slot: block -1, expert = their number). An unknown architecture:
+ * LQ_ERR_UNSUPPORTED unless any is allowed; then all rows are UNKNOWN, 2-D floating ones linear, and nothing can be run. */
 lq_status lq_model_open(lq_ctx *ctx, lq_source *src, bool any_arch, lq_model **out);
 void lq_model_free(lq_model **m);
 
 typedef enum lq_load { LQ_LOAD_STORED, LQ_LOAD_F32 } lq_load; /* keep the stored type, or decode (quantized ones too) to F32 */
-/* Reads the tensors of a block (or, b = -1, the outer ones) into memory; NaN or infinity in a weight: LQ_ERR_FORMAT naming it. */
+/* Reads the tensors of a block (or, b = -1, the outer ones) into memory; NaN or infinity in a weight: LQ_ERR_FORMAT naming
+ * tensor, row and column. A loaded block stays as it is, whatever `how` says. */
 lq_status lq_model_load(lq_ctx *ctx, lq_model *m, int32_t b, lq_load how);
+/* The outer tensors and every block. */
+lq_status lq_model_load_all(lq_ctx *ctx, lq_model *m, lq_load how);
 void lq_model_unload(lq_model *m, int32_t b);
 /* A whole row (matrix or vector) of the catalog as F32, views undone: [rows][cols]. */
 lq_status lq_model_read_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out);
+/* A whole row of the catalog in its stored type (never LQ_NONE), views undone. */
+lq_status lq_model_read_stored(lq_ctx *ctx, lq_model *m, const lq_row *row, void *out);
 uint64_t lq_model_block_bytes(const lq_model *m, int32_t b, lq_load how); /* memory lq_model_load will take */
 /* config.json for a source that has none (GGUF), from the parameters and the architecture's key table. New reference. */
 lq_status lq_model_config(lq_ctx *ctx, const lq_model *m, json_t **out);

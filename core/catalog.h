@@ -23,7 +23,8 @@
     X(MLP_NORM, "mlp_norm")      \
     X(GATE, "gate_proj")         \
     X(UP, "up_proj")             \
-    X(DOWN, "down_proj")
+    X(DOWN, "down_proj")         \
+    X(ROPE_DIV, "rope_freqs") /* a GGUF's divisors of the rotary frequencies; config.json says them as rope_scaling */
 
 typedef enum lq_role {
 #define X(name, text) LQ_R_##name,

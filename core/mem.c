@@ -64,7 +64,7 @@ lq_status lq_oom(lq_ctx *ctx, size_t bytes) {
 
 typedef struct chunk { struct chunk *next; size_t used, size; } chunk;
 struct lq_arena { chunk *head; size_t bytes; };
-enum { CHUNK_HEAD = 64, CHUNK_MIN = 1 << 20 };
+enum { CHUNK_HEAD = 64, CHUNK_SIZE = 64 << 10 };
 
 lq_arena *lq_arena_new(void) { return LQ_NEW(lq_arena); }
 
@@ -73,13 +73,16 @@ void *lq_arena_alloc(lq_arena *a, size_t n) {
     n = (n + 63) / 64 * 64;
     if (!n) n = 64;
     if (!a->head || a->head->size - a->head->used < n) {
-        size_t size = n > CHUNK_MIN ? n : CHUNK_MIN;
+        size_t size = n > CHUNK_SIZE ? n : CHUNK_SIZE;
         chunk *c = lq_alloc(CHUNK_HEAD + size);
         if (!c) return NULL;
-        c->next = a->head;
+        bool behind = a->head && n > CHUNK_SIZE; /* a large piece fills its chunk: the room left in the head stays in use */
+        c->next = behind ? a->head->next : a->head;
         c->size = size;
-        a->head = c;
+        *(behind ? &a->head->next : &a->head) = c;
         a->bytes += size;
+        c->used = n;
+        return (char *)c + CHUNK_HEAD;
     }
     void *p = (char *)a->head + CHUNK_HEAD + a->head->used;
     a->head->used += n;

@@ -194,6 +194,41 @@ lq_status lq_opts_parse(lq_ctx *ctx, const lq_optset *sets, int argc, char **arg
     return LQ_OK;
 }
 
+static json_t *value_json(const lq_opt *o, const void *at) {
+    switch (o->kind) {
+    case LQ_OPT_SET: return *(const int *)at == o->value && o->value ? json_true() : NULL;
+    case LQ_OPT_INT: return json_integer((json_int_t) * (const int64_t *)at);
+    case LQ_OPT_REAL: return json_real(*(const double *)at);
+    case LQ_OPT_SIZE: return json_integer((json_int_t) * (const uint64_t *)at);
+    case LQ_OPT_STRING: return *(const char *const *)at ? json_string(*(const char *const *)at) : NULL;
+    case LQ_OPT_CHOICE: {
+        const char *p = o->choices;
+        for (int i = *(const int *)at; i > 0 && p; i--) p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL;
+        return p ? json_stringn(p, strcspn(p, "|")) : NULL;
+    }
+    case LQ_OPT_LIST: {
+        const lq_strlist *l = at;
+        json_t *a = l->n ? json_array() : NULL;
+        for (size_t i = 0; a && i < l->n; i++) json_array_append_new(a, json_string(l->v[i]));
+        return a;
+    }
+    }
+    return NULL;
+}
+
+json_t *lq_opts_json(const lq_optset *sets, const char *skip) {
+    json_t *out = json_object();
+    for (; out && sets->table; sets++)
+        for (const lq_opt *o = sets->table; o->name; o++) {
+            json_t *v = alias_has(skip, o->name) ? NULL : value_json(o, (const char *)sets->target + o->offset);
+            if (v && json_object_set_new(out, o->name, v)) {
+                json_decref(out);
+                return NULL;
+            }
+        }
+    return out;
+}
+
 void lq_opts_free(const lq_optset *sets) {
     for (; sets->table; sets++)
         for (const lq_opt *o = sets->table; o->name; o++)

@@ -4,6 +4,7 @@
 #ifndef LQ_OPTIONS_H
 #define LQ_OPTIONS_H
 #include "core/mem.h"
+#include <jansson.h>
 #include <stdio.h>
 
 typedef enum lq_opt_kind {
@@ -41,6 +42,9 @@ lq_status lq_opts_defaults(lq_ctx *ctx, const lq_optset *sets);
 lq_status lq_opts_parse(lq_ctx *ctx, const lq_optset *sets, int argc, char **argv, const char **pos, size_t max_pos, size_t *n_pos);
 /* One "key=value" (or "key" for SET) into the sets: recipes. */
 lq_status lq_opts_set(lq_ctx *ctx, const lq_optset *sets, const char *key, const char *value);
+/* {"name": value} of every option in the sets but those named in skip (comma-separated, may be NULL): what decides the bytes,
+ * for manifests. New reference; NULL: out of memory. */
+json_t *lq_opts_json(const lq_optset *sets, const char *skip);
 void lq_opts_free(const lq_optset *sets);
 void lq_opts_help(FILE *out, const lq_optset *sets); /* aligned, with defaults */
 #endif

@@ -381,3 +381,40 @@ done:
     lq_file_close(&f);
     return st;
 }
+
+lq_status lq_scratch_open(lq_ctx *ctx, const char *dir, int *fd) {
+    if (!dir) dir = getenv("TMPDIR");
+    if (!dir || !*dir) dir = "/tmp";
+    char *path = lq_path_join(dir, "lquant-XXXXXX");
+    if (!path) return lq_oom(ctx, strlen(dir));
+    *fd = mkostemp(path, O_CLOEXEC);
+    lq_status st = *fd < 0 ? lq_fail(ctx, LQ_ERR_RESOURCE, "temporary file in %s: %s", dir, strerror(errno)) : LQ_OK;
+    if (!st) unlink(path);
+    lq_free(path);
+    return st;
+}
+
+lq_status lq_scratch_write(lq_ctx *ctx, int fd, uint64_t off, const void *p, size_t n) {
+    for (size_t done = 0; done < n;) {
+        ssize_t k = pwrite(fd, (const char *)p + done, n - done, (off_t)(off + done));
+        if (k < 0 && errno == EINTR) continue;
+        if (k <= 0) return lq_fail(ctx, LQ_ERR_RESOURCE, "temporary file: %s", k < 0 ? strerror(errno) : "nothing was written");
+        done += (size_t)k;
+    }
+    return LQ_OK;
+}
+
+lq_status lq_scratch_read(lq_ctx *ctx, int fd, uint64_t off, void *p, size_t n) {
+    for (size_t done = 0; done < n;) {
+        ssize_t k = pread(fd, (char *)p + done, n - done, (off_t)(off + done));
+        if (k < 0 && errno == EINTR) continue;
+        if (k <= 0) return lq_fail(ctx, LQ_ERR_RESOURCE, "temporary file: %s", k < 0 ? strerror(errno) : "it ends too early");
+        done += (size_t)k;
+    }
+    return LQ_OK;
+}
+
+void lq_scratch_close(int *fd) {
+    if (*fd >= 0) close(*fd);
+    *fd = -1;
+}

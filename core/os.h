@@ -47,6 +47,12 @@ void lq_out_abandon(lq_out **o); /* close without promise */
 lq_status lq_write_file(lq_ctx *ctx, const char *path, const void *p, size_t n);
 lq_status lq_copy_file(lq_ctx *ctx, const char *from, const char *to);
 
+/* A scratch file without a name: gone when closed or when the process ends. dir NULL: TMPDIR or /tmp. */
+lq_status lq_scratch_open(lq_ctx *ctx, const char *dir, int *fd);
+lq_status lq_scratch_write(lq_ctx *ctx, int fd, uint64_t off, const void *p, size_t n); /* disk full: LQ_ERR_RESOURCE */
+lq_status lq_scratch_read(lq_ctx *ctx, int fd, uint64_t off, void *p, size_t n);
+void lq_scratch_close(int *fd); /* -1 is fine */
+
 double lq_now(void);            /* seconds, monotonic */
 uint64_t lq_peak_rss(void);     /* bytes */
 bool lq_is_tty(int fd);

@@ -27,7 +27,9 @@ void lq_progress_step(lq_progress *p, double cost, const char *fmt, ...) {
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    double share = p->done / p->total, spent = lq_now() - p->start;
+    double share = p->done / p->total, now = lq_now(), spent = now - p->start;
+    if (!p->tty && now - p->said < 1 && share < 1) return;
+    p->said = now;
     eta_text(share > 0 ? spent * (1 - share) / share : 0, eta, sizeof eta);
     if (!p->tty) {
         lq_log(p->ctx, LQ_LOG_INFO, "%s %s eta %s", p->what, text, eta);

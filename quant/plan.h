@@ -8,28 +8,37 @@
 #include "quant/method.h"
 
 typedef struct lq_plan_opts {
-    int64_t bits, group;          /* group 0: choose the largest of 128, 64, 32 that divides every quantized width; -1: per row */
+    int64_t bits, group;     /* group 0: the largest of 128, 64, 32 that divides every quantized width; -1: one per row */
     int asym;
-    const char *scheme;           /* NULL or a named scheme */
-    int scale_dtype;              /* 0: exact in F16 and BF16; 1: f16 */
-    lq_strlist tensor_type;       /* REGEX=TYPE */
-    lq_strlist ignore;            /* REGEX */
-    int keep_unfit;
-    int quantize_head, dtype;     /* --lm-head same; kept dtype for sources that hold no float type */
+    int scale_dtype;         /* 0: exact in F16 and BF16; 1: F16 */
+    const char *scheme;      /* NULL or a type of lq_types: sets bits, group and symmetry */
+    lq_strlist tensor_type;  /* REGEX=TYPE, on module names; the last match wins */
+    lq_strlist ignore;       /* REGEX */
+    int keep_unfit;          /* a linear the format cannot hold stays in its source type instead of being refused */
+    int dtype;               /* index of lq_float_choices: type of kept tensors the source holds in no float type */
 } lq_plan_opts;
+extern const lq_opt lq_plan_options[];
+#define LQ_FLOAT_CHOICES "bf16|f16|f32"
+lq_dtype lq_float_choice(int index);
+
+typedef struct lq_type { const char *name, *what; int bits; } lq_type; /* bits 0: keep the source's type */
+extern const lq_type lq_types[];  /* `lquant list types`; each may carry "-sym", "-asym", "-gN", "-row" */
 
 typedef struct lq_plan {
-    lq_catalog *cat;              /* rows resolved */
+    lq_catalog *cat;         /* rows resolved; borrowed */
     const lq_method *method;
     const void *method_opts;
     const lq_format *format;
-    uint32_t n_quantized, n_kept; /* linears */
-    uint64_t weights_quantized, bytes_quantized, bytes_kept; /* stored bytes of the output */
-    double bpw;                   /* of the quantized linears */
+    uint32_t n_quantized, n_kept;            /* linears */
+    uint64_t weights, bytes_quantized;       /* of the quantized linears */
+    uint64_t bytes_kept, bytes_source;       /* everything else in the output; the whole input */
+    int64_t group;                           /* the run's group size, chosen or given */
 } lq_plan;
-/* Named types of --tensor-type and --scheme: `lquant list types`. */
-typedef struct lq_type { const char *name, *what; int bits, group, sym; } lq_type; /* group 0: the run's; bits 0: keep */
-extern const lq_type lq_types[];
+
+/* Fills plan and the catalog's quantize, scheme, out_dtype and why_kept. The first linear that cannot be done is an
+ * LQ_ERR_UNSUPPORTED that names it and the nearest legal setting. */
 lq_status lq_plan_make(lq_ctx *ctx, lq_catalog *cat, const lq_plan_opts *o, const lq_method *method, const void *method_opts,
                        const lq_format *format, lq_plan *out);
+double lq_plan_bpw(const lq_plan *p);        /* bits per weight of the quantized linears, scales and zeros included */
+void lq_plan_print(const lq_plan *p, FILE *out);
 #endif

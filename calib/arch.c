@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Registry of architectures and what is derived by walking their tables. */
+#include "calib/arch.h"
+
+#include "core/num.h"
+
+const lq_arch *const lq_archs[] = {&lq_arch_llama, &lq_arch_mistral, &lq_arch_qwen2, &lq_arch_qwen3, NULL};
+const char *const lq_rope_names[LQ_ROPE_KIND_N] = {"default", "linear", "llama3"};
+
+static bool is_listed(const char *const *list, const char *name) {
+    for (; *list; list++)
+        if (!strcmp(*list, name)) return true;
+    return false;
+}
+
+const lq_arch *lq_arch_by_model_type(const char *model_type) {
+    for (const lq_arch *const *a = lq_archs; *a; a++)
+        if (is_listed((*a)->model_types, model_type)) return *a;
+    return NULL;
+}
+
+const lq_arch *lq_arch_by_gguf(const char *architecture) {
+    for (const lq_arch *const *a = lq_archs; *a; a++)
+        if (is_listed((*a)->gguf_archs, architecture)) return *a;
+    return NULL;
+}
+
+const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part) {
+    for (const lq_arch_name *t = a->names; t->role; t++)
+        if (t->role == role && t->part == part) return t;
+    return NULL;
+}
+
+void lq_params_free(lq_params *p) {
+    lq_free(p->layer_window);
+    lq_free(p->rope_div);
+    *p = (lq_params){0};
+}
+
+bool lq_params_has(const lq_params *p, lq_feature f) {
+    switch (f) {
+    case LQ_FEAT_ALWAYS: return true;
+    case LQ_FEAT_QK_NORM: return p->qk_norm;
+    case LQ_FEAT_QKV_BIAS: return p->qkv_bias;
+    case LQ_FEAT_O_BIAS: return p->o_bias;
+    case LQ_FEAT_MLP_BIAS: return p->mlp_bias;
+    case LQ_FEAT_UNTIED: return !p->tied;
+    case LQ_FEAT_ROPE_TENSOR: return p->rope_tensor;
+    }
+    return false;
+}
+
+uint32_t lq_params_dim(const lq_params *p, lq_dim d) {
+    switch (d) {
+    case LQ_DIM_NONE: return 0;
+    case LQ_DIM_HIDDEN: return p->hidden;
+    case LQ_DIM_FFN: return p->ffn;
+    case LQ_DIM_VOCAB: return p->vocab;
+    case LQ_DIM_Q: return p->n_heads * p->head_dim;
+    case LQ_DIM_KV: return p->n_kv_heads * p->head_dim;
+    case LQ_DIM_HEAD: return p->head_dim;
+    case LQ_DIM_HALF_HEAD: return p->head_dim / 2;
+    }
+    return 0;
+}
+
+uint32_t lq_params_window(const lq_params *p, uint32_t layer) {
+    return p->layer_window && !p->layer_window[layer] ? 0 : p->window;
+}
+
+uint32_t lq_arch_stages(const lq_arch *a, const lq_params *p, int32_t stage[LQ_MAX_OPS]) {
+    int32_t of[T_N], n = 0; /* the stage that reads a tensor as it is now; -1: none yet */
+    for (int t = 0; t < T_N; t++) of[t] = -1;
+    uint32_t i = 0;
+    for (; i < LQ_MAX_OPS && a->block[i].kind; i++) {
+        const lq_op *op = &a->block[i];
+        stage[i] = -1;
+        if (!lq_params_has(p, op->only_if)) continue;
+        if (op->kind == LQ_OP_LINEAR) {
+            if (of[op->in[0]] < 0) of[op->in[0]] = n++;
+            stage[i] = of[op->in[0]];
+        }
+        of[op->out & ~LQ_OUT_ADD] = -1;
+    }
+    return i;
+}
+
+void lq_arch_widths(const lq_arch *a, const lq_params *p, uint32_t width[T_N]) {
+    memset(width, 0, T_N * sizeof *width);
+    width[T_RESID] = p->hidden;
+    for (const lq_op *op = a->block; op->kind; op++) {
+        const lq_arch_name *t = op->kind == LQ_OP_LINEAR ? lq_arch_tensor(a, op->role, LQ_PART_WEIGHT) : NULL;
+        width[op->out & ~LQ_OUT_ADD] = t ? lq_params_dim(p, t->rows) : width[op->in[0]];
+    }
+}
+
+static double llama3_divisor(double theta, double factor, double low, double high, double original) {
+    double wave = 2 * acos(-1.0) / theta;
+    if (wave < original / high) return 1;
+    if (wave > original / low) return factor;
+    double s = (original / wave - low) / (high - low);
+    return 1 / ((1 - s) / factor + s);
+}
+
+/* Published code works in fp32 and the models were trained with what it gave; at position 2000 the rounding of a frequency
+ * is an angle of 1e-4, so it is imitated. */
+void lq_rope_inv_freq(const lq_params *p, double *inv_freq) {
+    uint32_t half = p->head_dim / 2;
+    for (uint32_t j = 0; j < half; j++) {
+        float power = (float)pow(p->rope_base, (float)(2 * j) / (float)p->head_dim);
+        double theta = 1.0f / power;
+        if (p->rope == LQ_ROPE_LINEAR) theta /= p->rope_factor;
+        if (p->rope == LQ_ROPE_LLAMA3) theta /= llama3_divisor(theta, p->rope_factor, p->rope_low, p->rope_high, p->rope_original);
+        if (p->rope_div) theta /= p->rope_div[j];
+        inv_freq[j] = (float)theta;
+    }
+}
+
+/* Between the two wavelengths 1/divisor = (1-s)/factor + s with s = original/wave/(high-low) - low/(high-low): a line in
+ * 1/wave. Only low/original and high/original can be told from the divisors, so original is taken as 8192. */
+bool lq_rope_recover(const lq_params *p, double *factor, double *low, double *high) {
+    enum { ORIGINAL = 8192 };
+    lq_params plain = *p;
+    plain.rope = LQ_ROPE_DEFAULT;
+    plain.rope_div = NULL;
+    uint32_t half = p->head_dim / 2, n = 0;
+    double *theta = LQ_NEWN(double, half);
+    if (!theta || !p->rope_div) return lq_free(theta), false;
+    lq_rope_inv_freq(&plain, theta);
+    double f = p->rope_div[half - 1], sx = 0, sy = 0, sxx = 0, sxy = 0;
+    for (uint32_t j = 0; j < half; j++) {
+        double d = p->rope_div[j], x = theta[j] / (2 * acos(-1.0)), y = f > 1 ? (1 / d - 1 / f) / (1 - 1 / f) : 0;
+        if (d <= 1 || d >= f) continue;
+        n++, sx += x, sy += y, sxx += x * x, sxy += x * y;
+    }
+    bool ok = n >= 2 && n * sxx - sx * sx > 0;
+    if (ok) {
+        double slope = (n * sxy - sx * sy) / (n * sxx - sx * sx), shift = (sy - slope * sx) / n, span = ORIGINAL / slope;
+        *factor = f;
+        *low = rint(-shift * span * 1e3) / 1e3;
+        *high = rint((1 - shift) * span * 1e3) / 1e3;
+        ok = *low > 0 && *high > *low;
+    }
+    for (uint32_t j = 0; ok && j < half; j++)
+        ok = fabs(llama3_divisor(theta[j], *factor, *low, *high, ORIGINAL) / p->rope_div[j] - 1) < 1e-4;
+    lq_free(theta);
+    return ok;
+}

@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Calibration of one block: GPTQ's loop (algorithms.md 5) over the op table. The table is cut before the first LINEAR of every
+ * stage; between two cuts all sequences run one segment, the tensors that live across a cut go to a cache, unless they are a
+ * norm of the residual stream: that is computed again. */
+#include "calib/forward.h"
+#include "calib/run.h"
+
+#include <string.h>
+
+enum { MAX_STAGES = LQ_MAX_OPS };
+
+typedef struct plan {          /* the cuts of a block's table */
+    uint32_t n_ops, n_stages;
+    uint32_t cut[MAX_STAGES + 2];             /* segment s: ops [cut[s], cut[s+1]); stage s reads at cut[s+1] */
+    uint8_t input[MAX_STAGES];                /* tensor the stage's linears read */
+    bool stored[MAX_STAGES + 2][T_N];         /* tensors kept in the cache across cut s */
+    int32_t again[MAX_STAGES + 2][T_N];       /* op that makes the tensor from the residual stream again; -1 */
+    bool writes_resid[MAX_STAGES + 2];
+} plan;
+
+typedef struct group { uint32_t first, n, tokens; } group; /* sequences run together: several short ones, or one */
+
+typedef struct walk {
+    lq_ctx *ctx;
+    lq_model *m;
+    int32_t b;
+    lq_cache *resid, *live;    /* live: item = chunk */
+    const uint32_t *len;
+    plan p;
+    lq_run run;
+    group *groups;
+    uint32_t n_groups, n_chunks, widest; /* widest: tokens of the largest group */
+    float *stream, *keys, *values, *keep; /* of a group; keep: the stored tensors of a chunk, one after the other */
+    lq_span *spans;
+} walk;
+
+static uint8_t target(const lq_op *op) { return op->out & ~LQ_OUT_ADD; }
+
+static bool reads(const lq_op *op, int t) {
+    return op->in[0] == t || op->in[1] == t || op->in[2] == t || (op->out & LQ_OUT_ADD && target(op) == t);
+}
+
+/* Is t read at or after op `at` before it is set anew? */
+static bool is_live(const lq_arch *a, const lq_params *p, uint32_t at, int t) {
+    for (const lq_op *op = a->block + at; op->kind; op++) {
+        if (!lq_params_has(p, op->only_if)) continue;
+        if (reads(op, t)) return true;
+        if (target(op) == t) return false;
+    }
+    return false;
+}
+
+/* The op that last made t before `at`, when it is a norm of a residual stream that has not changed since; else -1. */
+static int32_t norm_of_resid(const lq_arch *a, const lq_params *p, uint32_t at, int t) {
+    for (int32_t i = (int32_t)at - 1; i >= 0; i--) {
+        const lq_op *op = &a->block[i];
+        if (!lq_params_has(p, op->only_if)) continue;
+        if (target(op) == t) return op->kind == LQ_OP_NORM && op->in[0] == T_RESID ? i : -1;
+        if (target(op) == T_RESID) return -1;
+    }
+    return -1;
+}
+
+static void make_plan(const lq_arch *a, const lq_params *par, plan *p) {
+    int32_t stage[LQ_MAX_OPS];
+    *p = (plan){.n_ops = lq_arch_stages(a, par, stage)};
+    for (uint32_t i = 0; i < p->n_ops; i++) {
+        if (stage[i] < (int32_t)p->n_stages) continue;
+        p->input[p->n_stages++] = a->block[i].in[0];
+        p->cut[p->n_stages] = i;
+    }
+    p->cut[p->n_stages + 1] = p->n_ops;
+    for (uint32_t s = 0; s <= p->n_stages; s++) {
+        for (uint32_t i = p->cut[s]; i < p->cut[s + 1]; i++) p->writes_resid[s] = p->writes_resid[s] || target(&a->block[i]) == T_RESID;
+        for (int t = T_NONE + 1; t < T_N; t++) {
+            p->again[s][t] = -1;
+            if (t == T_RESID || !s || !is_live(a, par, p->cut[s], t)) continue;
+            p->again[s][t] = norm_of_resid(a, par, p->cut[s], t);
+            p->stored[s][t] = p->again[s][t] < 0;
+        }
+    }
+}
+
+static lq_status make_groups(walk *w) {
+    uint32_t n = (uint32_t)lq_cache_items(w->resid);
+    w->groups = LQ_NEWN(group, n);
+    if (!w->groups) return lq_oom(w->ctx, n * sizeof(group));
+    for (uint32_t i = 0; i < n;) {
+        group g = {.first = i};
+        do g.tokens += w->len[i++], g.n++;
+        while (i < n && g.tokens + w->len[i] <= w->run.chunk);
+        if (g.tokens > w->widest) w->widest = g.tokens;
+        w->n_chunks += (g.tokens + w->run.chunk - 1) / w->run.chunk;
+        w->groups[w->n_groups++] = g;
+    }
+    return LQ_OK;
+}
+
+static uint32_t longest(const walk *w) {
+    uint32_t most = 1;
+    for (size_t i = 0; i < lq_cache_items(w->resid); i++) most = w->len[i] > most ? w->len[i] : most;
+    return most;
+}
+
+static uint32_t stored_width(const walk *w, uint32_t s) {
+    uint32_t width = 0;
+    for (int t = 0; t < T_N; t++) width += w->p.stored[s][t] ? w->run.width[t] : 0;
+    return width;
+}
+
+static lq_status walk_init(walk *w, uint64_t budget, const char *dir) {
+    lq_ctx *ctx = w->ctx;
+    uint64_t tokens = 0;
+    for (size_t i = 0; i < lq_cache_items(w->resid); i++) tokens += w->len[i];
+    make_plan(w->m->arch, &w->m->par, &w->p);
+    LQ_TRY(lq_run_init(ctx, &w->run, w->m, tokens < UINT32_MAX ? (uint32_t)tokens : UINT32_MAX, longest(w)));
+    LQ_TRY(lq_run_fit(ctx, &w->run, &w->m->layers[w->b]));
+    LQ_TRY(make_groups(w));
+    uint32_t most = 0;
+    for (uint32_t s = 1; s <= w->p.n_stages; s++) most = stored_width(w, s) > most ? stored_width(w, s) : most;
+    bool ok = (w->stream = LQ_NEWN(float, (size_t)w->widest * w->run.width[T_RESID])) &&
+              (w->keys = LQ_NEWN(float, (size_t)w->widest * w->run.width[T_K])) &&
+              (w->values = LQ_NEWN(float, (size_t)w->widest * w->run.width[T_V])) && (w->spans = LQ_NEWN(lq_span, w->run.chunk)) &&
+              (w->keep = LQ_NEWN(float, (size_t)w->run.chunk * most));
+    if (!ok) return lq_oom(ctx, (size_t)w->widest * w->run.width[T_RESID] * 4);
+    return lq_cache_new(ctx, w->n_chunks, budget, dir, &w->live);
+}
+
+static void walk_free(walk *w) {
+    lq_cache_free(&w->live);
+    lq_run_free(&w->run);
+    lq_free(w->groups);
+    lq_free(w->stream);
+    lq_free(w->keys);
+    lq_free(w->values);
+    lq_free(w->keep);
+    lq_free(w->spans);
+}
+
+/* The spans of tokens [t0, t0+n) of a group; returns their number. */
+static uint32_t make_spans(walk *w, const group *g, uint32_t t0, uint32_t n) {
+    if (g->n == 1) {
+        w->spans[0] = (lq_span){0, n, t0, w->keys, w->values};
+        return 1;
+    }
+    for (uint32_t i = 0, at = 0; i < g->n; at += w->len[g->first + i++])
+        w->spans[i] = (lq_span){at, w->len[g->first + i], 0, w->keys + (size_t)at * w->run.width[T_K], w->values + (size_t)at * w->run.width[T_V]};
+    return g->n;
+}
+
+static lq_status load_live(walk *w, uint32_t s, uint32_t chunk, uint32_t n) {
+    uint32_t width = stored_width(w, s);
+    const lq_layer *l = &w->m->layers[w->b];
+    if (width) LQ_TRY(lq_cache_get(w->ctx, w->live, chunk, w->keep, (size_t)n * width));
+    float *at = w->keep;
+    for (int t = 0; t < T_N; t++) {
+        size_t size = (size_t)n * w->run.width[t];
+        if (w->p.stored[s][t]) {
+            memcpy(w->run.t[t], at, size * 4);
+            at += size;
+        } else if (s && w->p.again[s][t] >= 0) {
+            uint32_t op = (uint32_t)w->p.again[s][t];
+            lq_run_ops(&w->run, l, (uint32_t)w->b, op, op + 1, n, NULL, 0);
+        }
+    }
+    return LQ_OK;
+}
+
+static lq_status save_live(walk *w, uint32_t s, uint32_t chunk, uint32_t n) {
+    uint32_t width = stored_width(w, s);
+    float *at = w->keep;
+    for (int t = 0; t < T_N; t++) {
+        if (!w->p.stored[s][t]) continue;
+        memcpy(at, w->run.t[t], (size_t)n * w->run.width[t] * 4);
+        at += (size_t)n * w->run.width[t];
+    }
+    return width ? lq_cache_put(w->ctx, w->live, chunk, w->keep, (size_t)n * width) : LQ_OK;
+}
+
+static lq_status run_chunk(walk *w, uint32_t s, const group *g, uint32_t t0, uint32_t n, uint32_t chunk, lq_stats *stats) {
+    lq_run *r = &w->run;
+    bool last = s == w->p.n_stages;
+    r->t[T_RESID] = w->stream + (size_t)t0 * r->width[T_RESID];
+    r->t[T_K] = w->keys + (size_t)t0 * r->width[T_K];
+    r->t[T_V] = w->values + (size_t)t0 * r->width[T_V];
+    uint32_t n_spans = make_spans(w, g, t0, n);
+    LQ_TRY(load_live(w, s, chunk, n));
+    lq_run_ops(r, &w->m->layers[w->b], (uint32_t)w->b, w->p.cut[s], w->p.cut[s + 1], n, w->spans, n_spans);
+    if (last) return LQ_OK;
+    LQ_TRY(save_live(w, s + 1, chunk, n));
+    return stats ? lq_stats_add(w->ctx, stats, r->t[w->p.input[s]], n) : LQ_OK;
+}
+
+static lq_status move_stream(walk *w, const group *g, bool in) {
+    uint32_t d = w->run.width[T_RESID];
+    float *at = w->stream;
+    for (uint32_t i = g->first; i < g->first + g->n; at += (size_t)w->len[i++] * d) {
+        if (in) LQ_TRY(lq_cache_get(w->ctx, w->resid, i, at, (size_t)w->len[i] * d));
+        else LQ_TRY(lq_cache_put(w->ctx, w->resid, i, at, (size_t)w->len[i] * d));
+    }
+    return LQ_OK;
+}
+
+static lq_status run_segment(walk *w, uint32_t s, lq_stats *stats) {
+    uint32_t chunk = 0;
+    for (const group *g = w->groups; g < w->groups + w->n_groups; g++) {
+        LQ_TRY(lq_check_cancel(w->ctx));
+        LQ_TRY(move_stream(w, g, true));
+        for (uint32_t t0 = 0; t0 < g->tokens; t0 += w->run.chunk) {
+            uint32_t n = g->tokens - t0 < w->run.chunk ? g->tokens - t0 : w->run.chunk;
+            LQ_TRY(run_chunk(w, s, g, t0, n, chunk++, stats));
+        }
+        if (w->p.writes_resid[s]) LQ_TRY(move_stream(w, g, false));
+    }
+    return LQ_OK;
+}
+
+uint32_t lq_block_stages(lq_model *m, int32_t b, lq_stage *out, uint32_t max) {
+    int32_t stage[LQ_MAX_OPS], n = 0;
+    uint32_t n_ops = lq_arch_stages(m->arch, &m->par, stage);
+    for (uint32_t i = 0; i < n_ops; i++) {
+        if (stage[i] < 0 || stage[i] >= (int32_t)max) continue;
+        lq_stage *s = &out[stage[i]];
+        if (stage[i] >= n) *s = (lq_stage){.index = (uint32_t)n++};
+        lq_linear *lin = &m->layers[b].lin[m->arch->block[i].role];
+        if (s->n < sizeof s->lin / sizeof *s->lin) s->lin[s->n++] = lin;
+        s->cols = lin->cols;
+    }
+    return (uint32_t)n;
+}
+
+static lq_status run_stage(walk *w, uint32_t s, const lq_stage *stage, const lq_stage_hook *hook) {
+    lq_stats stats = {0};
+    lq_status st = LQ_OK;
+    if (hook->needs) LQ_GO(lq_stats_init(w->ctx, &stats, hook->needs, stage->cols));
+    LQ_GO(run_segment(w, s, hook->needs ? &stats : NULL));
+    LQ_GO(hook->on_stage(hook->user, w->b, stage, hook->needs ? &stats : NULL));
+    LQ_GO(lq_run_fit(w->ctx, &w->run, &w->m->layers[w->b])); /* what it left may be quantized */
+done:
+    lq_stats_free(&stats);
+    return st;
+}
+
+/* Nobody watches: the whole table is one segment. */
+static void join_segments(plan *p) {
+    p->cut[1] = p->n_ops;
+    p->n_stages = 0;
+    for (uint32_t s = 0; s < MAX_STAGES + 2; s++) p->writes_resid[0] = p->writes_resid[0] || p->writes_resid[s];
+}
+
+lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook,
+                             uint64_t cache_budget, const char *work_dir) {
+    if (!m->arch || b < 0 || b >= (int32_t)m->par.n_layers || !m->layers[b].loaded)
+        return lq_fail(ctx, LQ_ERR_INTERNAL, "block %d is not loaded", b);
+    walk w = {.ctx = ctx, .m = m, .b = b, .resid = resid, .len = len};
+    lq_stage stages[MAX_STAGES];
+    lq_status st;
+    LQ_GO(walk_init(&w, cache_budget, work_dir));
+    if (!hook || !hook->on_stage) join_segments(&w.p);
+    lq_block_stages(m, b, stages, MAX_STAGES);
+    for (uint32_t s = 0; s < w.p.n_stages; s++) LQ_GO(run_stage(&w, s, &stages[s], hook));
+    LQ_GO(run_segment(&w, w.p.n_stages, NULL));
+done:
+    if (st) lq_note(ctx, st, "block %d", b);
+    walk_free(&w);
+    return st;
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* y = x W^T + b on whatever the linear holds. One token: GEMV on the stored form. More: panels of rows are decoded into
+ * cache-sized scratch, each once, and multiplied with all tokens; panels are the parallel split and follow from the shape. */
+#include "calib/forward.h"
+#include "calib/run.h"
+
+#include "core/thread.h"
+
+enum { PANEL = 128 << 10, PANEL_MIN = 32, PANEL_MAX = 128, GEMV_ROWS = 64 }; /* floats; rows */
+
+static uint32_t panel_rows(const lq_linear *lin) {
+    uint32_t want = PANEL / lin->cols;
+    if (want < PANEL_MIN) want = PANEL_MIN;
+    if (want > PANEL_MAX) want = PANEL_MAX;
+    uint32_t parts = (lin->rows + want - 1) / want;
+    return ((lin->rows + parts - 1) / parts + 7) / 8 * 8; /* all alike: no thin last panel */
+}
+
+size_t lq_linear_scratch(const lq_linear *lin) { return lin->rows && (lin->q || lin->dtype != LQ_F32) ? (size_t)panel_rows(lin) * lin->cols : 0; }
+
+lq_status lq_work_fit(lq_ctx *ctx, lq_work *w, size_t per) {
+    per = (per + 15) / 16 * 16;
+    if (w->v && w->per >= per && w->workers >= lq_threads()) return LQ_OK;
+    if (per < w->per) per = w->per;
+    lq_free(w->v);
+    w->workers = 0;
+    if (!(w->v = lq_calloc(per * (size_t)lq_threads() + 1, 4))) return lq_oom(ctx, per * 4);
+    w->per = per;
+    w->workers = lq_threads();
+    return LQ_OK;
+}
+
+float *lq_work_mine(const lq_work *w) { return w->v + (size_t)lq_worker() * w->per; }
+
+void lq_work_free(lq_work *w) {
+    lq_free(w->v);
+    *w = (lq_work){0};
+}
+
+typedef struct apply {
+    const lq_kernels *k;
+    const lq_work *work;
+    const lq_linear *lin;
+    const float *x;
+    float *y;
+    uint32_t n, panel;
+} apply;
+
+static void gemv_slice(void *arg, size_t i) {
+    const apply *a = arg;
+    const lq_linear *l = a->lin;
+    uint32_t r0 = (uint32_t)i * GEMV_ROWS, nr = l->rows - r0 < GEMV_ROWS ? l->rows - r0 : GEMV_ROWS;
+    size_t stride = l->q ? 0 : lq_dtype_row_bytes(l->dtype, l->cols);
+    if (l->q) a->k->gemv(l->q, r0, nr, a->x, a->y + r0);
+    else a->k->gemv_fp(l->dtype, (const char *)l->w + r0 * stride, stride, nr, l->cols, a->x, a->y + r0);
+}
+
+static void panel_slice(void *arg, size_t i) {
+    const apply *a = arg;
+    const lq_linear *l = a->lin;
+    uint32_t r0 = (uint32_t)i * a->panel, nr = l->rows - r0 < a->panel ? l->rows - r0 : a->panel;
+    float *w = lq_work_mine(a->work);
+    size_t stride = l->q ? 0 : lq_dtype_row_bytes(l->dtype, l->cols);
+    if (l->q) a->k->dequant(l->q, r0, nr, w);
+    else a->k->decode(l->dtype, (const char *)l->w + r0 * stride, w, (size_t)nr * l->cols);
+    lq_gemm_nt(a->x, l->cols, w, l->cols, a->y + r0, l->rows, a->n, nr, l->cols, false);
+}
+
+static const float *bias_of(const lq_linear *l) { return l->bias ? l->bias : l->q ? l->q->bias : NULL; }
+
+static void bias_slice(void *arg, size_t i) {
+    const apply *a = arg;
+    a->k->add(a->y + i * a->lin->rows, bias_of(a->lin), a->lin->rows);
+}
+
+void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y) {
+    apply a = {k, w, lin, x, y, n, panel_rows(lin)};
+    if (n == 1) lq_parallel_for((lin->rows + GEMV_ROWS - 1) / GEMV_ROWS, gemv_slice, &a);
+    else if (!lin->q && lin->dtype == LQ_F32) lq_matmul(x, lin->cols, lin->w, lin->cols, y, lin->rows, n, lin->rows, lin->cols);
+    else lq_parallel_for((lin->rows + a.panel - 1) / a.panel, panel_slice, &a);
+    if (bias_of(lin)) lq_parallel_for(n, bias_slice, &a);
+}
+
+lq_status lq_linear_apply(lq_ctx *ctx, const lq_kernels *k, const lq_linear *lin, const float *x, uint32_t n, float *y) {
+    lq_work w = {0};
+    if (!lin->rows || (!lin->w && !lin->q)) return lq_fail(ctx, LQ_ERR_INTERNAL, "a linear that is not loaded");
+    if (!n) return LQ_OK;
+    if (n > 1) LQ_TRY(lq_work_fit(ctx, &w, lq_linear_scratch(lin)));
+    lq_linear_run(k, &w, lin, x, n, y);
+    lq_work_free(&w);
+    return LQ_OK;
+}

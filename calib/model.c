@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Binding: which architecture, which parameters, and one catalog row per stored tensor, each checked against both. */
+#include "calib/model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct binder {
+    lq_ctx *ctx;
+    lq_model *m;
+    bool gguf;
+    uint8_t *taken;          /* [src->n] bound already */
+    int32_t stage[LQ_R_N];   /* of each role's LINEAR; -1 */
+    int32_t fuse[LQ_R_N];
+    size_t missing;
+    char first[160];         /* name of the first missing tensor */
+} binder;
+
+static char *block_name(lq_arena *mem, const char *pattern, int32_t b) {
+    char *name = lq_arena_alloc(mem, strlen(pattern) + 16);
+    const char *mark = strstr(pattern, "%d");
+    if (!name) return NULL;
+    if (mark) snprintf(name, strlen(pattern) + 16, "%.*s%d%s", (int)(mark - pattern), pattern, b, mark + 2);
+    else strcpy(name, pattern);
+    return name;
+}
+
+static lq_status find_arch(lq_ctx *ctx, lq_model *m) {
+    const char *name = NULL;
+    size_t len;
+    if (m->src->config) {
+        LQ_TRY(lq_json_string(ctx, m->src->config, "model_type", true, &name));
+        m->arch = lq_arch_by_model_type(name);
+    } else if (m->src->gguf) {
+        const lq_gguf_kv *kv = lq_gguf_find(m->src->gguf, "general.architecture");
+        name = kv ? lq_gguf_str(kv, 0, &len) : NULL;
+        m->arch = name ? lq_arch_by_gguf(name) : NULL;
+    }
+    if (m->arch) return LQ_OK;
+    if (!name) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: nothing says which architecture this is (no config.json)", m->src->path);
+    return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "architecture '%s' is not supported; `lquant list archs` names those that are", name);
+}
+
+static lq_status read_params(lq_ctx *ctx, lq_model *m) {
+    if (m->src->config) return lq_note(ctx, m->arch->params_hf(ctx, m->arch, m->src->config, &m->par), "config.json");
+    return m->arch->params_gguf(ctx, m->arch, m->src->gguf, &m->par);
+}
+
+static void shape_text(char *buf, size_t n, uint32_t ndim, const uint64_t *shape) {
+    size_t at = (size_t)snprintf(buf, n, "[");
+    for (uint32_t i = 0; i < ndim && at < n; i++)
+        at += (size_t)snprintf(buf + at, n - at, i ? ", %llu" : "%llu", (unsigned long long)shape[i]);
+    if (at < n) snprintf(buf + at, n - at, "]");
+}
+
+static lq_status check(binder *b, const lq_arch_name *t, const lq_entry *e) {
+    uint64_t want[2] = {lq_params_dim(&b->m->par, t->rows), lq_params_dim(&b->m->par, t->cols)};
+    uint32_t ndim = t->cols ? 2 : 1;
+    bool fits = e->ndim == ndim && e->shape[0] == want[0] && (ndim < 2 || e->shape[1] == want[1]);
+    if (!fits) {
+        char has[96], expected[96];
+        shape_text(has, sizeof has, e->ndim, e->shape);
+        shape_text(expected, sizeof expected, ndim, want);
+        return lq_fail(b->ctx, LQ_ERR_FORMAT, "tensor '%s': shape %s, the configuration says %s", e->name, has, expected);
+    }
+    if (e->dtype == LQ_NONE ? ndim == 2 : lq_dtype_is_weight(e->dtype) && (ndim == 2 || lq_dtypes[e->dtype].block == 1)) return LQ_OK;
+    return lq_fail(b->ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': type %s is not a weight", e->name, lq_dtypes[e->dtype].name);
+}
+
+static lq_row *new_row(binder *b, size_t i) {
+    const lq_entry *e = &b->m->src->entries[i];
+    lq_row *r = &b->m->cat.rows[b->m->cat.n++];
+    *r = (lq_row){.source = (int32_t)i, .dtype = e->dtype, .ndim = e->ndim, .fuse = -1, .stage = -1, .scheme = e->scheme};
+    memcpy(r->shape, e->shape, sizeof r->shape);
+    b->taken[i] = 1;
+    return r;
+}
+
+/* Rows of q and k that GGUF stores as rope pairs. */
+static void set_view(binder *b, lq_row *r, const lq_arch_name *t) {
+    if (!b->gguf || !b->m->arch->gguf_rope_pairs || (t->role != LQ_R_Q && t->role != LQ_R_K)) return;
+    r->view = LQ_VIEW_ROPE_PAIRS;
+    r->view_heads = t->role == LQ_R_Q ? b->m->par.n_heads : b->m->par.n_kv_heads;
+}
+
+static lq_status bind(binder *b, const lq_arch_name *t, int32_t block) {
+    lq_model *m = b->m;
+    if (!lq_params_has(&m->par, t->only_if)) return LQ_OK;
+    const char *hf = block_name(m->cat.mem, t->hf, block), *gguf = block_name(m->cat.mem, t->gguf, block);
+    if (!hf || !gguf) return lq_oom(b->ctx, 64);
+    long i = lq_source_find(m->src, b->gguf ? gguf : hf);
+    if (i < 0) {
+        if (!b->missing++) snprintf(b->first, sizeof b->first, "%s", b->gguf ? gguf : hf);
+        return LQ_OK;
+    }
+    LQ_TRY(check(b, t, &m->src->entries[i]));
+    lq_row *r = new_row(b, (size_t)i);
+    r->slot = (lq_slot){.block = block, .role = (uint16_t)t->role, .expert = -1};
+    r->part = t->part;
+    r->name = hf;
+    r->gguf_name = gguf;
+    r->linear = t->part == LQ_PART_WEIGHT && (b->stage[t->role] >= 0 || t->role == LQ_R_HEAD || t->role == LQ_R_EMBED);
+    r->fuse = b->fuse[t->role];
+    r->stage = t->part == LQ_PART_WEIGHT ? b->stage[t->role] : -1;
+    set_view(b, r, t);
+    return LQ_OK;
+}
+
+/* Stage and fuse group of each role: linears of a stage of several are fused by runtimes. */
+static void number_roles(binder *b) {
+    int32_t stage[LQ_MAX_OPS], size[LQ_MAX_OPS] = {0}, group[LQ_MAX_OPS], groups = 0;
+    for (int r = 0; r < LQ_R_N; r++) b->stage[r] = b->fuse[r] = -1;
+    uint32_t n = lq_arch_stages(b->m->arch, &b->m->par, stage);
+    for (uint32_t i = 0; i < n; i++)
+        if (stage[i] >= 0) size[stage[i]]++;
+    for (int s = 0; s < LQ_MAX_OPS; s++) group[s] = size[s] > 1 ? groups++ : -1;
+    for (uint32_t i = 0; i < n; i++) {
+        if (stage[i] < 0) continue;
+        b->stage[b->m->arch->block[i].role] = stage[i];
+        b->fuse[b->m->arch->block[i].role] = group[stage[i]];
+    }
+}
+
+static bool in_block(const lq_arch_name *t) { return strstr(t->hf, "%d") != NULL; }
+
+static lq_status bind_known(binder *b) {
+    const lq_arch_name *t = b->m->arch->names;
+    number_roles(b);
+    for (; t->role && !in_block(t); t++) LQ_TRY(bind(b, t, -1));
+    const lq_arch_name *first = t;
+    for (uint32_t l = 0; l < b->m->par.n_layers; l++)
+        for (t = first; t->role && in_block(t); t++) LQ_TRY(bind(b, t, (int32_t)l));
+    for (; t->role; t++) LQ_TRY(bind(b, t, -1));
+    if (!b->missing) return LQ_OK;
+    return lq_fail(b->ctx, LQ_ERR_FORMAT, "tensor '%s' is missing (%zu missing in all)", b->first, b->missing);
+}
+
+static int by_name(const void *a, const void *b) { return strcmp(((const lq_row *)a)->name, ((const lq_row *)b)->name); }
+
+/* What no table knows: carried along, named, never run. */
+static lq_status bind_rest(binder *b) {
+    lq_model *m = b->m;
+    size_t first = m->cat.n;
+    for (size_t i = 0; i < m->src->n; i++) {
+        if (b->taken[i]) continue;
+        lq_row *r = new_row(b, i);
+        r->name = block_name(m->cat.mem, m->src->entries[i].name, 0);
+        if (!r->name) return lq_oom(b->ctx, 64);
+        r->linear = !m->arch && r->ndim == 2 && (r->dtype == LQ_NONE || lq_dtype_is_weight(r->dtype));
+    }
+    qsort(m->cat.rows + first, m->cat.n - first, sizeof *m->cat.rows, by_name);
+    if (m->cat.n - first > INT16_MAX) return lq_fail(b->ctx, LQ_ERR_UNSUPPORTED, "%zu tensors of unknown names", m->cat.n - first);
+    for (size_t i = first; i < m->cat.n; i++)
+        m->cat.rows[i].slot = (lq_slot){.block = -1, .role = LQ_R_UNKNOWN, .expert = (int16_t)(i - first)};
+    return LQ_OK;
+}
+
+static lq_status make_catalog(lq_ctx *ctx, lq_model *m) {
+    binder b = {.ctx = ctx, .m = m, .gguf = !m->src->config && m->src->gguf};
+    lq_status st;
+    m->cat.n_blocks = m->arch ? m->par.n_layers : 0;
+    m->cat.tied = m->arch && m->par.tied;
+    m->cat.model_type = "";
+    bool ok = (m->cat.mem = lq_arena_new()) && (b.taken = lq_alloc(m->src->n)) && m->src->n < SIZE_MAX / sizeof(lq_row) &&
+              (m->cat.rows = lq_arena_alloc(m->cat.mem, m->src->n * sizeof(lq_row)));
+    if (!ok) LQ_GO(lq_oom(ctx, m->src->n * sizeof(lq_row)));
+    const char *type = m->src->config ? json_string_value(json_object_get(m->src->config, "model_type")) : m->arch ? m->arch->model_types[0] : NULL;
+    if (type && !(m->cat.model_type = block_name(m->cat.mem, type, 0))) LQ_GO(lq_oom(ctx, strlen(type)));
+    if (m->arch) LQ_GO(bind_known(&b));
+    LQ_GO(bind_rest(&b));
+done:
+    lq_free(b.taken);
+    return st;
+}
+
+static lq_status read_rope_div(lq_ctx *ctx, lq_model *m) {
+    lq_row *row = m->par.rope_tensor ? lq_catalog_find(&m->cat, (lq_slot){-1, LQ_R_ROPE_DIV, -1}, LQ_PART_WEIGHT) : NULL;
+    if (!row) return LQ_OK;
+    uint32_t half = m->par.head_dim / 2;
+    float *v = LQ_NEWN(float, half);
+    lq_status st = v && (m->par.rope_div = LQ_NEWN(double, half)) ? lq_model_read_f32(ctx, m, row, v) : lq_oom(ctx, half * 8);
+    for (uint32_t j = 0; j < half && !st; j++) {
+        m->par.rope_div[j] = v[j];
+        if (!(v[j] >= 1e-3f && v[j] <= 1e6f))
+            st = lq_fail(ctx, LQ_ERR_FORMAT, "tensor '%s': divisor %u is %g, expected 0.001 to 1e6", row->name, j, (double)v[j]);
+    }
+    lq_free(v);
+    return st;
+}
+
+lq_status lq_model_open(lq_ctx *ctx, lq_source *src, bool any_arch, lq_model **out) {
+    lq_status st;
+    lq_model *m = *out = LQ_NEW(lq_model);
+    if (!m) return lq_oom(ctx, sizeof *m);
+    m->src = src;
+    m->k = lq_kernels_best();
+    st = find_arch(ctx, m);
+    if (st && !(any_arch && st == LQ_ERR_UNSUPPORTED)) goto done;
+    if (m->arch) LQ_GO(read_params(ctx, m));
+    LQ_GO(make_catalog(ctx, m));
+    if (m->arch) LQ_GO(read_rope_div(ctx, m));
+    if (m->arch && !(m->layers = LQ_NEWN(lq_layer, m->par.n_layers))) LQ_GO(lq_oom(ctx, m->par.n_layers * sizeof(lq_layer)));
+done:
+    if (st) lq_model_free(out);
+    return st;
+}
+
+void lq_model_free(lq_model **m) {
+    if (!*m) return;
+    lq_model_unload(*m, -1);
+    for (uint32_t b = 0; (*m)->layers && b < (*m)->par.n_layers; b++) lq_model_unload(*m, (int32_t)b);
+    lq_free((*m)->layers);
+    lq_catalog_free(&(*m)->cat);
+    lq_params_free(&(*m)->par);
+    lq_free(*m);
+    *m = NULL;
+}
+
+static void special_id(const lq_gguf *g, const char *key, json_t *c, const char *name) {
+    const lq_gguf_kv *kv = g ? lq_gguf_find(g, key) : NULL;
+    if (kv && !lq_gguf_is_array(kv) && lq_gguf_elem(kv) != LQ_GGUF_STRING) json_object_set_new(c, name, json_integer((json_int_t)lq_gguf_num(kv, 0)));
+}
+
+lq_status lq_model_config(lq_ctx *ctx, const lq_model *m, json_t **out) {
+    *out = NULL;
+    if (!m->arch) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a configuration can be made for a known architecture only");
+    if (m->src->config) return (*out = json_deep_copy(m->src->config)) ? LQ_OK : lq_oom(ctx, 0);
+    LQ_TRY(m->arch->config(ctx, m->arch, &m->par, out));
+    special_id(m->src->gguf, "tokenizer.ggml.bos_token_id", *out, "bos_token_id");
+    special_id(m->src->gguf, "tokenizer.ggml.eos_token_id", *out, "eos_token_id");
+    special_id(m->src->gguf, "tokenizer.ggml.padding_token_id", *out, "pad_token_id");
+    return LQ_OK;
+}

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Tensor data into memory: read in slabs of rows, views undone, decoded when asked, every value finite. */
+#include "calib/model.h"
+
+#include "core/num.h"
+#include "core/thread.h"
+
+#include <string.h>
+
+enum { SLAB = 4 << 20, SLICE = 64 };
+
+typedef struct shape { uint64_t rows, cols; size_t bytes; } shape; /* bytes: of a stored row */
+
+/* A vector is read as rows of one element, as the source counts them. */
+static shape shape_of(const lq_row *r) {
+    shape s = {.rows = r->ndim ? r->shape[0] : 1, .cols = 1};
+    for (uint32_t i = 1; i < r->ndim; i++) s.cols *= r->shape[i];
+    s.bytes = r->dtype == LQ_NONE ? 0 : lq_dtype_row_bytes(r->dtype, s.cols);
+    return s;
+}
+
+/* Model row that stored row r is. */
+static uint64_t model_row(const lq_row *row, uint64_t rows, uint64_t r) {
+    if (row->view != LQ_VIEW_ROPE_PAIRS) return r;
+    uint64_t dim = rows / row->view_heads, head = r / dim, in = r % dim;
+    return head * dim + in / 2 + (in & 1) * (dim / 2);
+}
+
+typedef struct job { /* a slab on its way from src to dst */
+    const lq_kernels *k;
+    const lq_row *row;
+    shape s;
+    uint64_t row0, rows;
+    const char *src;
+    char *dst;
+    bool f32;
+    int64_t *bad; /* [slices] stored element, counted from row0, that is not finite; -1 */
+} job;
+
+static int64_t bad_float(const float *v, uint64_t n) {
+    for (uint64_t i = 0; i < n; i++)
+        if ((lq_f32_bits(v[i]) & 0x7f800000u) == 0x7f800000u) return (int64_t)i;
+    return -1;
+}
+
+static int64_t bad_half(const uint16_t *v, uint64_t n, uint16_t exponent) {
+    for (uint64_t i = 0; i < n; i++)
+        if ((v[i] & exponent) == exponent) return (int64_t)i;
+    return -1;
+}
+
+/* A block whose scales are finite has finite weights: decoded piece by piece only to find out. */
+static int64_t bad_blocks(const job *j, const char *src) {
+    float v[1024];
+    const lq_dtype_info *t = &lq_dtypes[j->row->dtype];
+    for (uint64_t at = 0; at < j->s.cols;) {
+        uint64_t n = j->s.cols - at < 1024 ? j->s.cols - at : 1024;
+        j->k->decode(j->row->dtype, src + at / t->block * t->bytes, v, n);
+        int64_t bad = bad_float(v, n);
+        if (bad >= 0) return (int64_t)at + bad;
+        at += n;
+    }
+    return -1;
+}
+
+static int64_t one_row(const job *j, const char *src, char *dst) {
+    lq_dtype t = j->row->dtype;
+    if (j->f32) {
+        j->k->decode(t, src, (float *)(void *)dst, j->s.cols);
+        return bad_float((const float *)(void *)dst, j->s.cols);
+    }
+    memcpy(dst, src, j->s.bytes);
+    if (t == LQ_F32) return bad_float((const float *)(void *)dst, j->s.cols);
+    if (t == LQ_F16) return bad_half((const uint16_t *)(void *)dst, j->s.cols, 0x7c00);
+    if (t == LQ_BF16) return bad_half((const uint16_t *)(void *)dst, j->s.cols, 0x7f80);
+    return lq_dtype_is_weight(t) ? bad_blocks(j, src) : -1;
+}
+
+static void convert_slice(void *arg, size_t i) {
+    const job *j = arg;
+    uint64_t end = (i + 1) * SLICE < j->rows ? (i + 1) * SLICE : j->rows;
+    size_t stride = j->f32 ? j->s.cols * 4 : j->s.bytes;
+    for (uint64_t r = i * SLICE; r < end; r++) {
+        int64_t bad = one_row(j, j->src + r * j->s.bytes, j->dst + model_row(j->row, j->s.rows, j->row0 + r) * stride);
+        if (bad >= 0 && j->bad[i] < 0) j->bad[i] = (int64_t)(r * j->s.cols) + bad;
+    }
+}
+
+static lq_status finite(lq_ctx *ctx, const job *j) {
+    for (uint64_t i = 0; i < (j->rows + SLICE - 1) / SLICE; i++) {
+        if (j->bad[i] < 0) continue;
+        uint64_t r = model_row(j->row, j->s.rows, j->row0 + (uint64_t)j->bad[i] / j->s.cols), c = (uint64_t)j->bad[i] % j->s.cols;
+        return lq_fail(ctx, LQ_ERR_FORMAT, "tensor '%s': row %llu, column %llu is NaN or infinite", j->row->name, (unsigned long long)r,
+                       (unsigned long long)c);
+    }
+    return LQ_OK;
+}
+
+/* All of a float row (dtype not NONE) into dst. */
+static lq_status read_rows(lq_ctx *ctx, lq_model *m, const lq_row *row, bool f32, void *dst) {
+    lq_status st = LQ_OK;
+    shape s = shape_of(row);
+    if (!lq_row_elems(row)) return LQ_OK;
+    if (!s.bytes) return lq_fail(ctx, LQ_ERR_FORMAT, "tensor '%s': rows of %llu do not fit its type", row->name, (unsigned long long)s.cols);
+    uint64_t per = SLAB / s.bytes ? SLAB / s.bytes : 1;
+    if (per > s.rows) per = s.rows;
+    job j = {.k = m->k, .row = row, .s = s, .dst = dst, .f32 = f32};
+    char *slab = lq_alloc(per * s.bytes);
+    size_t slices = (per + SLICE - 1) / SLICE;
+    if (!slab || !(j.bad = LQ_NEWN(int64_t, slices))) LQ_GO(lq_oom(ctx, per * s.bytes));
+    j.src = slab;
+    for (j.row0 = 0; j.row0 < s.rows; j.row0 += j.rows) {
+        j.rows = s.rows - j.row0 < per ? s.rows - j.row0 : per;
+        LQ_GO(lq_source_read(ctx, m->src, (size_t)row->source, j.row0, j.rows, slab));
+        for (size_t i = 0; i < slices; i++) j.bad[i] = -1;
+        lq_parallel_for((j.rows + SLICE - 1) / SLICE, convert_slice, &j);
+        LQ_GO(finite(ctx, &j));
+        LQ_GO(lq_check_cancel(ctx));
+    }
+done:
+    lq_free(slab);
+    lq_free(j.bad);
+    return st;
+}
+
+static lq_status read_q(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_qtensor *q) {
+    LQ_TRY(lq_source_read_q(ctx, m->src, (size_t)row->source, q));
+    q->slot = row->slot;
+    if (q->rows == lq_row_rows(row) && q->cols == lq_row_cols(row) && row->view == LQ_VIEW_PLAIN) return LQ_OK;
+    lq_status st = lq_fail(ctx, LQ_ERR_INTERNAL, "tensor '%s': quantized as %u x %u, expected %u x %u", row->name, q->rows, q->cols,
+                           lq_row_rows(row), lq_row_cols(row));
+    lq_qtensor_free(q);
+    return st;
+}
+
+typedef struct dequant { const lq_kernels *k; const lq_qtensor *q; float *out; } dequant;
+static void dequant_slice(void *arg, size_t i) {
+    const dequant *d = arg;
+    uint32_t r0 = (uint32_t)i * SLICE, nr = d->q->rows - r0 < SLICE ? d->q->rows - r0 : SLICE;
+    d->k->dequant(d->q, r0, nr, d->out + (size_t)r0 * d->q->cols);
+}
+
+static lq_status read_q_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out) {
+    lq_qtensor q;
+    LQ_TRY(read_q(ctx, m, row, &q));
+    lq_parallel_for((q.rows + SLICE - 1) / SLICE, dequant_slice, &(dequant){m->k, &q, out});
+    int64_t bad = bad_float(out, (uint64_t)q.rows * q.cols);
+    lq_status st = LQ_OK;
+    if (bad >= 0)
+        st = lq_fail(ctx, LQ_ERR_FORMAT, "tensor '%s': row %lld, column %lld is NaN or infinite", row->name, (long long)(bad / q.cols), (long long)(bad % q.cols));
+    lq_qtensor_free(&q);
+    return st;
+}
+
+lq_status lq_model_read_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out) {
+    if (row->dtype == LQ_NONE) return read_q_f32(ctx, m, row, out);
+    if (!lq_dtype_is_weight(row->dtype))
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': type %s is not a weight", row->name, lq_dtypes[row->dtype].name);
+    return read_rows(ctx, m, row, true, out);
+}
+
+lq_status lq_model_read_stored(lq_ctx *ctx, lq_model *m, const lq_row *row, void *out) {
+    if (row->dtype == LQ_NONE) return lq_fail(ctx, LQ_ERR_INTERNAL, "tensor '%s' is quantized", row->name);
+    return read_rows(ctx, m, row, false, out);
+}
+
+static bool is_matrix(const lq_row *r) { return r->part == LQ_PART_WEIGHT && r->ndim == 2; }
+
+static size_t padded(uint64_t n) { return (size_t)((n + 63) / 64 * 64); }
+
+/* Bytes of a row in the layer's own allocation. */
+static uint64_t row_memory(const lq_row *r, lq_load how) {
+    if (!is_matrix(r) || how == LQ_LOAD_F32) return padded(lq_row_elems(r) * 4);
+    if (r->dtype == LQ_NONE) return padded(sizeof(lq_qtensor));
+    return padded((uint64_t)lq_row_rows(r) * lq_dtype_row_bytes(r->dtype, lq_row_cols(r)));
+}
+
+static bool belongs(const lq_row *r, int32_t b) { return r->slot.block == b && r->slot.role != LQ_R_UNKNOWN && r->slot.role != LQ_R_ROPE_DIV; }
+
+static uint64_t own_memory(const lq_model *m, int32_t b, lq_load how) {
+    uint64_t n = 64;
+    for (size_t i = 0; i < m->cat.n; i++)
+        if (belongs(&m->cat.rows[i], b)) n += row_memory(&m->cat.rows[i], how);
+    return n;
+}
+
+uint64_t lq_model_block_bytes(const lq_model *m, int32_t b, lq_load how) {
+    uint64_t n = own_memory(m, b, how);
+    for (size_t i = 0; how == LQ_LOAD_STORED && i < m->cat.n; i++) {
+        const lq_row *r = &m->cat.rows[i];
+        if (belongs(r, b) && r->dtype == LQ_NONE) n += lq_scheme_bytes(&r->scheme, lq_row_rows(r), lq_row_cols(r));
+    }
+    return n;
+}
+
+static lq_layer *layer(lq_model *m, int32_t b) { return b < 0 ? &m->outer : &m->layers[b]; }
+
+static lq_status load_matrix(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load how, lq_linear *lin, char *mem) {
+    lin->slot = r->slot;
+    lin->row = r;
+    lin->rows = lq_row_rows(r);
+    lin->cols = lq_row_cols(r);
+    if (how == LQ_LOAD_F32) {
+        lin->dtype = LQ_F32;
+        lin->w = mem;
+        return lq_model_read_f32(ctx, m, r, lin->w);
+    }
+    lin->dtype = r->dtype;
+    if (r->dtype != LQ_NONE) return lq_model_read_stored(ctx, m, r, lin->w = mem);
+    LQ_TRY(read_q(ctx, m, r, (lq_qtensor *)(void *)mem));
+    lin->q = (lq_qtensor *)(void *)mem;
+    return LQ_OK;
+}
+
+static lq_status load_row(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load how, lq_layer *l, char *mem) {
+    if (is_matrix(r)) return load_matrix(ctx, m, r, how, &l->lin[r->slot.role], mem);
+    LQ_TRY(lq_model_read_f32(ctx, m, r, (float *)(void *)mem));
+    if (r->part == LQ_PART_BIAS) l->lin[r->slot.role].bias = (float *)(void *)mem;
+    else l->norm[r->slot.role] = (float *)(void *)mem;
+    return LQ_OK;
+}
+
+lq_status lq_model_load(lq_ctx *ctx, lq_model *m, int32_t b, lq_load how) {
+    if (!m->arch || b < -1 || b >= (int32_t)m->par.n_layers) return lq_fail(ctx, LQ_ERR_INTERNAL, "block %d of a model that has none", b);
+    lq_layer *l = layer(m, b);
+    if (l->loaded) return LQ_OK;
+    uint64_t bytes = own_memory(m, b, how);
+    char *mem = l->mem = bytes < SIZE_MAX ? lq_alloc((size_t)bytes) : NULL;
+    if (!mem) return lq_oom(ctx, (size_t)bytes);
+    lq_status st = LQ_OK;
+    for (size_t i = 0; i < m->cat.n; i++) {
+        const lq_row *r = &m->cat.rows[i];
+        if (!belongs(r, b)) continue;
+        LQ_GO(load_row(ctx, m, r, how, l, mem));
+        mem += row_memory(r, how);
+    }
+    l->loaded = true;
+done:
+    if (st) lq_model_unload(m, b);
+    return st;
+}
+
+lq_status lq_model_load_all(lq_ctx *ctx, lq_model *m, lq_load how) {
+    LQ_TRY(lq_model_load(ctx, m, -1, how));
+    for (uint32_t b = 0; b < m->par.n_layers; b++) LQ_TRY(lq_model_load(ctx, m, (int32_t)b, how));
+    return LQ_OK;
+}
+
+void lq_model_unload(lq_model *m, int32_t b) {
+    lq_layer *l = layer(m, b);
+    for (int r = 0; r < LQ_R_N; r++)
+        if (l->lin[r].q) lq_qtensor_free(l->lin[r].q);
+    lq_free(l->mem);
+    *l = (lq_layer){0};
+}

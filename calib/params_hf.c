@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* config.json <-> parameters of the Llama-like families. Absent keys mean what transformers makes of them; rope settings are
+ * read where it wrote them before version 5 (rope_theta, rope_scaling) and since (rope_parameters). */
+#include "calib/arch.h"
+
+#include "core/num.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { MAX_HIDDEN = 1 << 20, MAX_FFN = 1 << 22, MAX_LAYERS = 1024, MAX_HEADS = 4096, MAX_HEAD_DIM = 1024, MAX_VOCAB = 1 << 24, MAX_CTX = 1 << 28 };
+
+/* def < 0: required */
+static lq_status u32(lq_ctx *ctx, const json_t *c, const char *key, int64_t def, int64_t hi, uint32_t *out) {
+    int64_t v;
+    LQ_TRY(lq_json_int(ctx, c, key, def < 0, def, 1, hi, &v));
+    *out = (uint32_t)v;
+    return LQ_OK;
+}
+
+static lq_status sizes(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
+    LQ_TRY(u32(ctx, c, "hidden_size", -1, MAX_HIDDEN, &p->hidden));
+    LQ_TRY(u32(ctx, c, "intermediate_size", -1, MAX_FFN, &p->ffn));
+    LQ_TRY(u32(ctx, c, "num_hidden_layers", -1, MAX_LAYERS, &p->n_layers));
+    LQ_TRY(u32(ctx, c, "vocab_size", -1, MAX_VOCAB, &p->vocab));
+    LQ_TRY(u32(ctx, c, "max_position_embeddings", f->max_ctx, MAX_CTX, &p->max_ctx));
+    LQ_TRY(u32(ctx, c, "num_attention_heads", -1, MAX_HEADS, &p->n_heads));
+    LQ_TRY(u32(ctx, c, "num_key_value_heads", f->kv_heads ? f->kv_heads : p->n_heads, MAX_HEADS, &p->n_kv_heads));
+    if (p->n_heads % p->n_kv_heads)
+        return lq_fail(ctx, LQ_ERR_FORMAT, "'num_key_value_heads' %u does not divide 'num_attention_heads' %u", p->n_kv_heads, p->n_heads);
+    uint32_t head_dim = f->head_dim ? f->head_dim : p->hidden / p->n_heads;
+    if (!head_dim) return lq_fail(ctx, LQ_ERR_FORMAT, "'num_attention_heads' %u exceeds 'hidden_size' %u", p->n_heads, p->hidden);
+    LQ_TRY(u32(ctx, c, "head_dim", head_dim, MAX_HEAD_DIM, &p->head_dim));
+    if (p->head_dim % 2) return lq_fail(ctx, LQ_ERR_FORMAT, "head_dim is %u, rotary positions need an even one", p->head_dim);
+    return LQ_OK;
+}
+
+static lq_status activation(lq_ctx *ctx, const json_t *c, lq_params *p) {
+    const char *name;
+    LQ_TRY(lq_json_string(ctx, c, "hidden_act", false, &name));
+    if (!name || !strcmp(name, "swish")) name = "silu";
+    for (int i = 0; i < LQ_ACTFN_N; i++) {
+        p->act = (lq_actfn)i;
+        if (!strcmp(name, lq_actfn_names[i])) return LQ_OK;
+    }
+    return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "activation '%s' is not supported", name);
+}
+
+static lq_status positive(lq_ctx *ctx, const json_t *o, const char *key, bool required, double def, double lo, double hi, double *out) {
+    LQ_TRY(lq_json_real(ctx, o, key, required, def, out));
+    if (*out < lo || *out > hi) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' is %g, expected %g to %g", key, *out, lo, hi);
+    return LQ_OK;
+}
+
+static lq_status rope_kind(lq_ctx *ctx, const json_t *r, lq_params *p) {
+    const char *type;
+    LQ_TRY(lq_json_string(ctx, r, "rope_type", false, &type));
+    if (!type) LQ_TRY(lq_json_string(ctx, r, "type", false, &type));
+    if (!type) type = "default";
+    for (int i = 0; i < LQ_ROPE_KIND_N; i++) {
+        p->rope = (lq_rope_kind)i;
+        if (!strcmp(type, lq_rope_names[i])) return LQ_OK;
+    }
+    return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rope type '%s' is not supported (default, linear and llama3 are)", type);
+}
+
+static lq_status rope_scaling(lq_ctx *ctx, const json_t *r, lq_params *p) {
+    LQ_TRY(rope_kind(ctx, r, p));
+    if (p->rope == LQ_ROPE_DEFAULT) return LQ_OK;
+    LQ_TRY(positive(ctx, r, "factor", true, 1, 1e-3, 1e6, &p->rope_factor));
+    if (p->rope != LQ_ROPE_LLAMA3) return LQ_OK;
+    LQ_TRY(positive(ctx, r, "low_freq_factor", true, 1, 1e-3, 1e6, &p->rope_low));
+    LQ_TRY(positive(ctx, r, "high_freq_factor", true, 4, 1e-3, 1e6, &p->rope_high));
+    if (p->rope_high <= p->rope_low)
+        return lq_fail(ctx, LQ_ERR_FORMAT, "'high_freq_factor' %g is not above 'low_freq_factor' %g", p->rope_high, p->rope_low);
+    return u32(ctx, r, "original_max_position_embeddings", p->max_ctx, MAX_CTX, &p->rope_original);
+}
+
+static lq_status rope(lq_ctx *ctx, const json_t *c, lq_params *p) {
+    const json_t *r = json_object_get(c, "rope_scaling");
+    if (!json_object_size(r)) r = json_object_get(c, "rope_parameters");
+    if (r && !json_is_null(r) && !json_is_object(r)) return lq_fail(ctx, LQ_ERR_FORMAT, "rope settings are not an object");
+    double base, partial;
+    LQ_TRY(positive(ctx, c, "rope_theta", false, 10000, 1, 1e15, &base));
+    LQ_TRY(positive(ctx, r, "rope_theta", false, base, 1, 1e15, &p->rope_base));
+    LQ_TRY(lq_json_real(ctx, c, "partial_rotary_factor", false, 1, &partial));
+    LQ_TRY(lq_json_real(ctx, r, "partial_rotary_factor", false, partial, &partial));
+    if (partial != 1) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rotary positions on part of a head ('partial_rotary_factor' %g) are not supported", partial);
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)r, key, v)
+        if (json_is_object(v)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rope settings per kind of layer ('%s') are not supported", key);
+    return rope_scaling(ctx, r, p);
+}
+
+/* Qwen: 'layer_types' when present, else layers from max_window_layers on. */
+static lq_status windows_by_layer(lq_ctx *ctx, const json_t *c, lq_params *p) {
+    const json_t *types = json_object_get(c, "layer_types");
+    int64_t first;
+    LQ_TRY(lq_json_int(ctx, c, "max_window_layers", false, 28, 0, 1 << 20, &first));
+    if (types && !json_is_null(types) && json_array_size(types) != p->n_layers)
+        return lq_fail(ctx, LQ_ERR_FORMAT, "'layer_types' has %zu entries, expected %u", json_array_size(types), p->n_layers);
+    if (!(p->layer_window = lq_alloc(p->n_layers))) return lq_oom(ctx, p->n_layers);
+    for (uint32_t i = 0; i < p->n_layers; i++) {
+        p->layer_window[i] = (int64_t)i >= first;
+        if (!json_is_array(types)) continue;
+        const char *t = json_string_value(json_array_get(types, i));
+        p->layer_window[i] = t && !strcmp(t, "sliding_attention");
+        if (!t || (!p->layer_window[i] && strcmp(t, "full_attention")))
+            return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "layer type '%s' is not supported", t ? t : "(not a string)");
+    }
+    return LQ_OK;
+}
+
+static lq_status window(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
+    if (f->windows == LQ_WINDOW_NONE) return LQ_OK;
+    bool use = true;
+    if (f->windows == LQ_WINDOW_BY_LAYER) LQ_TRY(lq_json_bool(ctx, c, "use_sliding_window", false, &use));
+    const json_t *v = json_object_get(c, "sliding_window");
+    if (!use || json_is_null(v)) return LQ_OK; /* an explicit null: none; an absent key: the family's */
+    LQ_TRY(u32(ctx, c, "sliding_window", f->window, MAX_CTX, &p->window));
+    return f->windows == LQ_WINDOW_BY_LAYER ? windows_by_layer(ctx, c, p) : LQ_OK;
+}
+
+static lq_status switches(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
+    p->qkv_bias = f->qkv_bias;
+    p->qk_norm = f->qk_norm;
+    if (f->attention_bias) {
+        LQ_TRY(lq_json_bool(ctx, c, "attention_bias", false, &p->o_bias));
+        p->qkv_bias = p->qkv_bias || p->o_bias;
+    }
+    if (f->mlp_bias) LQ_TRY(lq_json_bool(ctx, c, "mlp_bias", false, &p->mlp_bias));
+    return lq_json_bool(ctx, c, "tie_word_embeddings", false, &p->tied);
+}
+
+lq_status lq_params_from_hf(lq_ctx *ctx, const lq_arch *arch, const json_t *c, lq_params *p) {
+    double eps;
+    LQ_TRY(sizes(ctx, &arch->family, c, p));
+    LQ_TRY(activation(ctx, c, p));
+    LQ_TRY(positive(ctx, c, "rms_norm_eps", false, 1e-6, 0, 1, &eps));
+    p->norm_eps = (float)eps;
+    LQ_TRY(rope(ctx, c, p));
+    LQ_TRY(window(ctx, &arch->family, c, p));
+    return switches(ctx, &arch->family, c, p);
+}
+
+static json_t *rope_out(lq_ctx *ctx, const lq_params *p, lq_status *st) {
+    double factor = p->rope_factor, low = p->rope_low, high = p->rope_high;
+    int original = (int)p->rope_original;
+    *st = LQ_OK;
+    if (p->rope_div) {
+        original = 8192;
+        if (!lq_rope_recover(p, &factor, &low, &high)) {
+            *st = lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor 'rope_freqs.weight' fits no llama3 rope scaling that config.json could say");
+            return NULL;
+        }
+    } else if (p->rope == LQ_ROPE_DEFAULT) {
+        return json_null();
+    } else if (p->rope == LQ_ROPE_LINEAR) {
+        return json_pack("{s:s, s:f}", "rope_type", "linear", "factor", factor);
+    }
+    return json_pack("{s:s, s:f, s:f, s:f, s:i}", "rope_type", "llama3", "factor", factor, "low_freq_factor", low, "high_freq_factor", high,
+                     "original_max_position_embeddings", original);
+}
+
+static void family_out(const lq_family *f, const lq_params *p, json_t *c) {
+    if (f->attention_bias) json_object_set_new(c, "attention_bias", json_boolean(p->o_bias));
+    if (f->mlp_bias) json_object_set_new(c, "mlp_bias", json_boolean(p->mlp_bias));
+    if (f->windows == LQ_WINDOW_NONE) return;
+    json_object_set_new(c, "sliding_window", p->window ? json_integer(p->window) : json_null());
+    if (f->windows == LQ_WINDOW_BY_LAYER) json_object_set_new(c, "use_sliding_window", json_boolean(p->window > 0));
+    if (f->windows == LQ_WINDOW_BY_LAYER && p->window && !p->layer_window) json_object_set_new(c, "max_window_layers", json_integer(0));
+}
+
+/* A double that prints as the float it came from: 1e-5 and not 9.99999974737875e-06. */
+static double shortest(float f) {
+    char text[32];
+    double d = f;
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)f);
+        d = strtod(text, NULL);
+        if ((float)d == f) break;
+    }
+    return d;
+}
+
+lq_status lq_params_to_hf(lq_ctx *ctx, const lq_arch *arch, const lq_params *p, json_t **out) {
+    lq_status st;
+    *out = NULL;
+    json_t *scaling = rope_out(ctx, p, &st);
+    if (st) return st;
+    json_t *c = json_pack("{s:[s], s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:o, s:s, s:b}", "architectures", arch->family.hf_class,
+                          "model_type", arch->model_types[0], "hidden_size", (int)p->hidden, "intermediate_size", (int)p->ffn,
+                          "num_hidden_layers", (int)p->n_layers, "num_attention_heads", (int)p->n_heads, "num_key_value_heads", (int)p->n_kv_heads,
+                          "head_dim", (int)p->head_dim, "vocab_size", (int)p->vocab, "max_position_embeddings", (int)p->max_ctx, "rms_norm_eps",
+                          shortest(p->norm_eps), "rope_theta", p->rope_base, "rope_scaling", scaling, "hidden_act", lq_actfn_names[p->act],
+                          "tie_word_embeddings", p->tied);
+    if (!c) return lq_oom(ctx, 0);
+    family_out(&arch->family, p, c);
+    *out = c;
+    return LQ_OK;
+}

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The interpreter: one op after the other over a chunk, each parallel over tokens, rows or heads in a split fixed by shape. */
+#include "calib/run.h"
+
+#include "core/thread.h"
+
+#include <math.h>
+
+enum { RUN_BYTES = 48 << 20, CHUNK_MIN = 256, CHUNK_MAX = 2048, SLICE = 16 }; /* tokens */
+
+static lq_status rope_tables(lq_ctx *ctx, lq_run *r, uint32_t positions) {
+    uint32_t half = r->par->head_dim / 2;
+    double *inv = LQ_NEWN(double, half);
+    uint64_t n;
+    bool ok = inv && lq_mul_ok(positions, half, &n) && (r->cos = LQ_NEWN(float, n)) && (r->sin = LQ_NEWN(float, n));
+    if (!ok) return lq_free(inv), lq_oom(ctx, (size_t)positions * half * 8);
+    lq_rope_inv_freq(r->par, inv);
+    for (uint32_t pos = 0; pos < positions; pos++)
+        for (uint32_t j = 0; j < half; j++) {
+            double angle = (float)pos * (float)inv[j]; /* rounded as published code rounds it */
+            r->cos[(size_t)pos * half + j] = (float)cos(angle);
+            r->sin[(size_t)pos * half + j] = (float)sin(angle);
+        }
+    lq_free(inv);
+    return LQ_OK;
+}
+
+static bool callers(int t) { return t == T_RESID || t == T_K || t == T_V; }
+
+lq_status lq_run_init(lq_ctx *ctx, lq_run *r, const lq_model *m, uint32_t tokens, uint32_t positions) {
+    *r = (lq_run){.k = m->k, .arch = m->arch, .par = &m->par};
+    lq_arch_widths(m->arch, &m->par, r->width);
+    r->width[T_NONE] = m->par.hidden;
+    uint64_t sum = 0;
+    for (int t = 0; t < T_N; t++) sum += callers(t) ? 0 : r->width[t];
+    r->chunk = CHUNK_MAX;
+    while (r->chunk > CHUNK_MIN && r->chunk * sum * 4 > RUN_BYTES) r->chunk /= 2;
+    if (r->chunk > tokens) r->chunk = tokens;
+    lq_status st = (r->mem = LQ_NEWN(float, sum * r->chunk)) ? rope_tables(ctx, r, positions) : lq_oom(ctx, sum * r->chunk * 4);
+    if (!st) st = lq_work_fit(ctx, &r->work, lq_attn_scratch(positions));
+    if (st) return lq_run_free(r), st;
+    float *at = r->mem;
+    for (int t = 0; t < T_N; t++) {
+        if (callers(t)) continue;
+        r->t[t] = at;
+        at += (size_t)r->width[t] * r->chunk;
+    }
+    return LQ_OK;
+}
+
+lq_status lq_run_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l) {
+    size_t most = r->work.per;
+    for (int role = 0; role < LQ_R_N; role++)
+        if (lq_linear_scratch(&l->lin[role]) > most) most = lq_linear_scratch(&l->lin[role]);
+    return lq_work_fit(ctx, &r->work, most);
+}
+
+void lq_run_free(lq_run *r) {
+    lq_work_free(&r->work);
+    lq_free(r->mem);
+    lq_free(r->cos);
+    lq_free(r->sin);
+    *r = (lq_run){0};
+}
+
+typedef struct tokens { /* an op that treats every token alike */
+    const lq_run *r;
+    const float *x, *x2;
+    float *y;
+    uint32_t n, width;
+    const lq_span *spans;
+} tokens;
+
+static uint32_t slice_end(const tokens *a, size_t i) { return (i + 1) * SLICE < a->n ? (uint32_t)(i + 1) * SLICE : a->n; }
+static void each_slice(tokens *a, void (*fn)(void *, size_t)) { lq_parallel_for((a->n + SLICE - 1) / SLICE, fn, a); }
+
+typedef struct norm { const lq_kernels *k; const float *x, *gain; float *y, eps; uint32_t d, n; } norm;
+static void norm_slice(void *arg, size_t i) {
+    const norm *a = arg;
+    for (size_t t = i * SLICE; t < (i + 1) * SLICE && t < a->n; t++) a->k->rmsnorm(a->x + t * a->d, a->gain, a->eps, a->d, a->y + t * a->d);
+}
+void lq_run_norm(const lq_kernels *k, const float *x, const float *gain, float eps, uint32_t d, uint32_t n, float *y) {
+    lq_parallel_for(((size_t)n + SLICE - 1) / SLICE, norm_slice, &(norm){k, x, gain, y, eps, d, n});
+}
+
+static void rope_slice(void *arg, size_t i) {
+    const tokens *a = arg;
+    const lq_span *s = a->spans;
+    uint32_t d = a->r->par->head_dim, end = slice_end(a, i);
+    for (uint32_t t = (uint32_t)i * SLICE; t < end; t++) {
+        while (t >= s->first + s->n) s++;
+        size_t at = (size_t)(s->pos + t - s->first) * (d / 2);
+        a->r->k->rope(a->y + (size_t)t * a->width, a->width / d, d, d, a->r->cos + at, a->r->sin + at);
+    }
+}
+
+static void glu_slice(void *arg, size_t i) {
+    const tokens *a = arg;
+    size_t from = i * SLICE * a->width, n = (size_t)slice_end(a, i) * a->width - from;
+    a->r->k->glu(a->r->par->act, a->x + from, a->x2 + from, a->y + from, n);
+}
+
+static void add_slice(void *arg, size_t i) {
+    const tokens *a = arg;
+    size_t from = i * SLICE * a->width, n = (size_t)slice_end(a, i) * a->width - from;
+    a->r->k->add(a->y + from, a->x + from, n);
+}
+
+static void linear(lq_run *r, const lq_layer *l, const lq_op *op, uint32_t n) {
+    float *out = r->t[op->out & ~LQ_OUT_ADD], *y = op->out & LQ_OUT_ADD ? r->t[T_NONE] : out;
+    lq_linear_run(r->k, &r->work, &l->lin[op->role], r->t[op->in[0]], n, y);
+    if (y != out) each_slice(&(tokens){.r = r, .x = y, .y = out, .n = n, .width = r->width[op->out & ~LQ_OUT_ADD]}, add_slice);
+}
+
+void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uint32_t to, uint32_t n, const lq_span *spans, uint32_t n_spans) {
+    for (const lq_op *op = r->arch->block + from; op < r->arch->block + to; op++) {
+        if (!lq_params_has(r->par, op->only_if)) continue;
+        float *x = r->t[op->in[0]], *y = r->t[op->out & ~LQ_OUT_ADD];
+        uint32_t width = r->width[op->in[0]], d = r->par->head_dim;
+        tokens a = {.r = r, .x = x, .x2 = r->t[op->in[1]], .y = y, .n = n, .width = width, .spans = spans};
+        switch (op->kind) {
+        case LQ_OP_NORM: lq_run_norm(r->k, x, l->norm[op->role], r->par->norm_eps, width, n, y); break;
+        case LQ_OP_HEAD_NORM: lq_run_norm(r->k, x, l->norm[op->role], r->par->norm_eps, d, n * (width / d), y); break;
+        case LQ_OP_LINEAR: linear(r, l, op, n); break;
+        case LQ_OP_ROPE: each_slice(&a, rope_slice); break;
+        case LQ_OP_ATTN: lq_attn(r, lq_params_window(r->par, layer), x, y, spans, n_spans); break;
+        case LQ_OP_GLU: each_slice(&a, glu_slice); break;
+        case LQ_OP_END: return;
+        }
+    }
+}

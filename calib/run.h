@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Inside calib: one block's op table run over a chunk of tokens; lq_forward and lq_block_calibrate both stand on it. */
+#ifndef LQ_RUN_H
+#define LQ_RUN_H
+#include "calib/model.h"
+
+typedef struct lq_work {      /* scratch of each worker thread; holds no result */
+    float *v;
+    size_t per;               /* floats of one worker */
+    int workers;
+} lq_work;
+/* At least `per` floats for each of lq_threads() workers. */
+lq_status lq_work_fit(lq_ctx *ctx, lq_work *w, size_t per);
+float *lq_work_mine(const lq_work *w);
+void lq_work_free(lq_work *w);
+
+size_t lq_linear_scratch(const lq_linear *lin); /* floats per worker */
+/* lq_linear_apply with the caller's scratch. */
+void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y);
+
+typedef struct lq_span {      /* consecutive tokens of one sequence inside a chunk */
+    uint32_t first, n;        /* rows of the chunk */
+    uint32_t pos;             /* position of row `first` in its sequence */
+    const float *keys, *values; /* [pos + n][kv dim]: of the sequence from position 0 on, this chunk's T_K and T_V rows at the end */
+} lq_span;
+
+typedef struct lq_run {
+    const lq_kernels *k;
+    const lq_arch *arch;
+    const lq_params *par;
+    uint32_t width[T_N];      /* floats per token of each tensor */
+    float *t[T_N];            /* [n][width]; t[T_NONE]: what an ADD adds. T_RESID, T_K, T_V are set by the caller for each chunk */
+    float *cos, *sin;         /* [positions][head_dim/2] */
+    lq_work work;
+    uint32_t chunk;           /* tokens the buffers hold */
+    float *mem;
+} lq_run;
+
+/* Buffers for chunks of at most `tokens` (fewer when that would take more than RUN_BYTES; see run->chunk), rotary tables and
+ * attention scratch for `positions`. */
+lq_status lq_run_init(lq_ctx *ctx, lq_run *r, const lq_model *m, uint32_t tokens, uint32_t positions);
+void lq_run_free(lq_run *r);
+/* Scratch for the linears of this layer. */
+lq_status lq_run_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l);
+/* Ops [from, to) of the block table over n tokens in `spans`. */
+void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uint32_t to, uint32_t n, const lq_span *spans, uint32_t n_spans);
+/* y[n][hidden] = norm(x), parallel. */
+void lq_run_norm(const lq_kernels *k, const float *x, const float *gain, float eps, uint32_t d, uint32_t n, float *y);
+
+enum { LQ_ATTN_TILE = 64 };   /* queries of one task */
+size_t lq_attn_scratch(uint32_t positions); /* floats per worker */
+void lq_attn(const lq_run *r, uint32_t window, const float *q, float *out, const lq_span *spans, uint32_t n_spans);
+#endif

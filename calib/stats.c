@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "calib/stats.h"
+
+#include "core/thread.h"
+
+#include <math.h>
+
+enum { SLICE = 64 }; /* columns; sums run over tokens in order, whatever the thread count */
+
+lq_status lq_stats_init(lq_ctx *ctx, lq_stats *s, unsigned needs, uint32_t cols) {
+    *s = (lq_stats){.needs = needs, .cols = cols};
+    lq_status st = LQ_OK;
+    if (needs & ~(unsigned)(LQ_NEED_ABSMAX | LQ_NEED_GRAM)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "statistics of kind %u are not gathered yet", needs);
+    if (needs & LQ_NEED_ABSMAX && !((s->absmax = LQ_NEWN(float, cols)) && (s->abssum = LQ_NEWN(double, cols)))) st = lq_oom(ctx, (size_t)cols * 12);
+    if (!st && needs & LQ_NEED_GRAM) st = lq_gram_init(ctx, &s->gram, cols);
+    if (st) lq_stats_free(s);
+    return st;
+}
+
+typedef struct job { lq_stats *s; const float *x; uint32_t n; uint8_t *bad; } job; /* bad: [slices] 1 + column in the slice */
+
+static void add_slice(void *arg, size_t i) {
+    const job *j = arg;
+    uint32_t c0 = (uint32_t)i * SLICE, c1 = j->s->cols - c0 < SLICE ? j->s->cols : c0 + SLICE, w = c1 - c0;
+    float max[SLICE] = {0};
+    double sum[SLICE] = {0};
+    bool odd = false;
+    for (uint32_t t = 0; t < j->n; t++) {
+        const float *x = j->x + (size_t)t * j->s->cols + c0;
+        for (uint32_t c = 0; c < w; c++) {
+            float a = fabsf(x[c]);
+            max[c] = a > max[c] ? a : max[c];
+            sum[c] += a;
+        }
+    }
+    for (uint32_t c = 0; c < w; c++) odd = odd || !isfinite(sum[c]); /* NaN and infinity stay in a sum */
+    for (uint32_t c = 0; odd && c < w; c++)
+        for (uint32_t t = 0; t < j->n && !j->bad[i]; t++)
+            if (!isfinite(j->x[(size_t)t * j->s->cols + c0 + c])) j->bad[i] = (uint8_t)(c + 1);
+    if (!(j->s->needs & LQ_NEED_ABSMAX)) return;
+    for (uint32_t c = 0; c < w; c++) {
+        j->s->absmax[c0 + c] = max[c] > j->s->absmax[c0 + c] ? max[c] : j->s->absmax[c0 + c];
+        j->s->abssum[c0 + c] += sum[c];
+    }
+}
+
+lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
+    size_t slices = (s->cols + SLICE - 1) / SLICE;
+    job j = {s, x, n, lq_alloc(slices)};
+    if (!j.bad) return lq_oom(ctx, slices);
+    lq_parallel_for(slices, add_slice, &j);
+    lq_status st = LQ_OK;
+    for (size_t i = 0; i < slices && !st; i++)
+        if (j.bad[i]) st = lq_fail(ctx, LQ_ERR_QUALITY, "the activations are not finite in column %zu", i * SLICE + j.bad[i] - 1);
+    lq_free(j.bad);
+    if (st) return st;
+    if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
+    s->n += n;
+    return LQ_OK;
+}
+
+void lq_stats_free(lq_stats *s) {
+    lq_free(s->absmax);
+    lq_free(s->abssum);
+    lq_gram_free(&s->gram);
+    *s = (lq_stats){0};
+}

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* lquant convert: a model in one format to an ordinary Hugging Face folder of one float type. */
+#include "core/num.h"
+#include "core/verb.h"
+#include "quant/job.h"
+#include "quant/plan.h"
+#include "quant/sidecars.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef struct args {
+    lq_common common;
+    int dtype, overwrite;
+    uint64_t shard_size;
+} args;
+
+static const lq_opt options[] = {
+    {"dtype", NULL, LQ_OPT_CHOICE, offsetof(args, dtype), NULL, "bf16", LQ_FLOAT_CHOICES, 0, 0, 0, "type of every tensor in OUT"},
+    {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(args, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file"},
+    {"overwrite", NULL, LQ_OPT_SET, offsetof(args, overwrite), NULL, NULL, NULL, 0, 0, 1, "replace OUT once the new one is complete"},
+    {0}};
+
+typedef struct loss { double worst, square, energy; char where[256]; uint64_t rounded, n; } loss;
+
+static void measure(loss *l, const lq_row *row, const float *x, const void *stored, float *again, uint64_t n) {
+    lq_dtype_decode(row->out_dtype, stored, again, n);
+    for (uint64_t i = 0; i < n; i++) {
+        double e = fabs((double)x[i] - again[i]);
+        l->square += e * e;
+        l->energy += (double)x[i] * x[i];
+        l->rounded += e > 0;
+        if (e > l->worst) {
+            l->worst = e;
+            snprintf(l->where, sizeof l->where, "%s", row->name);
+        }
+    }
+    l->n += n;
+}
+
+static lq_status put_row(lq_ctx *ctx, lq_model *m, lq_sink *sink, const lq_row *row, loss *l) {
+    uint64_t n = lq_row_elems(row), bytes = n * lq_dtypes[row->out_dtype].bytes;
+    float *x = lq_calloc(n, 4), *again = lq_calloc(n, 4);
+    void *out = lq_alloc(bytes);
+    lq_status st = x && again && out ? lq_model_read_f32(ctx, m, row, x) : lq_oom(ctx, bytes);
+    if (!st) {
+        lq_dtype_encode(row->out_dtype, x, out, n);
+        measure(l, row, x, out, again, n);
+        for (uint64_t i = 0; i < n && !st; i++)
+            if (!isfinite(again[i])) st = lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: %g is past the range of %s; use --dtype bf16 or f32", row->name, (double)x[i], lq_dtypes[row->out_dtype].name);
+    }
+    if (!st) st = lq_sink_put_fp(sink, row, out, bytes);
+    lq_free(x);
+    lq_free(again);
+    lq_free(out);
+    return st;
+}
+
+static lq_status write_all(lq_ctx *ctx, lq_source *src, lq_model *m, const args *a, const lq_job *job, loss *l) {
+    lq_sink *sink = NULL;
+    lq_sink_opts so = {.shard_size = a->shard_size};
+    for (size_t i = 0; i < m->cat.n; i++) m->cat.rows[i].out_dtype = lq_float_choice(a->dtype);
+    lq_status st = lq_sink_open(ctx, lq_format_by_name("safetensors"), job->partial, &m->cat, &so, &sink);
+    if (!st) st = lq_sidecars_write(ctx, src, m, sink);
+    for (size_t i = 0; i < m->cat.n && !st; i++) st = lq_check_cancel(ctx);
+    for (size_t i = 0; i < m->cat.n && !st; i++) st = put_row(ctx, m, sink, &m->cat.rows[i], l);
+    if (!st) st = lq_sink_close(&sink);
+    lq_sink_abandon(&sink);
+    return st;
+}
+
+static lq_status convert(lq_ctx *ctx, const args *a, const char *in, const char *out) {
+    lq_source *src = NULL;
+    lq_model *m = NULL;
+    lq_job job = {0};
+    loss l = {0};
+    lq_status st;
+    LQ_GO(lq_source_open(ctx, in, &src));
+    LQ_GO(lq_model_open(ctx, src, false, &m));
+    LQ_GO(lq_job_open(ctx, &job, in, out, "convert", LQ_RESUME_NEVER, a->overwrite));
+    st = write_all(ctx, src, m, a, &job, &l);
+    if (!st) st = lq_job_finish(ctx, &job, NULL);
+    if (st) {
+        lq_ctx quiet = {0};
+        lq_remove_tree(&quiet, job.partial); /* nothing worth resuming */
+        goto done;
+    }
+    const char *type = lq_dtypes[lq_float_choice(a->dtype)].name;
+    double rel = l.energy > 0 ? sqrt(l.square / l.energy) : 0;
+    if (a->common.json)
+        printf("{\"schema\": 1, \"out\": \"%s\", \"dtype\": \"%s\", \"weights\": %llu, \"rounded\": %llu, \"max_error\": %.9g, \"relative_rms\": %.9g}\n", lq_path_base(out),
+               type, (unsigned long long)l.n, (unsigned long long)l.rounded, l.worst, rel);
+    else if (!l.rounded) printf("%s: %llu weights as %s, every one exact\n", out, (unsigned long long)l.n, type);
+    else
+        printf("%s: %llu weights as %s; %.1f %% were rounded, relative rms error %.3g, largest %.3g in %s\n", out, (unsigned long long)l.n, type,
+               100.0 * (double)l.rounded / (double)l.n, rel, l.worst, l.where);
+done:
+    lq_job_close(&job);
+    lq_model_free(&m);
+    lq_source_free(&src);
+    return st;
+}
+
+static lq_status run_convert(lq_ctx *ctx, const char *name, int argc, char **argv) {
+    args a = {0};
+    const char *pos[2];
+    size_t n;
+    const lq_optset sets[] = {{options, &a, "convert"}, {lq_common_options, &a.common, NULL}, {0}};
+    LQ_TRY(lq_opts_defaults(ctx, sets));
+    LQ_TRY(lq_opts_parse(ctx, sets, argc, argv, pos, 2, &n));
+    if (a.common.help) {
+        printf("lquant %s [flags] IN OUT_DIR\n  an ordinary Hugging Face folder from a GGUF file or another folder\n\n", name);
+        lq_opts_help(stdout, sets);
+        printf("\nexamples:\n  lquant convert model.gguf model-hf\n  lquant convert --dtype f32 model.gguf model-f32\n  lquant convert --dtype f16 model-bf16 model-f16\n");
+        return LQ_OK;
+    }
+    if (n < 2) return lq_fail(ctx, LQ_ERR_USAGE, "lquant convert IN OUT_DIR: %s is missing", n ? "OUT_DIR" : "IN");
+    LQ_TRY(lq_common_apply(ctx, &a.common));
+    return convert(ctx, &a, pos[0], pos[1]);
+}
+
+const lq_verb lq_verb_convert = {"convert", NULL, "IN OUT_DIR", "GGUF or another folder to an ordinary Hugging Face folder", run_convert};

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The road from a model to a checkpoint: open, plan, calibrate block by block, quantize, write, read back, rename. The only
+ * file that knows everybody. */
+#ifndef LQ_PIPELINE_H
+#define LQ_PIPELINE_H
+#include "calib/corpus.h"
+#include "calib/forward.h"
+#include "quant/job.h"
+#include "quant/plan.h"
+#include "quant/recipe.h"
+
+typedef struct lq_run_opts {
+    const char *format;           /* NULL: by OUT's suffix, else gptq */
+    uint64_t shard_size, max_memory; /* max_memory 0: a quarter of the machine's */
+    const char *work_dir, *report;
+    int resume, overwrite, dry_run;
+    double max_fallback;          /* percent of linears that may fall back before the run fails with LQ_ERR_QUALITY */
+} lq_run_opts;
+extern const lq_opt lq_run_options[];
+
+typedef struct lq_run {
+    const char *in, *out;
+    lq_recipe recipe;
+    lq_plan_opts plan_opts;
+    lq_corpus_opts corpus_opts;
+    lq_run_opts opts;
+    void (*on_plan)(void *user, const lq_plan *plan); /* called once the plan stands; may be NULL */
+    void *user;
+} lq_run;
+
+/* The option tables of a run, in sets[0..4]: method, plan, calibration, run, end. The method's defaults come with the recipe,
+ * those of sets + 1 by lq_opts_defaults. */
+enum { LQ_RUN_SETS = 4 };
+void lq_run_sets(lq_run *run, lq_optset *sets);
+
+/* Runs it. *report: a JSON object for --json and --report (new reference; set even when some steps failed, may be NULL). A dry
+ * run ends after on_plan and writes nothing. */
+lq_status lq_pipeline_run(lq_ctx *ctx, lq_run *run, json_t **report);
+#endif

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Resolution order of a linear: default by role, --ignore, --tensor-type (last match), shape and legality. Every check that
+ * can fail is made here, in the first second of a run. */
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include "quant/plan.h"
+
+#include <pcre2.h>
+#include <string.h>
+
+const lq_opt lq_plan_options[] = {
+    {"bits", "b,wbits,q-bits", LQ_OPT_INT, offsetof(lq_plan_opts, bits), "N", "4", NULL, 2, 8, 0, "bits per weight: 2, 3, 4 or 8"},
+    {"group-size", "q-group-size,groupsize", LQ_OPT_INT, offsetof(lq_plan_opts, group), "N", "0", NULL, -1, 1 << 20, 0,
+     "weights per scale; -1: one per row; 0: largest of 128, 64, 32 that fits"},
+    {"sym", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, asym), NULL, NULL, NULL, 0, 0, 0, "symmetric (default)"},
+    {"asym", "zero-point", LQ_OPT_SET, offsetof(lq_plan_opts, asym), NULL, NULL, NULL, 0, 0, 1, "asymmetric: integer zero points"},
+    {"scheme", "qformat", LQ_OPT_STRING, offsetof(lq_plan_opts, scheme), "TYPE", NULL, NULL, 0, 0, 0, "named type instead of the three above (lquant list types)"},
+    {"scale-dtype", NULL, LQ_OPT_CHOICE, offsetof(lq_plan_opts, scale_dtype), NULL, "both", "both|f16", 0, 0, 0, "scales exact in F16 and BF16, or in F16 only"},
+    {"tensor-type", NULL, LQ_OPT_LIST, offsetof(lq_plan_opts, tensor_type), "REGEX=TYPE", NULL, NULL, 0, 0, 0, "another type for matching modules; repeatable"},
+    {"ignore", "ignore-layers", LQ_OPT_LIST, offsetof(lq_plan_opts, ignore), "REGEX", NULL, NULL, 0, 0, 0, "keep matching modules unquantized; repeatable"},
+    {"keep-unfit", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, keep_unfit), NULL, NULL, NULL, 0, 0, 1, "keep linears the format cannot hold"},
+    {"dtype", NULL, LQ_OPT_CHOICE, offsetof(lq_plan_opts, dtype), NULL, "bf16", LQ_FLOAT_CHOICES, 0, 0, 0, "kept tensors of a GGUF input"},
+    {0}};
+
+lq_dtype lq_float_choice(int index) {
+    static const lq_dtype types[] = {LQ_BF16, LQ_F16, LQ_F32};
+    return types[index];
+}
+
+const lq_type lq_types[] = {
+    {"keep", "as the input has it", 0},
+    {"int2", "2-bit integers", 2}, {"int3", "3-bit integers", 3}, {"int4", "4-bit integers", 4}, {"int8", "8-bit integers", 8},
+    {"W2A16", "int2 under vLLM's naming", 2}, {"W3A16", "int3 under vLLM's naming", 3},
+    {"W4A16", "int4 under vLLM's naming", 4}, {"W8A16", "int8 under vLLM's naming", 8},
+    {0}};
+
+/* What a linear is to become; bits 0: keep. */
+typedef struct want { int bits; int64_t group; bool asym; } want;
+
+static lq_status parse_type(lq_ctx *ctx, const char *text, const want *base, want *out) {
+    *out = *base;
+    size_t n = strcspn(text, "-");
+    const lq_type *t = lq_types;
+    while (t->name && !(strlen(t->name) == n && !memcmp(t->name, text, n))) t++;
+    if (!t->name) return lq_fail(ctx, LQ_ERR_USAGE, "unknown type '%s'; lquant list types prints the known ones", text);
+    out->bits = t->bits;
+    for (const char *p = text + n; *p;) {
+        size_t len = strcspn(++p, "-");
+        char part[16] = "";
+        if (len < sizeof part) memcpy(part, p, len);
+        unsigned g;
+        char tail;
+        if (!strcmp(part, "sym")) out->asym = false;
+        else if (!strcmp(part, "asym")) out->asym = true;
+        else if (!strcmp(part, "row")) out->group = -1;
+        else if (sscanf(part, "g%u%c", &g, &tail) == 1 && g > 0) out->group = g;
+        else return lq_fail(ctx, LQ_ERR_USAGE, "type '%s': '%.*s' is not sym, asym, row or gN", text, (int)len, p);
+        p += len;
+    }
+    return LQ_OK;
+}
+
+static lq_status match(lq_ctx *ctx, const char *regex, size_t n, const char *name, bool *hit) {
+    int err;
+    PCRE2_SIZE at;
+    pcre2_code *re = pcre2_compile((PCRE2_SPTR)regex, n, 0, &err, &at, NULL);
+    if (!re) {
+        PCRE2_UCHAR msg[128];
+        pcre2_get_error_message(err, msg, sizeof msg);
+        return lq_fail(ctx, LQ_ERR_USAGE, "regular expression '%.*s': %s at %zu", (int)n, regex, (char *)msg, at);
+    }
+    pcre2_match_data *md = pcre2_match_data_create_from_pattern(re, NULL);
+    int rc = md ? pcre2_match(re, (PCRE2_SPTR)name, strlen(name), 0, 0, md, NULL) : PCRE2_ERROR_NOMEMORY;
+    pcre2_match_data_free(md);
+    pcre2_code_free(re);
+    if (rc < 0 && rc != PCRE2_ERROR_NOMATCH) return lq_fail(ctx, LQ_ERR_USAGE, "regular expression '%.*s' on '%s': error %d", (int)n, regex, name, rc);
+    *hit = rc >= 0;
+    return LQ_OK;
+}
+
+/* The type the options ask for, before group size 0 is settled. */
+static lq_status wanted(lq_ctx *ctx, lq_row *row, const lq_plan_opts *o, const want *base, want *out) {
+    char module[256];
+    bool hit;
+    *out = *base;
+    if (row->slot.role == LQ_R_HEAD || row->slot.role == LQ_R_EMBED) {
+        out->bits = 0;
+        row->why_kept = "kept by default";
+    }
+    lq_row_module(row, module, sizeof module);
+    for (size_t i = 0; i < o->tensor_type.n; i++) {
+        const char *rule = o->tensor_type.v[i], *eq = strrchr(rule, '=');
+        if (!eq || eq == rule) return lq_fail(ctx, LQ_ERR_USAGE, "--tensor-type %s: expected REGEX=TYPE", rule);
+        LQ_TRY(match(ctx, rule, (size_t)(eq - rule), module, &hit));
+        if (!hit) continue;
+        LQ_TRY(parse_type(ctx, eq + 1, base, out));
+        row->why_kept = out->bits ? NULL : "--tensor-type";
+    }
+    for (size_t i = 0; i < o->ignore.n; i++) {
+        LQ_TRY(match(ctx, o->ignore.v[i], strlen(o->ignore.v[i]), module, &hit));
+        if (!hit) continue;
+        out->bits = 0;
+        row->why_kept = "--ignore";
+    }
+    return LQ_OK;
+}
+
+static int64_t largest_group(uint64_t widths) {
+    for (int g = 128; g >= 32; g /= 2)
+        if (widths % (uint64_t)g == 0) return g;
+    return -1;
+}
+
+static uint64_t gcd(uint64_t a, uint64_t b) {
+    while (b) {
+        uint64_t r = a % b;
+        a = b;
+        b = r;
+    }
+    return a;
+}
+
+static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_row *row, int64_t group) {
+    uint32_t rows = lq_row_rows(row), cols = lq_row_cols(row);
+    if (group > 0 && cols % (uint64_t)group) {
+        int64_t near = largest_group(cols);
+        if (near > 0)
+            return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: group size %lld does not divide its %u columns; nearest that does: --group-size %lld",
+                           row->name, (long long)group, cols, (long long)near);
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: group size %lld does not divide its %u columns; use --group-size -1 or --keep-unfit",
+                       row->name, (long long)group, cols);
+    }
+    lq_status st = p->method->accept ? p->method->accept(ctx, p->method_opts, rows, cols, &row->scheme) : LQ_OK;
+    if (st) return lq_note(ctx, st, "%s", row->name);
+    st = p->format->accept(ctx, &row->scheme, rows, cols);
+    if (!st) return LQ_OK;
+    char name[64];
+    return lq_note(ctx, st, "%s [%u x %u] as %s (--keep-unfit keeps such linears)", row->name, rows, cols, lq_scheme_name(&row->scheme, name, sizeof name));
+}
+
+static void keep(lq_row *row, const lq_plan_opts *o) {
+    row->quantize = false;
+    bool block_type = row->dtype >= LQ_Q4_0 || row->dtype == LQ_NONE;
+    row->out_dtype = block_type ? lq_float_choice(o->dtype) : row->dtype;
+}
+
+static void tally(lq_plan *p, const lq_row *row) {
+    uint64_t n = lq_row_elems(row);
+    if (row->dtype != LQ_NONE) p->bytes_source += n / lq_dtypes[row->dtype].block * lq_dtypes[row->dtype].bytes;
+    else p->bytes_source += lq_scheme_bytes(&row->scheme, lq_row_rows(row), lq_row_cols(row));
+    if (!row->quantize) {
+        p->n_kept += row->linear;
+        p->bytes_kept += n * lq_dtypes[row->out_dtype].bytes;
+        return;
+    }
+    p->n_quantized++;
+    p->weights += n;
+    p->bytes_quantized += lq_scheme_bytes(&row->scheme, lq_row_rows(row), lq_row_cols(row));
+}
+
+static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts *o, want w) {
+    if (!w.bits) {
+        keep(row, o);
+        return LQ_OK;
+    }
+    if (row->dtype == LQ_NONE) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: is quantized already", row->name);
+    row->quantize = true;
+    row->why_kept = NULL;
+    row->scheme = lq_scheme_int(w.bits, (int)w.group, !w.asym);
+    if (o->scale_dtype) row->scheme.scale.sig = 0;
+    lq_status st = legal(ctx, p, row, w.group);
+    if (st == LQ_ERR_UNSUPPORTED && o->keep_unfit) {
+        lq_log(ctx, LQ_LOG_WARN, "kept: %s", ctx->msg);
+        row->why_kept = "--keep-unfit";
+        keep(row, o);
+        return LQ_OK;
+    }
+    return st;
+}
+
+static lq_status base_want(lq_ctx *ctx, const lq_plan_opts *o, want *base) {
+    *base = (want){.bits = (int)o->bits, .group = o->group, .asym = o->asym};
+    if (!o->scheme) return LQ_OK;
+    want given = *base;
+    LQ_TRY(parse_type(ctx, o->scheme, &given, base));
+    return base->bits ? LQ_OK : lq_fail(ctx, LQ_ERR_USAGE, "--scheme %s: nothing would be quantized", o->scheme);
+}
+
+lq_status lq_plan_make(lq_ctx *ctx, lq_catalog *cat, const lq_plan_opts *o, const lq_method *method, const void *method_opts,
+                       const lq_format *format, lq_plan *out) {
+    want base, *wants = LQ_NEWN(want, cat->n + 1);
+    *out = (lq_plan){.cat = cat, .method = method, .method_opts = method_opts, .format = format};
+    if (!wants) return lq_oom(ctx, cat->n * sizeof *wants);
+    lq_status st = LQ_OK;
+    uint64_t widths = 0;
+    LQ_GO(base_want(ctx, o, &base));
+    for (size_t i = 0; i < cat->n; i++) {
+        lq_row *row = &cat->rows[i];
+        if (!row->linear || row->part != LQ_PART_WEIGHT) continue;
+        LQ_GO(wanted(ctx, row, o, &base, &wants[i]));
+        if (wants[i].bits && !wants[i].group && !(o->keep_unfit && lq_row_cols(row) % 32)) widths = gcd(widths, lq_row_cols(row));
+    }
+    out->group = base.group ? base.group : largest_group(widths);
+    if (!base.group && widths) lq_log(ctx, LQ_LOG_INFO, "group size %lld: the largest of 128, 64, 32 that divides every quantized width%s",
+                                      (long long)out->group, out->group < 0 ? " (none does: one scale per row)" : "");
+    for (size_t i = 0; i < cat->n; i++) {
+        if (!wants[i].group) wants[i].group = out->group;
+        LQ_GO(settle(ctx, out, &cat->rows[i], o, wants[i]));
+        tally(out, &cat->rows[i]);
+    }
+    if (!out->n_quantized) st = lq_fail(ctx, LQ_ERR_USAGE, "nothing is left to quantize");
+done:
+    lq_free(wants);
+    return st;
+}
+
+double lq_plan_bpw(const lq_plan *p) { return p->weights ? 8.0 * (double)p->bytes_quantized / (double)p->weights : 0; }
+
+void lq_plan_print(const lq_plan *p, FILE *out) {
+    char name[64];
+    fprintf(out, "%-44s %13s  %-8s %-18s %8s %12s\n", "tensor", "shape", "from", "to", "bits/w", "bytes");
+    for (size_t i = 0; i < p->cat->n; i++) {
+        const lq_row *r = &p->cat->rows[i];
+        char shape[40];
+        snprintf(shape, sizeof shape, r->ndim > 1 ? "%u x %u" : "%u", lq_row_rows(r), lq_row_cols(r));
+        uint64_t n = lq_row_elems(r), bytes = r->quantize ? lq_scheme_bytes(&r->scheme, lq_row_rows(r), lq_row_cols(r)) : n * lq_dtypes[r->out_dtype].bytes;
+        fprintf(out, "%-44s %13s  %-8s %-18s %8.3f %12llu%s%s\n", r->name, shape, lq_dtypes[r->dtype].name,
+                r->quantize ? lq_scheme_name(&r->scheme, name, sizeof name) : lq_dtypes[r->out_dtype].name, n ? 8.0 * (double)bytes / (double)n : 0,
+                (unsigned long long)bytes, r->why_kept ? "  " : "", r->why_kept ? r->why_kept : "");
+    }
+    fprintf(out, "quantized %u linears, %.3f bits per weight; kept %u linears; %.1f MB -> %.1f MB\n", p->n_quantized, lq_plan_bpw(p), p->n_kept,
+            (double)p->bytes_source / 1e6, (double)(p->bytes_quantized + p->bytes_kept) / 1e6);
+}

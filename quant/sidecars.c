@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "quant/sidecars.h"
+
+#include "calib/chat.h"
+#include "calib/tokenizer.h"
+
+#include <string.h>
+
+static lq_status copy_one(lq_ctx *ctx, lq_source *src, const char *name, lq_sink *sink) {
+    lq_buf b;
+    LQ_TRY(lq_source_sidecar(ctx, src, name, &b));
+    bool config = !strcmp(name, "config.json");
+    lq_status st = config ? lq_sink_config(sink, b.v, b.n) : lq_sink_sidecar(sink, name, b.v, b.n);
+    lq_buf_free(&b);
+    return st;
+}
+
+static lq_status put_json(lq_ctx *ctx, lq_sink *sink, const char *name, json_t *v) {
+    lq_buf b = {0};
+    lq_status st = v ? lq_json_dump(ctx, v, &b) : lq_oom(ctx, 256);
+    if (!st) st = !strcmp(name, "config.json") ? lq_sink_config(sink, b.v, b.n) : lq_sink_sidecar(sink, name, b.v, b.n);
+    lq_buf_free(&b);
+    json_decref(v);
+    return st;
+}
+
+static json_t *token_or_null(const lq_tokenizer *t, int32_t id) {
+    const char *text = id >= 0 ? lq_tokenizer_token(t, id) : NULL;
+    return text ? json_string(text) : json_null();
+}
+
+static lq_status tokenizer_files(lq_ctx *ctx, lq_source *src, lq_sink *sink) {
+    lq_tokenizer *t = NULL;
+    lq_buf chat = {0};
+    json_t *v = NULL;
+    lq_status st;
+    LQ_GO(lq_tokenizer_open(ctx, src, &t));
+    LQ_GO(lq_tokenizer_json(ctx, t, &v));
+    LQ_GO(put_json(ctx, sink, "tokenizer.json", v));
+    LQ_GO(lq_chat_template(ctx, src, &chat));
+    v = json_pack("{s:s, s:o, s:o}", "tokenizer_class", "PreTrainedTokenizerFast", "bos_token", token_or_null(t, lq_tokenizer_bos(t)), "eos_token",
+                  token_or_null(t, lq_tokenizer_eos(t)));
+    if (v && chat.v) json_object_set_new(v, "chat_template", json_stringn(chat.v, chat.n));
+    LQ_GO(put_json(ctx, sink, "tokenizer_config.json", v));
+    v = json_object();
+    if (v && lq_tokenizer_bos(t) >= 0) json_object_set_new(v, "bos_token_id", json_integer(lq_tokenizer_bos(t)));
+    if (v && lq_tokenizer_eos(t) >= 0) json_object_set_new(v, "eos_token_id", json_integer(lq_tokenizer_eos(t)));
+    st = put_json(ctx, sink, "generation_config.json", v);
+done:
+    lq_buf_free(&chat);
+    lq_tokenizer_free(&t);
+    return st;
+}
+
+lq_status lq_sidecars_write(lq_ctx *ctx, lq_source *src, const lq_model *m, lq_sink *sink) {
+    if (!src->gguf) {
+        for (size_t i = 0; i < src->n_sidecars; i++)
+            if (strcmp(src->sidecars[i], "lquant-manifest.json")) LQ_TRY(copy_one(ctx, src, src->sidecars[i], sink));
+        return LQ_OK;
+    }
+    json_t *config = NULL;
+    LQ_TRY(lq_model_config(ctx, m, &config));
+    LQ_TRY(put_json(ctx, sink, "config.json", config));
+    return tokenizer_files(ctx, src, sink);
+}

@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The files that travel with the weights: copied byte for byte, or made for a source that has none (GGUF). */
+#ifndef LQ_SIDECARS_H
+#define LQ_SIDECARS_H
+#include "calib/model.h"
+#include "formats/sink.h"
+
+lq_status lq_sidecars_write(lq_ctx *ctx, lq_source *src, const lq_model *m, lq_sink *sink);
+#endif

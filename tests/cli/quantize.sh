@@ -1,0 +1,128 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+. "$2/tests/cli/lib.sh"
+
+gptq_writes_a_checkpoint_that_eval_runs() { # test
+    ok "$lquant" gptq --bits 4 $quick "$tiny" "$tmp/out"
+    for f in config.json model.safetensors quantize_config.json lquant-manifest.json tokenizer.json; do [ -s "$tmp/out/$f" ] || fail "$f is missing"; done
+    absent "$tmp/out.partial" "$tmp/out/.journal"
+    cmp -s "$tiny/tokenizer.json" "$tmp/out/tokenizer.json" || fail "tokenizer.json was not copied byte for byte"
+    ok "$lquant" eval "$tmp/out" -f "$text" --chunks 2 --json
+    grep -q '"perplexity"' "$tmp/stdout" || fail "no perplexity in the JSON"
+}
+
+the_same_command_gives_the_same_bytes() { # test
+    for t in 1 2; do
+        ok "$lquant" gptq --bits 4 $quick -t $t "$tiny" "$tmp/out$t"
+        ok "$lquant" rtn --bits 3 --asym -q -t $t "$tiny" "$tmp/rtn$t"
+    done
+    [ "$(digest "$tmp/out1")" = "$(digest "$tmp/out2")" ] || fail "gptq differs between 1 and 2 threads"
+    [ "$(digest "$tmp/rtn1")" = "$(digest "$tmp/rtn2")" ] || fail "rtn differs between 1 and 2 threads"
+}
+
+the_activation_cache_on_disk_changes_no_byte() { # test
+    ok "$lquant" gptq --bits 4 $quick "$tiny" "$tmp/a"
+    ok "$lquant" gptq --bits 4 $quick --max-memory 90M --work-dir "$tmp" "$tiny" "$tmp/b"
+    [ "$(digest "$tmp/a")" = "$(digest "$tmp/b")" ] || fail "--max-memory changed the output"
+    expect 5 "max-memory" "$lquant" gptq --bits 4 $quick --max-memory 1M "$tiny" "$tmp/c"
+    absent "$tmp/c" "$tmp/c.partial"
+}
+
+an_interrupted_run_continues_to_the_same_bytes() { # test
+    ok "$lquant" gptq --bits 4 --nsamples 16 -q "$tiny" "$tmp/whole"
+    "$lquant" gptq --bits 4 --nsamples 16 -q "$tiny" "$tmp/out" >/dev/null 2>"$tmp/stderr" &
+    pid=$!
+    while kill -0 $pid 2>/dev/null && [ ! -e "$tmp/out.partial/.journal/unit-00001" ]; do :; done
+    kill -INT $pid 2>/dev/null
+    wait $pid
+    code=$?
+    [ $code = 75 ] || [ $code = 0 ] || fail "interrupted run left with $code"
+    if [ $code = 75 ]; then
+        absent "$tmp/out"
+        expect 7 "other inputs or options" "$lquant" gptq --bits 3 --nsamples 16 -q "$tiny" "$tmp/out"
+        ok "$lquant" gptq --bits 4 --nsamples 16 -q "$tiny" "$tmp/out"
+    fi
+    [ "$(digest "$tmp/whole")" = "$(digest "$tmp/out")" ] || fail "the resumed output differs"
+}
+
+lqt_is_one_file_with_its_manifest_inside() { # test
+    ok "$lquant" rtn --bits 4 -q "$tiny" "$tmp/out.lqt"
+    [ -f "$tmp/out.lqt" ] || fail "out.lqt is no file"
+    absent "$tmp/out.lqt.partial"
+    ok "$lquant" eval "$tmp/out.lqt" -f "$text" --chunks 2
+    ok "$lquant" inspect "$tmp/out.lqt"
+}
+
+dry_run_writes_nothing() { # test
+    ok "$lquant" gptq --bits 4 --dry-run "$tiny" "$tmp/out"
+    grep -q "bits per weight" "$tmp/stdout" || fail "no plan on stdout"
+    absent "$tmp/out" "$tmp/out.partial"
+}
+
+types_and_ignored_modules_are_honoured() { # test
+    ok "$lquant" gptq --bits 4 $quick --tensor-type 'down_proj=int8-g64' --ignore 'layers\.0\.' "$tiny" "$tmp/out"
+    grep -q '"why": "--ignore"' "$tmp/out/lquant-manifest.json" || fail "an ignored module is not in the manifest"
+    grep -q 'int8-sym-g64' "$tmp/out/lquant-manifest.json" || fail "the other type is not in the manifest"
+    grep -q '"dynamic"' "$tmp/out/config.json" || fail "config.json has no dynamic entries"
+    ok "$lquant" eval "$tmp/out" -f "$text" --chunks 1
+}
+
+illegal_requests_are_refused_before_work_starts() { # test
+    expect 4 "nearest that does" "$lquant" gptq --bits 4 --group-size 96 "$tiny" "$tmp/out"
+    expect 4 "int5" "$lquant" gptq --bits 5 "$tiny" "$tmp/out"
+    expect 2 "did you mean --bits" "$lquant" gptq --bitz 4 "$tiny" "$tmp/out"
+    expect 2 "OUT is missing" "$lquant" gptq "$tiny"
+    expect 2 "unknown verb" "$lquant" gpqt "$tiny" "$tmp/out"
+    expect 2 "unknown format" "$lquant" gptq --format gpq "$tiny" "$tmp/out"
+    expect 2 "regular expression" "$lquant" rtn --ignore '(' "$tiny" "$tmp/out"
+    expect 2 "unknown type" "$lquant" rtn --tensor-type 'x=int9' "$tiny" "$tmp/out"
+    absent "$tmp/out" "$tmp/out.partial"
+}
+
+nothing_of_the_users_is_touched() { # test
+    mkdir "$tmp/out" && echo mine >"$tmp/out/file"
+    expect 2 "exists" "$lquant" rtn --bits 4 "$tiny" "$tmp/out"
+    [ "$(cat "$tmp/out/file")" = mine ] || fail "the existing folder was changed"
+    mkdir "$tmp/b.partial" && echo mine >"$tmp/b.partial/file"
+    expect 2 "in the way" "$lquant" rtn --bits 4 --resume never "$tiny" "$tmp/b"
+    [ "$(cat "$tmp/b.partial/file")" = mine ] || fail "the user's b.partial was changed"
+    copy_tiny
+    expect 2 "is the input" "$lquant" rtn --bits 4 --overwrite "$tmp/in" "$tmp/in"
+    ok "$lquant" rtn --bits 4 -q --overwrite "$tiny" "$tmp/out"
+    absent "$tmp/out/file" "$tmp/out.replaced"
+}
+
+a_full_disk_is_one_sentence_and_no_output() { # test
+    (ulimit -f 300; exec "$lquant" rtn --bits 4 "$tiny" "$tmp/out") >"$tmp/stdout" 2>"$tmp/stderr"
+    [ $? = 8 ] || fail "exit code is not 8: $(tail -n 1 "$tmp/stderr")"
+    grep -q "cannot write" "$tmp/stderr" || fail "no sentence: $(tail -n 1 "$tmp/stderr")"
+    absent "$tmp/out"
+}
+
+broken_inputs_are_rejected() { # test
+    copy_tiny
+    size=$(wc -c <"$tmp/in/model.safetensors")
+    poke "$tmp/in/model.safetensors" $((size - 2)) '\300\177' # a BF16 NaN
+    expect 3 "model.safetensors|weight" "$lquant" rtn --bits 4 "$tmp/in" "$tmp/out"
+    copy_tiny && truncate -s -1 "$tmp/in/model.safetensors"
+    expect 3 "model.safetensors" "$lquant" rtn --bits 4 "$tmp/in" "$tmp/out"
+    copy_tiny && rm "$tmp/in/model.safetensors"
+    expect 3 "safetensors" "$lquant" rtn --bits 4 "$tmp/in" "$tmp/out"
+    copy_tiny && sed -i 's/"hidden_size": [0-9]*/"hidden_size": 100/' "$tmp/in/config.json"
+    expect 3 "expected" "$lquant" gptq --bits 4 "$tmp/in" "$tmp/out"
+    copy_tiny && sed -i 's/"model_type": "llama"/"model_type": "llamoid"/' "$tmp/in/config.json"
+    expect 4 "llamoid" "$lquant" gptq --bits 4 "$tmp/in" "$tmp/out"
+    expect 3 "" "$lquant" gptq --bits 4 "$tmp/nowhere" "$tmp/out"
+    absent "$tmp/out" "$tmp/out.partial"
+}
+
+convert_keeps_every_weight_in_f32() { # test
+    ok "$lquant" convert --dtype f32 "$tiny" "$tmp/f32"
+    grep -q "every one exact" "$tmp/stdout" || fail "$(cat "$tmp/stdout")"
+    ok "$lquant" eval "$tiny" -f "$text" --chunks 2 --json
+    sed -n 's/.*"perplexity": \([0-9.]*\).*/\1/p' "$tmp/stdout" >"$tmp/a"
+    ok "$lquant" eval "$tmp/f32" -f "$text" --chunks 2 --json
+    sed -n 's/.*"perplexity": \([0-9.]*\).*/\1/p' "$tmp/stdout" | cmp -s - "$tmp/a" || fail "perplexities differ"
+}
+
+run_all

@@ -1,0 +1,53 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+. "$2/tests/cli/lib.sh"
+
+help_fits_a_screen_and_has_examples() { # test
+    for verb in gptq rtn convert eval run inspect; do
+        ok "$lquant" $verb --help
+        [ "$(wc -l <"$tmp/stdout")" -le 60 ] || fail "$verb --help has $(wc -l <"$tmp/stdout") lines"
+        [ "$(grep -c "^  lquant $verb" "$tmp/stdout")" -ge 3 ] || fail "$verb --help has fewer than three examples"
+    done
+    ok "$lquant" --help
+}
+
+lists_come_from_the_registries() { # test
+    for what in methods formats archs types protocols kernels; do
+        ok "$lquant" list $what
+        [ -s "$tmp/stdout" ] || fail "lquant list $what is empty"
+    done
+    ok "$lquant" list archs
+    for arch in llama mistral qwen2 qwen3; do grep -qx $arch "$tmp/stdout" || fail "$arch is not listed"; done
+    expect 2 "expected methods" "$lquant" list nothing
+}
+
+results_go_to_stdout_and_logs_to_stderr() { # test
+    ok "$lquant" eval "$tiny" -f "$text" --chunks 1
+    [ "$(wc -l <"$tmp/stdout")" = 1 ] || fail "eval prints $(wc -l <"$tmp/stdout") lines on stdout"
+    grep -q '^ppl ' "$tmp/stdout" || fail "$(cat "$tmp/stdout")"
+    ok "$lquant" rtn --bits 4 -q "$tiny" "$tmp/out"
+    [ ! -s "$tmp/stderr" ] || fail "-q still logs: $(head -n 1 "$tmp/stderr")"
+}
+
+run_continues_a_prompt() { # test
+    ok "$lquant" run "$tiny" -p "The" -n 8 -q
+    [ -s "$tmp/stdout" ] || fail "nothing was generated"
+    cp "$tmp/stdout" "$tmp/first"
+    ok "$lquant" run "$tiny" -p "The" -n 8 -q -t 1
+    cmp -s "$tmp/first" "$tmp/stdout" || fail "the continuation depends on the thread count"
+}
+
+changing_one_code_changes_the_perplexity() { # test
+    ok "$lquant" rtn --bits 4 -q "$tiny" "$tmp/out"
+    ok "$lquant" eval "$tmp/out" -f "$text" --chunks 1 --json
+    sed -n 's/.*"perplexity": \([0-9.]*\).*/\1/p' "$tmp/stdout" >"$tmp/a"
+    size=$(wc -c <"$tmp/out/model.safetensors")
+    poke "$tmp/out/model.safetensors" $((size / 2)) '\000'
+    poke "$tmp/out/model.safetensors" $((size / 2 + 1)) '\377'
+    ok "$lquant" eval "$tmp/out" -f "$text" --chunks 1 --json
+    sed -n 's/.*"perplexity": \([0-9.]*\).*/\1/p' "$tmp/stdout" >"$tmp/b"
+    cmp -s "$tmp/a" "$tmp/b" && fail "the perplexity did not move"
+    return 0
+}
+
+run_all

@@ -1,0 +1,470 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The forward pass against golden logits of transformers (scripts/gen_golden_forward.py), and calibration against it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "calib/forward.h"
+#include "core/num.h"
+#include "core/os.h"
+#include "core/thread.h"
+#include "formats/safetensors.h"
+
+#include <stdio.h>
+
+#define GOLDEN LQ_SOURCE_ROOT "/tests/golden/forward/"
+static const char *const variants[] = {"llama", "llama3", "llama_biases", "llama_linear", "llama_tied", "mistral", "qwen2", "qwen3"};
+enum { N_VARIANTS = sizeof variants / sizeof *variants };
+
+typedef struct fixture {
+    lq_ctx ctx;
+    lq_source *src;
+    lq_model *m;
+    int32_t ids[256];
+    uint32_t n;
+    float *want; /* [n][vocab] */
+} fixture;
+
+#define OK(f, x)                                                       \
+    do {                                                               \
+        lq_status ok_st_ = (x);                                        \
+        if (ok_st_) fail_msg("%s: %s", lq_status_text(ok_st_), (f)->ctx.msg); \
+    } while (0)
+
+static void open_golden(fixture *f, const char *variant) {
+    char path[512];
+    lq_st_file st;
+    *f = (fixture){.n = 0};
+    snprintf(path, sizeof path, GOLDEN "%s", variant);
+    OK(f, lq_source_open(&f->ctx, path, &f->src));
+    OK(f, lq_model_open(&f->ctx, f->src, false, &f->m));
+    OK(f, lq_model_load_all(&f->ctx, f->m, LQ_LOAD_STORED));
+    snprintf(path, sizeof path, GOLDEN "%s/golden.safetensors", variant);
+    OK(f, lq_st_open(&f->ctx, path, &st));
+    for (size_t i = 0; i < st.n; i++) {
+        const lq_st_tensor *t = &st.tensors[i];
+        if (!strcmp(t->name, "input_ids")) {
+            f->n = (uint32_t)(t->bytes / 4);
+            assert_true(f->n <= 256);
+            OK(f, lq_file_read(&f->ctx, &st.file, t->offset, f->ids, t->bytes));
+        } else {
+            f->want = lq_alloc(t->bytes);
+            OK(f, lq_file_read(&f->ctx, &st.file, t->offset, f->want, t->bytes));
+        }
+    }
+    lq_st_close(&st);
+    assert_true(f->n && f->want);
+}
+
+static void close_golden(fixture *f) {
+    lq_model_free(&f->m);
+    lq_source_free(&f->src);
+    lq_free(f->want);
+}
+
+/* hidden[n][d] by steps of `step` tokens */
+static float *run_steps(fixture *f, uint32_t step, bool scoring) {
+    lq_state *s;
+    OK(f, (scoring ? lq_state_new_scoring : lq_state_new)(&f->ctx, f->m, f->n, &s));
+    float *hidden = LQ_NEWN(float, (size_t)f->n * f->m->par.hidden);
+    for (uint32_t i = 0; i < f->n; i += step)
+        OK(f, lq_forward(&f->ctx, s, f->ids + i, f->n - i < step ? f->n - i : step, hidden + (size_t)i * f->m->par.hidden));
+    assert_int_equal(lq_state_pos(s), f->n);
+    lq_state_free(&s);
+    return hidden;
+}
+
+static float *logits_of(fixture *f, uint32_t step) {
+    float *hidden = run_steps(f, step, step == f->n), *logits = LQ_NEWN(float, (size_t)f->n * f->m->par.vocab);
+    OK(f, lq_logits(&f->ctx, f->m, hidden, f->n, logits));
+    lq_free(hidden);
+    return logits;
+}
+
+/* max |a - b| / max |b|; NaN counts as infinite */
+static double distance(const float *a, const float *b, size_t n) {
+    double most = 0, scale = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = fabs((double)a[i] - b[i]);
+        most = d <= most ? most : isnan(d) ? INFINITY : d;
+        scale = fabs(b[i]) > scale ? fabs(b[i]) : scale;
+    }
+    return most / scale;
+}
+
+static double off_golden(fixture *f, uint32_t step) {
+    float *logits = logits_of(f, step);
+    double d = distance(logits, f->want, (size_t)f->n * f->m->par.vocab);
+    lq_free(logits);
+    return d;
+}
+
+static void logits_equal_transformers_for_every_variant(void **state) {
+    (void)state;
+    for (int v = 0; v < N_VARIANTS; v++) {
+        fixture f;
+        open_golden(&f, variants[v]);
+        double d = off_golden(&f, f.n);
+        if (d > 1e-4) fail_msg("%s: logits differ by %g of the largest", variants[v], d);
+        close_golden(&f);
+    }
+}
+
+static void decoding_token_by_token_equals_prefill(void **state) {
+    (void)state;
+    for (int v = 0; v < N_VARIANTS; v++) {
+        fixture f;
+        open_golden(&f, variants[v]);
+        assert_true(off_golden(&f, 1) <= 1e-4);
+        assert_true(off_golden(&f, 7) <= 1e-4);
+        close_golden(&f);
+    }
+}
+
+/* ---- every field of the parameters matters: switched off, the golden logits are missed by more than 1e-2 ---- */
+
+static void no_bias(fixture *f, lq_role a, lq_role b, lq_role c) {
+    for (uint32_t l = 0; l < f->m->par.n_layers; l++)
+        f->m->layers[l].lin[a].bias = f->m->layers[l].lin[b].bias = f->m->layers[l].lin[c].bias = NULL;
+}
+static void ones(float *v, uint32_t n) {
+    for (uint32_t i = 0; v && i < n; i++) v[i] = 1;
+}
+static void off_rope_scaling(fixture *f) { f->m->par.rope = LQ_ROPE_DEFAULT; }
+static void off_rope_base(fixture *f) { f->m->par.rope_base /= 2; }
+static void off_rope_factor(fixture *f) { f->m->par.rope_factor = 2; }
+static void off_rope_low(fixture *f) { f->m->par.rope_low = 0.25; }
+static void off_rope_high(fixture *f) { f->m->par.rope_high = 1.5; }
+static void off_rope_original(fixture *f) { f->m->par.rope_original = 128; }
+static void off_window(fixture *f) { f->m->par.window = 0; }
+static void wider_window(fixture *f) { f->m->par.window++; }
+static void off_eps(fixture *f) { f->m->par.norm_eps = 0.1f; }
+static void off_act(fixture *f) { f->m->par.act = LQ_ACTFN_GELU_TANH; }
+static void off_qk_norm(fixture *f) { f->m->par.qk_norm = false; }
+static void off_q_bias(fixture *f) { no_bias(f, LQ_R_Q, LQ_R_Q, LQ_R_Q); }
+static void off_k_bias(fixture *f) { no_bias(f, LQ_R_K, LQ_R_K, LQ_R_K); }
+static void off_v_bias(fixture *f) { no_bias(f, LQ_R_V, LQ_R_V, LQ_R_V); }
+static void off_o_bias(fixture *f) { no_bias(f, LQ_R_O, LQ_R_O, LQ_R_O); }
+static void off_gate_bias(fixture *f) { no_bias(f, LQ_R_GATE, LQ_R_GATE, LQ_R_GATE); }
+static void off_up_bias(fixture *f) { no_bias(f, LQ_R_UP, LQ_R_UP, LQ_R_UP); }
+static void off_down_bias(fixture *f) { no_bias(f, LQ_R_DOWN, LQ_R_DOWN, LQ_R_DOWN); }
+static void off_attn_norm(fixture *f) { ones(f->m->layers[0].norm[LQ_R_ATTN_NORM], f->m->par.hidden); }
+static void off_mlp_norm(fixture *f) { ones(f->m->layers[1].norm[LQ_R_MLP_NORM], f->m->par.hidden); }
+static void off_final_norm(fixture *f) { ones(f->m->outer.norm[LQ_R_FINAL_NORM], f->m->par.hidden); }
+static void off_q_norm(fixture *f) { ones(f->m->layers[0].norm[LQ_R_Q_NORM], f->m->par.head_dim); }
+static void off_k_norm(fixture *f) { ones(f->m->layers[0].norm[LQ_R_K_NORM], f->m->par.head_dim); }
+static void off_tied(fixture *f) { /* the head becomes another matrix */
+    f->m->par.tied = false;
+    f->m->outer.lin[LQ_R_HEAD] = f->m->outer.lin[LQ_R_EMBED];
+    float *w = f->m->outer.lin[LQ_R_HEAD].w;
+    for (size_t i = 0; i < (size_t)f->m->par.vocab * f->m->par.hidden; i++) w[i] = -w[i];
+}
+static void off_untied(fixture *f) { f->m->par.tied = true; }
+
+static const struct { const char *variant; void (*off)(fixture *); const char *what; } switches[] = {
+    {"llama", off_rope_base, "rope base"},         {"llama", off_eps, "norm eps"},
+    {"llama", off_act, "activation"},              {"llama", off_untied, "untied head"},
+    {"llama", off_attn_norm, "attention norm"},    {"llama", off_mlp_norm, "mlp norm"},
+    {"llama", off_final_norm, "final norm"},       {"llama3", off_rope_scaling, "llama3 scaling"},
+    {"llama3", off_rope_factor, "factor"},         {"llama3", off_rope_low, "low"},
+    {"llama3", off_rope_high, "high"},             {"llama3", off_rope_original, "original context"},
+    {"llama3", off_rope_base, "rope base"},        {"llama_linear", off_rope_scaling, "linear scaling"},
+    {"llama_linear", off_rope_factor, "factor"},   {"llama_biases", off_q_bias, "q bias"},
+    {"llama_biases", off_k_bias, "k bias"},        {"llama_biases", off_v_bias, "v bias"},
+    {"llama_biases", off_o_bias, "o bias"},        {"llama_biases", off_gate_bias, "gate bias"},
+    {"llama_biases", off_up_bias, "up bias"},      {"llama_biases", off_down_bias, "down bias"},
+    {"llama_tied", off_tied, "tied head"},         {"mistral", off_window, "window"},
+    {"mistral", wider_window, "window by one"},    {"qwen2", off_q_bias, "q bias"},
+    {"qwen2", off_k_bias, "k bias"},               {"qwen2", off_v_bias, "v bias"},
+    {"qwen3", off_qk_norm, "q/k norm"},            {"qwen3", off_q_norm, "q norm"},
+    {"qwen3", off_k_norm, "k norm"},               {"qwen3", off_rope_base, "rope base"},
+    {"qwen3", off_eps, "norm eps"},
+};
+
+static void every_switched_off_field_moves_the_logits(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof switches / sizeof *switches; i++) {
+        fixture f;
+        open_golden(&f, switches[i].variant);
+        switches[i].off(&f);
+        double d = off_golden(&f, f.n);
+        if (!(d > 1e-2)) fail_msg("%s without its %s: logits move by %g only", switches[i].variant, switches[i].what, d);
+        close_golden(&f);
+    }
+}
+
+static void the_thread_count_changes_no_bit(void **state) {
+    (void)state;
+    for (int v = 0; v < N_VARIANTS; v++) {
+        fixture f;
+        open_golden(&f, variants[v]);
+        lq_threads_set(1);
+        float *one = logits_of(&f, f.n), *one_by_one = logits_of(&f, 1);
+        lq_threads_set(3);
+        float *three = logits_of(&f, f.n), *three_by_one = logits_of(&f, 1);
+        lq_threads_set(0);
+        assert_memory_equal(one, three, (size_t)f.n * f.m->par.vocab * 4);
+        assert_memory_equal(one_by_one, three_by_one, (size_t)f.n * f.m->par.vocab * 4);
+        lq_free(one), lq_free(one_by_one), lq_free(three), lq_free(three_by_one);
+        close_golden(&f);
+    }
+}
+
+/* ---- calibration ---- */
+
+typedef struct capture { uint32_t stages[8], n; double gram_error, absmax_error; fixture *f; float *inputs; } capture;
+
+enum { N_SEQ = 5 };
+static const uint32_t lens[N_SEQ] = {48, 7, 1, 30, 19};
+
+static lq_cache *embed_rows(fixture *f, uint64_t budget) {
+    lq_cache *c;
+    float *x = LQ_NEWN(float, (size_t)f->n * f->m->par.hidden);
+    OK(f, lq_cache_new(&f->ctx, N_SEQ, budget, NULL, &c));
+    for (uint32_t i = 0; i < N_SEQ; i++) {
+        for (uint32_t t = 0; t < lens[i]; t++) lq_embed(f->m, f->ids[(t + i) % f->n], x + (size_t)t * f->m->par.hidden);
+        OK(f, lq_cache_put(&f->ctx, c, i, x, (size_t)lens[i] * f->m->par.hidden));
+    }
+    lq_free(x);
+    return c;
+}
+
+static lq_status count_stage(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats) {
+    capture *c = user;
+    uint64_t tokens = 0;
+    for (int i = 0; i < N_SEQ; i++) tokens += lens[i];
+    assert_int_equal(stage->index, c->n % 4);
+    assert_int_equal(block, c->n / 4);
+    assert_int_equal(stats->n, tokens);
+    assert_int_equal(stats->cols, stage->cols);
+    static const uint32_t members[4] = {3, 1, 2, 1};
+    assert_int_equal(stage->n, members[stage->index]);
+    c->n++;
+    return LQ_OK;
+}
+
+static float *calibrated(fixture *f, uint64_t budget, const lq_stage_hook *hook) {
+    lq_cache *c = embed_rows(f, budget);
+    uint32_t d = f->m->par.hidden, total = 0;
+    for (int i = 0; i < N_SEQ; i++) total += lens[i];
+    for (uint32_t b = 0; b < f->m->par.n_layers; b++) OK(f, lq_block_calibrate(&f->ctx, f->m, (int32_t)b, c, lens, hook, budget, NULL));
+    float *out = LQ_NEWN(float, (size_t)total * d), *at = out;
+    for (uint32_t i = 0; i < N_SEQ; at += (size_t)lens[i++] * d) OK(f, lq_cache_get(&f->ctx, c, i, at, (size_t)lens[i] * d));
+    if (!budget) assert_true(lq_cache_spilled(c) > 0);
+    lq_cache_free(&c);
+    return out;
+}
+
+static float *forwarded(fixture *f) {
+    uint32_t d = f->m->par.hidden, total = 0;
+    for (int i = 0; i < N_SEQ; i++) total += lens[i];
+    float *out = LQ_NEWN(float, (size_t)total * d), *at = out;
+    lq_state *s;
+    OK(f, lq_state_new(&f->ctx, f->m, 48, &s));
+    for (uint32_t i = 0; i < N_SEQ; at += (size_t)lens[i++] * d) {
+        int32_t ids[48];
+        for (uint32_t t = 0; t < lens[i]; t++) ids[t] = f->ids[(t + i) % f->n];
+        lq_state_reset(s);
+        OK(f, lq_forward(&f->ctx, s, ids, lens[i], at));
+    }
+    lq_state_free(&s);
+    return out;
+}
+
+static void calibration_runs_the_stages_and_leaves_the_forward_stream(void **state) {
+    (void)state;
+    for (int v = 0; v < N_VARIANTS; v++) {
+        fixture f;
+        open_golden(&f, variants[v]);
+        capture c = {.f = &f};
+        lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX, count_stage, &c};
+        float *want = forwarded(&f), *staged = calibrated(&f, 1 << 30, &hook), *plain = calibrated(&f, 1 << 30, NULL), *spilled = calibrated(&f, 0, NULL);
+        uint32_t total = 0, d = f.m->par.hidden;
+        for (int i = 0; i < N_SEQ; i++) total += lens[i];
+        assert_int_equal(c.n, 4 * f.m->par.n_layers);
+        assert_memory_equal(staged, plain, (size_t)total * d * 4);
+        assert_memory_equal(spilled, plain, (size_t)total * d * 4);
+        for (uint32_t t = 0; t < total; t++)
+            f.m->k->rmsnorm(plain + (size_t)t * d, f.m->outer.norm[LQ_R_FINAL_NORM], f.m->par.norm_eps, d, plain + (size_t)t * d);
+        assert_true(distance(plain, want, (size_t)total * d) < 1e-4);
+        lq_free(want), lq_free(staged), lq_free(plain), lq_free(spilled);
+        close_golden(&f);
+    }
+}
+
+/* First stage of block 0: its input is the normed embedding, easily made by hand. */
+static lq_status check_first_stage(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats) {
+    capture *c = user;
+    uint32_t d = c->f->m->par.hidden, n = 0;
+    if (block || stage->index) return LQ_OK;
+    double *gram = LQ_NEWN(double, (size_t)d * d), *absmax = LQ_NEWN(double, d), *abssum = LQ_NEWN(double, d);
+    float *x = LQ_NEWN(float, d);
+    for (uint32_t i = 0; i < N_SEQ; i++)
+        for (uint32_t t = 0; t < lens[i]; t++, n++) {
+            lq_embed(c->f->m, c->f->ids[(t + i) % c->f->n], x);
+            c->f->m->k->rmsnorm(x, c->f->m->layers[0].norm[LQ_R_ATTN_NORM], c->f->m->par.norm_eps, d, x);
+            for (uint32_t j = 0; j < d; j++) {
+                absmax[j] = fmax(absmax[j], fabsf(x[j]));
+                abssum[j] += fabsf(x[j]);
+                for (uint32_t k = 0; k < d; k++) gram[j * d + k] += (double)x[j] * x[k];
+            }
+        }
+    for (uint32_t j = 0; j < d; j++) {
+        assert_true(absmax[j] == stats->absmax[j]);
+        assert_true(fabs(abssum[j] - stats->abssum[j]) <= 1e-9 * abssum[j]);
+        for (uint32_t k = 0; k < d; k++)
+            assert_true(fabs(lq_gram_at(&stats->gram, j, k) - gram[j * d + k]) <= 1e-5 * sqrt(gram[j * d + j] * gram[k * d + k]));
+    }
+    c->n = n;
+    lq_free(gram), lq_free(absmax), lq_free(abssum), lq_free(x);
+    return LQ_OK;
+}
+
+static void stage_statistics_equal_a_naive_capture(void **state) {
+    (void)state;
+    fixture f;
+    open_golden(&f, "llama");
+    capture c = {.f = &f};
+    lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX, check_first_stage, &c};
+    lq_free(calibrated(&f, 1 << 30, &hook));
+    assert_int_equal(c.n, 105);
+    close_golden(&f);
+}
+
+static lq_status wipe_v(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats) {
+    (void)stats;
+    double *seen = user;
+    for (uint32_t i = 0; i < stage->n; i++)
+        if (stage->lin[i]->slot.role == LQ_R_V) memset(stage->lin[i]->w, 0, (size_t)stage->lin[i]->rows * stage->lin[i]->cols * 4);
+    if (stage->lin[0]->slot.role == LQ_R_O)
+        for (uint32_t i = 0; i < stage->cols; i++) *seen += stats->absmax[i] + block;
+    return LQ_OK;
+}
+
+static void later_stages_see_what_the_hook_left(void **state) {
+    (void)state;
+    fixture f;
+    open_golden(&f, "llama");
+    double seen = 0;
+    lq_stage_hook hook = {LQ_NEED_ABSMAX, wipe_v, &seen};
+    lq_cache *c = embed_rows(&f, 1 << 30);
+    OK(&f, lq_block_calibrate(&f.ctx, f.m, 0, c, lens, &hook, 1 << 30, NULL));
+    assert_true(seen == 0); /* no values: the attention output is zero */
+    lq_cache_free(&c);
+    close_golden(&f);
+}
+
+/* ---- packed and half weights ---- */
+
+static void round_to_bf16(float *w, size_t n) {
+    for (size_t i = 0; i < n; i++) w[i] = lq_bf16_f32(lq_f32_bf16(w[i]));
+}
+
+static void a_stored_type_runs_like_its_floats(void **state) {
+    (void)state;
+    fixture f;
+    open_golden(&f, "llama");
+    lq_linear *l = &f.m->layers[0].lin[LQ_R_GATE], half = *l;
+    size_t n = (size_t)l->rows * l->cols;
+    uint16_t *bits = lq_alloc(n * 2);
+    round_to_bf16(l->w, n);
+    lq_dtype_encode(LQ_BF16, l->w, bits, n);
+    half.w = bits;
+    half.dtype = LQ_BF16;
+    float *x = run_steps(&f, f.n, true), *a = LQ_NEWN(float, (size_t)f.n * l->rows), *b = LQ_NEWN(float, (size_t)f.n * l->rows);
+    for (uint32_t tokens = 1; tokens <= f.n; tokens += 46) {
+        OK(&f, lq_linear_apply(&f.ctx, f.m->k, l, x, tokens, a));
+        OK(&f, lq_linear_apply(&f.ctx, f.m->k, &half, x, tokens, b));
+        assert_true(distance(b, a, (size_t)tokens * l->rows) < 1e-6);
+    }
+    lq_free(bits), lq_free(x), lq_free(a), lq_free(b);
+    close_golden(&f);
+}
+
+static void codes_run_like_their_decoded_weights(void **state) {
+    (void)state;
+    fixture f;
+    open_golden(&f, "llama");
+    lq_linear *l = &f.m->layers[0].lin[LQ_R_GATE], packed = *l;
+    lq_scheme s = lq_scheme_int(4, 32, false);
+    lq_qtensor q;
+    lq_rng rng;
+    lq_rng_seed(&rng, 1, 2);
+    OK(&f, lq_qtensor_init(&f.ctx, &q, &s, l->slot, l->rows, l->cols));
+    for (uint32_t r = 0; r < l->rows; r++)
+        for (uint32_t c = 0; c < l->cols; c++) q.codes[r * q.row_bytes + c / 2] |= (uint8_t)(lq_rng_below(&rng, 16) << (c % 2 * 4));
+    for (size_t i = 0; i < lq_plane_count(&s.scale, l->rows, l->cols); i++) {
+        lq_plane_set(&s.scale, &q.scale, i, 0.01f + 0.02f * lq_rng_unit(&rng));
+        lq_plane_set(&s.zero, &q.zero, i, (float)lq_rng_below(&rng, 16));
+    }
+    for (uint32_t r = 0; r < l->rows; r++) lq_qtensor_decode_row(&q, r, (float *)l->w + (size_t)r * l->cols);
+    packed.q = &q;
+    packed.w = NULL;
+    packed.dtype = LQ_NONE;
+    float *x = run_steps(&f, f.n, true), *a = LQ_NEWN(float, (size_t)f.n * l->rows), *b = LQ_NEWN(float, (size_t)f.n * l->rows);
+    for (uint32_t tokens = 1; tokens <= f.n; tokens += 46) {
+        OK(&f, lq_linear_apply(&f.ctx, f.m->k, l, x, tokens, a));
+        OK(&f, lq_linear_apply(&f.ctx, f.m->k, &packed, x, tokens, b));
+        assert_true(distance(b, a, (size_t)tokens * l->rows) < 1e-5);
+    }
+    lq_qtensor_free(&q);
+    lq_free(x), lq_free(a), lq_free(b);
+    close_golden(&f);
+}
+
+/* ---- a long sequence in many chunks, windows across them ---- */
+
+static void chunks_and_windows_agree_on_a_long_sequence(void **state) {
+    (void)state;
+    fixture f;
+    open_golden(&f, "mistral");
+    f.m->par.window = 100;
+    enum { N = 2500 };
+    int32_t *ids = LQ_NEWN(int32_t, N);
+    for (int i = 0; i < N; i++) ids[i] = i * 7 % 64;
+    float *a = LQ_NEWN(float, (size_t)N * f.m->par.hidden), *b = LQ_NEWN(float, (size_t)N * f.m->par.hidden);
+    lq_state *s;
+    OK(&f, lq_state_new_scoring(&f.ctx, f.m, N, &s));
+    OK(&f, lq_forward(&f.ctx, s, ids, N, a));
+    lq_state_free(&s);
+    OK(&f, lq_state_new(&f.ctx, f.m, N, &s));
+    for (uint32_t i = 0; i < N; i += 333) OK(&f, lq_forward(&f.ctx, s, ids + i, N - i < 333 ? N - i : 333, b + (size_t)i * f.m->par.hidden));
+    lq_state_free(&s);
+    assert_true(distance(a, b, (size_t)N * f.m->par.hidden) < 1e-4);
+    lq_free(ids), lq_free(a), lq_free(b);
+    close_golden(&f);
+}
+
+static void ids_outside_the_vocabulary_are_refused(void **state) {
+    (void)state;
+    fixture f;
+    open_golden(&f, "llama");
+    lq_state *s;
+    float hidden[64];
+    OK(&f, lq_state_new(&f.ctx, f.m, 4, &s));
+    assert_int_equal(lq_forward(&f.ctx, s, (int32_t[]){64}, 1, hidden), LQ_ERR_FORMAT);
+    assert_int_equal(lq_forward(&f.ctx, s, (int32_t[]){-1}, 1, hidden), LQ_ERR_FORMAT);
+    assert_int_equal(lq_state_pos(s), 0);
+    lq_state_free(&s);
+    close_golden(&f);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(logits_equal_transformers_for_every_variant),
+        cmocka_unit_test(decoding_token_by_token_equals_prefill),
+        cmocka_unit_test(every_switched_off_field_moves_the_logits),
+        cmocka_unit_test(the_thread_count_changes_no_bit),
+        cmocka_unit_test(calibration_runs_the_stages_and_leaves_the_forward_stream),
+        cmocka_unit_test(stage_statistics_equal_a_naive_capture),
+        cmocka_unit_test(later_stages_see_what_the_hook_left),
+        cmocka_unit_test(a_stored_type_runs_like_its_floats),
+        cmocka_unit_test(codes_run_like_their_decoded_weights),
+        cmocka_unit_test(chunks_and_windows_agree_on_a_long_sequence),
+        cmocka_unit_test(ids_outside_the_vocabulary_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
