@@ -378,8 +378,8 @@ static lq_status put_kept(road *r, const lq_row *row) {
     char *out = lq_alloc(bytes);
     float *x = NULL;
     lq_status st = out ? LQ_OK : lq_oom(r->ctx, bytes);
-    if (!st && row->out_dtype == row->dtype && row->view == LQ_VIEW_PLAIN) {
-        st = lq_source_read(r->ctx, r->src, (size_t)row->source, 0, row->ndim ? row->shape[0] : 1, out);
+    if (!st && row->out_dtype == row->dtype) {
+        st = lq_model_read_stored(r->ctx, r->model, row, out);
     } else if (!st) {
         x = lq_calloc(n, 4);
         st = x ? lq_model_read_f32(r->ctx, r->model, row, x) : lq_oom(r->ctx, 4 * n);
