@@ -428,7 +428,7 @@ static void act_order_searched_scales_and_one_percent_are_the_defaults(void **st
     float *w = random_weights(14, ROWS, COLS), *x = random_inputs(14, 500, COLS);
     lq_stats stats = stats_of(x, 500, COLS);
     lq_scheme s = lq_scheme_int(4, 32, true);
-    const char *const other[][2] = {{"no-desc-act", NULL}, {"scales", "minmax"}, {"scales", "search-signed"}, {"percdamp", "0.1"}};
+    const char *const other[][2] = {{"no-desc-act", NULL}, {"scales", "minmax"}, {"scales", "signed"}, {"percdamp", "0.1"}};
     lq_gptq_factor f;
     lq_gptq_sums sums;
     lq_outcome o;
