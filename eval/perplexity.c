@@ -226,6 +226,7 @@ static lq_status run_chunks(lq_ctx *ctx, run *r, const lq_eval_text *t, bool dec
     if (!ids) return lq_oom(ctx, plan->ctx * sizeof *ids);
     lq_status st = LQ_OK;
     lq_progress bar = lq_progress_start(ctx, "chunk", plan->chunks);
+    uint32_t every = bar.tty ? 1 : plan->chunks / 20 + 1, told = 0; /* a log wants no line per chunk */
     for (uint32_t c = 0; c < plan->chunks && !st; c++) {
         memcpy(ids, t->ids.v + (size_t)c * plan->ctx, plan->ctx * sizeof *ids);
         if (plan->protocol->bos_per_chunk && t->bos_id >= 0) ids[0] = t->bos_id;
@@ -234,7 +235,9 @@ static lq_status run_chunks(lq_ctx *ctx, run *r, const lq_eval_text *t, bool dec
         if (!st) st = score_chunk(ctx, r, decode);
         if (!st) st = add_up(ctx, r, &r->s[0], c, &r->sum, &r->sum2);
         if (!st && r->sides > 1) st = add_up(ctx, r, &r->s[1], c, &r->base_sum, &r->base_sum2);
-        if (!st) lq_progress_step(&bar, 1, "%u/%u ppl %.4f", c + 1, plan->chunks, exp(r->sum / ((double)(c + 1) * (plan->ctx - 1 - plan->first))));
+        if (st || ((c + 1) % every && c + 1 < plan->chunks)) continue;
+        lq_progress_step(&bar, c + 1 - told, "%u/%u ppl %.4f", c + 1, plan->chunks, exp(r->sum / ((double)(c + 1) * (plan->ctx - 1 - plan->first))));
+        told = c + 1;
     }
     lq_progress_end(&bar);
     lq_free(ids);

@@ -58,7 +58,7 @@ static lq_status solve(lq_ctx *ctx, const gptq_opts *opt, const lq_weights *w, c
     lq_status st = LQ_OK;
     LQ_TRY(lq_gptq_factor_init(ctx, &f, &stats->gram, opt->damp, !opt->in_order));
     o->dead_cols = f.dead;
-    LQ_GO(lq_grid_fit(ctx, q, w->w, f.diag, fit_of(opt)));
+    LQ_GO(lq_grid_fit(ctx, q, w->w, f.weight, fit_of(opt)));
     if (f.failed[0]) {
         LQ_GO(fall_back(ctx, f.failed, w, stats, q, o));
         goto done;
