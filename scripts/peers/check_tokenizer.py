@@ -107,8 +107,11 @@ def codepoints(tool, name, path, peer):
 
     def unequal(groups):
         texts = ["".join(context.format(chr(c)) for c in g) for g in groups]
-        want = peer.encode_batch_fast(texts, add_special_tokens=False)
-        return [g for g, a, w in zip(groups, ours(tool, path, texts), want) if a != w.ids]
+        bad, got = [], ours(tool, path, texts)
+        for i in range(0, len(texts), 256):  # the peer's encodings are large
+            want = peer.encode_batch_fast(texts[i:i + 256], add_special_tokens=False)
+            bad += [groups[i + k] for k, w in enumerate(want) if got[i + k] != w.ids]
+        return bad
     groups = unequal([all_cp[i:i + 64] for i in range(0, len(all_cp), 64)])
     diff = [g[0] for g in unequal([[c] for g in groups for c in g])]
     ranges, i = [], 0
