@@ -8,6 +8,8 @@
 
 #include "formats/nameset.h"
 
+enum { CONFIG_MAX = 4 << 20 };
+
 /* Readers that look at the content or the config come first, the plain folder last. */
 const lq_reader *const lq_readers[] = {
     &lq_reader_gguf,
@@ -143,7 +145,7 @@ static lq_status load_config(lq_ctx *ctx, lq_source *s) {
     if (!lq_path_is_dir(s->path) && (len < m || strcmp(s->path + len - m, tail))) return LQ_OK;
     char *dir = lq_source_dir(s), *path = dir ? lq_path_join(dir, "config.json") : NULL;
     lq_status st = path ? LQ_OK : lq_oom(ctx, strlen(s->path));
-    if (!st && lq_path_exists(path)) st = lq_json_load(ctx, path, &s->config);
+    if (!st && lq_path_exists(path)) st = lq_json_load_max(ctx, path, CONFIG_MAX, &s->config);
     if (!st && s->config && !json_is_object(s->config)) st = lq_fail(ctx, LQ_ERR_FORMAT, "%s: not a JSON object", path);
     lq_free(path);
     lq_free(dir);
