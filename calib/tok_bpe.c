@@ -4,7 +4,7 @@
  * left. A heap over a linked list: O(n log n). SentencePiece's merge by score is the same with rank = order of the score. */
 #include "calib/tok_impl.h"
 
-enum { NIL = UINT32_MAX };
+#define NIL UINT32_MAX
 
 lq_status lq_tok_run_init(lq_ctx *ctx, const lq_tokenizer *t, lq_tok_run *r, size_t n) {
     *r = (lq_tok_run){.ctx = ctx, .t = t};

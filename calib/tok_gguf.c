@@ -203,7 +203,7 @@ static lq_status read_spm(vocab *v) {
     static const char mark[] = "\xe2\x96\x81";
     int32_t unk;
     t->kind = "SentencePiece BPE by score";
-    t->spm = t->fuse_unk = true;
+    t->fuse_unk = true;
     LQ_TRY(id_of(v, "tokenizer.ggml.bos_token_id", 1, &t->bos));
     LQ_TRY(id_of(v, "tokenizer.ggml.eos_token_id", 2, &t->eos));
     LQ_TRY(id_of(v, "tokenizer.ggml.unknown_token_id", 0, &unk));

@@ -18,9 +18,9 @@ enum {
     LQ_TOK_DEPTH = 8,             /* of nested sequences */
     LQ_TOK_SPECIALS = 64,         /* ids a post-processor may add on one side */
     LQ_TOK_ADDED_BYTES = 1024,    /* of one added token */
-    LQ_TOK_SPM_BYTES = 512,       /* of one piece whose merges are derived from scores */
-    LQ_TOK_NONE = UINT32_MAX
+    LQ_TOK_SPM_BYTES = 512        /* of one piece whose merges come from scores */
 };
+#define LQ_TOK_NONE UINT32_MAX
 
 typedef struct lq_tok_str { const char *s; uint32_t n; } lq_tok_str; /* NUL-terminated too; s NULL: absent */
 
@@ -89,7 +89,6 @@ struct lq_tokenizer {
     lq_tok_steps norm, pre, dec;
     lq_tok_regex *word;           /* \w, for single_word */
     bool byte_fallback, fuse_unk, ignore_merges, cut; /* cut: no merge crosses into a U+2581, words may be cut there */
-    bool spm;                     /* merges come from scores */
     int32_t unk, byte_id[256], bos, eos;
     const char *unk_name;
     int32_t head[LQ_TOK_SPECIALS], tail[LQ_TOK_SPECIALS];

@@ -17,10 +17,12 @@ lq_status lq_tokenizer_from_json(lq_ctx *ctx, const char *name, const char *text
 void lq_tokenizer_free(lq_tokenizer **t);
 
 /* Appends the ids of text[n]. special: add what the post-processor adds (BOS ...). parse: added tokens that are special are
- * recognised in the text (the `tokenizers` default); false: they are plain text. Invalid UTF-8: each maximal invalid
- * sequence becomes U+FFFD first. */
+ * recognised in the text (the `tokenizers` default); false: they are plain text. Invalid UTF-8: each maximal ill-formed
+ * subsequence (Unicode 3.9; what Python's errors="replace" does) becomes U+FFFD first. On an error out is as it was.
+ * May be called from several threads at once. */
 lq_status lq_tokenizer_encode(lq_ctx *ctx, const lq_tokenizer *t, const char *text, size_t n, bool special, bool parse, lq_ids *out);
-/* Bytes of the ids; skip_special drops special tokens. For streaming, decode prefixes and print the difference. */
+/* Bytes of the ids, appended; half a character comes out as it is, ids of no token are left out; skip_special drops special
+ * tokens. For streaming, decode prefixes and print the difference. */
 lq_status lq_tokenizer_decode(lq_ctx *ctx, const lq_tokenizer *t, const int32_t *ids, size_t n, bool skip_special, lq_buf *out);
 int32_t lq_tokenizer_bos(const lq_tokenizer *t); /* -1: none */
 int32_t lq_tokenizer_eos(const lq_tokenizer *t);

@@ -82,26 +82,26 @@ static void q8_0(const uint8_t *b, float *y) {
     for (int j = 0; j < 32; j++) y[j] = d * (float)(int8_t)b[2 + j];
 }
 
-/* two-bit plane of Q2_K and Q3_K: 128-element half h, plane p: element 128h + 32p + l = bits 2p, 2p+1 of qs[32h + l] */
-static int two_bits(const uint8_t *qs, int e) { return qs[32 * (e / 128) + e % 32] >> 2 * (e / 32 % 4) & 3; }
+/* Q2_K, Q3_K: sub-block j of 16; its 2-bit codes are bits 2p, 2p+1 (p = j/2 mod 4) of 16 bytes of qs */
+static const uint8_t *two_bits(const uint8_t *qs, int j) { return qs + 32 * (j / 8) + 16 * (j % 2); }
 
 static void q2_k(const uint8_t *b, float *y) {
     float d = half_at(b + 80), dmin = half_at(b + 82);
-    for (int e = 0; e < 256; e++) {
-        uint8_t s = b[e / 16];
-        float scale = d * (float)(s & 15), min = dmin * (float)(s >> 4);
-        y[e] = scale * (float)two_bits(b + 16, e) - min;
+    for (int j = 0; j < 16; j++, y += 16) {
+        const uint8_t *q = two_bits(b + 16, j);
+        float scale = d * (float)(b[j] & 15), min = dmin * (float)(b[j] >> 4);
+        for (int l = 0, p = 2 * (j / 2 % 4); l < 16; l++) y[l] = scale * (float)(q[l] >> p & 3) - min;
     }
 }
 
 static void q3_k(const uint8_t *b, float *y) {
-    const uint8_t *hmask = b, *qs = b + 32, *sc = b + 96;
+    const uint8_t *sc = b + 96;
     float d = half_at(b + 108);
-    for (int e = 0; e < 256; e++) {
-        int j = e / 16, low = j < 8 ? sc[j] & 15 : sc[j - 8] >> 4, high = sc[8 + j % 4] >> 2 * (j / 4) & 3;
+    for (int j = 0; j < 16; j++, y += 16) {
+        const uint8_t *q = two_bits(b + 32, j), *hmask = b + 16 * (j % 2);
+        int low = j < 8 ? sc[j] & 15 : sc[j - 8] >> 4, high = sc[8 + j % 4] >> 2 * (j / 4) & 3;
         float scale = d * (float)((low | high << 4) - 32);
-        int kept = hmask[e % 32] >> (e / 32) & 1;
-        y[e] = scale * (float)(two_bits(qs, e) - (kept ? 0 : 4));
+        for (int l = 0, p = 2 * (j / 2 % 4); l < 16; l++) y[l] = scale * (float)((q[l] >> p & 3) - 4 + 4 * (hmask[l] >> (j / 2) & 1));
     }
 }
 
@@ -134,12 +134,11 @@ static void q5_k(const uint8_t *b, float *y) { q45_k(b, b + 16, b + 48, y); }
 
 static void q6_k(const uint8_t *b, float *y) {
     float d = half_at(b + 208);
-    for (int e = 0; e < 256; e++) {
-        int h = e / 128, part = e / 32 % 4, l = e % 32;
-        const uint8_t *ql = b + 64 * h + 32 * (part % 2), *qh = b + 128 + 32 * h;
-        int q = (part < 2 ? ql[l] & 15 : ql[l] >> 4) | (qh[l] >> 2 * part & 3) << 4;
-        float scale = d * (float)(int8_t)b[192 + e / 16];
-        y[e] = scale * (float)(q - 32);
+    for (int j = 0; j < 16; j++, y += 16) { /* sub-blocks of 16; 32 weights share bytes of ql, 128 those of qh */
+        const uint8_t *ql = b + 64 * (j / 8) + 16 * (j % 4), *qh = b + 128 + 32 * (j / 8) + 16 * (j % 2);
+        float scale = d * (float)(int8_t)b[192 + j];
+        for (int l = 0, up = j / 4 % 2, p = 2 * (j / 2 % 4); l < 16; l++)
+            y[l] = scale * (float)(((ql[l] >> 4 * up & 15) | (qh[l] >> p & 3) << 4) - 32);
     }
 }
 

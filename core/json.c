@@ -13,10 +13,12 @@ lq_status lq_json_parse(lq_ctx *ctx, const char *name, const char *text, size_t 
     return lq_fail(ctx, LQ_ERR_FORMAT, "%s: JSON line %d column %d: %s", name, e.line, e.column, e.text);
 }
 
-lq_status lq_json_load(lq_ctx *ctx, const char *path, json_t **out) {
+lq_status lq_json_load(lq_ctx *ctx, const char *path, json_t **out) { return lq_json_load_max(ctx, path, LQ_JSON_MAX, out); }
+
+lq_status lq_json_load_max(lq_ctx *ctx, const char *path, size_t max, json_t **out) {
     lq_buf b;
     *out = NULL;
-    LQ_TRY(lq_file_slurp(ctx, path, LQ_JSON_MAX, &b));
+    LQ_TRY(lq_file_slurp(ctx, path, max, &b));
     lq_status st = lq_json_parse(ctx, path, b.v, b.n, out);
     lq_buf_free(&b);
     return st;

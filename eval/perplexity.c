@@ -138,9 +138,9 @@ typedef struct run {
 
 enum { LOGIT_BYTES = 16 << 20, SLICE_MAX = 64 };
 
-static lq_status side_open(lq_ctx *ctx, run *r, side *s) {
+static lq_status side_open(lq_ctx *ctx, run *r, side *s, bool decode) {
     uint64_t n;
-    LQ_TRY(lq_state_new(ctx, s->m, r->plan->ctx, &s->state));
+    LQ_TRY((decode ? lq_state_new : lq_state_new_scoring)(ctx, s->m, r->plan->ctx, &s->state));
     s->hidden = LQ_NEWN(float, (size_t)r->plan->ctx * s->m->par.hidden);
     s->logits = lq_mul_ok(r->slice, r->vocab, &n) ? LQ_NEWN(float, n) : NULL;
     s->nll = LQ_NEWN(double, r->plan->ctx);
@@ -226,6 +226,7 @@ static lq_status run_chunks(lq_ctx *ctx, run *r, const lq_eval_text *t, bool dec
     if (!ids) return lq_oom(ctx, plan->ctx * sizeof *ids);
     lq_status st = LQ_OK;
     lq_progress bar = lq_progress_start(ctx, "chunk", plan->chunks);
+    uint32_t every = bar.tty ? 1 : plan->chunks / 20 + 1, told = 0; /* a log wants no line per chunk */
     for (uint32_t c = 0; c < plan->chunks && !st; c++) {
         memcpy(ids, t->ids.v + (size_t)c * plan->ctx, plan->ctx * sizeof *ids);
         if (plan->protocol->bos_per_chunk && t->bos_id >= 0) ids[0] = t->bos_id;
@@ -234,7 +235,9 @@ static lq_status run_chunks(lq_ctx *ctx, run *r, const lq_eval_text *t, bool dec
         if (!st) st = score_chunk(ctx, r, decode);
         if (!st) st = add_up(ctx, r, &r->s[0], c, &r->sum, &r->sum2);
         if (!st && r->sides > 1) st = add_up(ctx, r, &r->s[1], c, &r->base_sum, &r->base_sum2);
-        if (!st) lq_progress_step(&bar, 1, "%u/%u ppl %.4f", c + 1, plan->chunks, exp(r->sum / ((double)(c + 1) * (plan->ctx - 1 - plan->first))));
+        if (st || ((c + 1) % every && c + 1 < plan->chunks)) continue;
+        lq_progress_step(&bar, c + 1 - told, "%u/%u ppl %.4f", c + 1, plan->chunks, exp(r->sum / ((double)(c + 1) * (plan->ctx - 1 - plan->first))));
+        told = c + 1;
     }
     lq_progress_end(&bar);
     lq_free(ids);
@@ -268,7 +271,7 @@ lq_status lq_ppl_run(lq_ctx *ctx, const lq_model *m, const lq_eval_text *t, cons
         r.same = LQ_NEWN(uint8_t, plan->tokens);
         if (!r.kl || !r.same) LQ_GO(lq_oom(ctx, plan->tokens * 5));
     }
-    for (int k = 0; k < r.sides; k++) LQ_GO(side_open(ctx, &r, &r.s[k]));
+    for (int k = 0; k < r.sides; k++) LQ_GO(side_open(ctx, &r, &r.s[k], decode));
     LQ_GO(run_chunks(ctx, &r, t, decode));
     finish(plan, out, r.sum, r.sum2);
     if (!base) goto done;

@@ -12,7 +12,7 @@
 #include "formats/source.h"
 
 static const char index_name[] = "model.safetensors.index.json", single_name[] = "model.safetensors";
-enum { SIDECAR_MAX = 256 << 20, SHARDS_MAX = 100000 };
+enum { SIDECAR_MAX = 256 << 20, SHARDS_MAX = 100000, INDEX_MAX = 32 << 20 };
 
 typedef struct place { uint32_t file; uint64_t offset; } place;
 typedef struct folder {
@@ -138,7 +138,7 @@ static lq_status open_sharded(lq_ctx *ctx, lq_source *s) {
     lq_status st = LQ_OK;
     char *path = lq_path_join(f->dir, index_name);
     if (!path) return lq_oom(ctx, sizeof index_name);
-    LQ_GO(lq_json_load(ctx, path, &index));
+    LQ_GO(lq_json_load_max(ctx, path, INDEX_MAX, &index));
     const json_t *map = json_object_get(index, "weight_map");
     if (!json_is_object(map) || !json_object_size(map)) { st = lq_fail(ctx, LQ_ERR_FORMAT, "%s: no weight_map object", index_name); goto done; }
     st = shard_names(ctx, map, &names, &n);

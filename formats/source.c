@@ -8,6 +8,8 @@
 
 #include "formats/nameset.h"
 
+enum { CONFIG_MAX = 4 << 20 };
+
 /* Readers that look at the content or the config come first, the plain folder last. */
 const lq_reader *const lq_readers[] = {
     &lq_reader_gguf,
@@ -143,7 +145,7 @@ static lq_status load_config(lq_ctx *ctx, lq_source *s) {
     if (!lq_path_is_dir(s->path) && (len < m || strcmp(s->path + len - m, tail))) return LQ_OK;
     char *dir = lq_source_dir(s), *path = dir ? lq_path_join(dir, "config.json") : NULL;
     lq_status st = path ? LQ_OK : lq_oom(ctx, strlen(s->path));
-    if (!st && lq_path_exists(path)) st = lq_json_load(ctx, path, &s->config);
+    if (!st && lq_path_exists(path)) st = lq_json_load_max(ctx, path, CONFIG_MAX, &s->config);
     if (!st && s->config && !json_is_object(s->config)) st = lq_fail(ctx, LQ_ERR_FORMAT, "%s: not a JSON object", path);
     lq_free(path);
     lq_free(dir);
@@ -179,7 +181,7 @@ lq_status lq_source_open_as(lq_ctx *ctx, const lq_reader *reader, const char *pa
     for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--) s->path[n - 1] = 0;
     lq_status st = lq_path_exists(path) ? open_with(ctx, s, reader) : lq_fail(ctx, LQ_ERR_FORMAT, "no such file or folder");
     if (st) {
-        lq_note(ctx, st, "%s", path);
+        if (ctx && strncmp(ctx->msg, path, strlen(path))) lq_note(ctx, st, "%s", path); /* sentences about a file have it already */
         lq_source_free(&s);
     }
     *out = s;

@@ -14,11 +14,12 @@ typedef struct lq_gptq_factor {
     float *feed;       /* [k][k] R_ij / R_jj for i < j, else 0 */
     double *pivot;     /* [k] R_jj */
     float *h;          /* [k][k] the undamped H in column order, for the guard */
-    float *diag;       /* [k] diagonal of H with the damping added: weights of the scale search; dead columns get the damping */
+    float *weight;     /* [k] by column, for the scale search: geometric mean of the damped H_jj and R_jj^2, which is what the loop
+                        * pays for missing a_j; the diagonal alone when there is no factor; dead columns get the damping */
     double damp;       /* damping that worked, relative to the mean diagonal; own: relative to each column's own */
     bool own;
     uint32_t dead;     /* columns with H_ii = 0 */
-    char failed[128];  /* not empty: H could not be factored at any damping, feed and pivot are NULL, and why */
+    char failed[128];  /* not empty: H could not be factored at any damping, feed is NULL, and why */
     void *mem;
 } lq_gptq_factor;
 

@@ -153,10 +153,10 @@ static void consider(const tile *t, const guess *g, best *b) {
     }
 }
 
-/* Scales on a geometric grid from the one that clips nothing down to a third of it. */
+/* Scales from the one that clips nothing down to a third of it. */
 static float shrink(const lq_scheme *s, int i, bool asym) {
     float half = (float)(1u << (s->grid.bits - 1)), top = asym ? 1.05f : 1.02f * half / (half - 1), bottom = 0.33f;
-    return top * powf(bottom / top, (float)i / (GRID_POINTS - 1));
+    return top - (top - bottom) * (float)i / (GRID_POINTS - 1);
 }
 
 static void try_scales(const tile *t, const float *base, const float *zero, float dz, float sign, best *b) {

@@ -27,7 +27,7 @@ static const lq_opt options[] = {
     {"no-desc-act", "no-act-order", LQ_OPT_SET, offsetof(gptq_opts, in_order), NULL, NULL, NULL, 0, 0, 1, "process columns in their order"},
     {"static-groups", NULL, LQ_OPT_SET, offsetof(gptq_opts, static_groups), NULL, NULL, NULL, 0, 0, 1,
      "scales before the loop: always so, groups stay contiguous and no g_idx is needed"},
-    {"scales", NULL, LQ_OPT_CHOICE, offsetof(gptq_opts, scales), NULL, "search", "search|minmax|search-signed", 0, 0, 0, "how group scales are chosen"},
+    {"scales", NULL, LQ_OPT_CHOICE, offsetof(gptq_opts, scales), NULL, "search", "search|minmax|signed", 0, 0, 0, "how group scales are chosen; signed: a search that may use negative ones"},
     {"block-size", NULL, LQ_OPT_INT, offsetof(gptq_opts, block), "N", "128", NULL, 1, 256, 0, "columns per lazy update; changes speed only"},
     {0}};
 
@@ -58,7 +58,7 @@ static lq_status solve(lq_ctx *ctx, const gptq_opts *opt, const lq_weights *w, c
     lq_status st = LQ_OK;
     LQ_TRY(lq_gptq_factor_init(ctx, &f, &stats->gram, opt->damp, !opt->in_order));
     o->dead_cols = f.dead;
-    LQ_GO(lq_grid_fit(ctx, q, w->w, f.diag, fit_of(opt)));
+    LQ_GO(lq_grid_fit(ctx, q, w->w, f.weight, fit_of(opt)));
     if (f.failed[0]) {
         LQ_GO(fall_back(ctx, f.failed, w, stats, q, o));
         goto done;

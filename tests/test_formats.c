@@ -18,6 +18,7 @@
 
 #include "core/num.h"
 #include "core/pack.h"
+#include "core/thread.h"
 #include "formats/sink.h"
 #include "formats/source.h"
 
@@ -574,6 +575,7 @@ static void the_codec_keeps_what_eq_does_not_see(void **state) {
 }
 
 int main(void) {
+    lq_threads_set(1); /* tiny matrices */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_scheme_round_trips_or_is_refused),
         cmocka_unit_test(mixed_schemes_round_trip),

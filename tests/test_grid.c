@@ -147,6 +147,48 @@ static void the_search_is_never_worse_than_min_max(void **state) {
     lq_free(w);
 }
 
+static void columns_with_weight_are_served_first(void **state) {
+    (void)state;
+    enum { ROWS = 32, COLS = 128 };
+    float *w = random_weights(9, ROWS, COLS), h[COLS];
+    for (int c = 0; c < COLS; c++) h[c] = c % 10 ? 0.001f : 100;
+    for (int sym = 0; sym < 2; sym++) {
+        lq_scheme s = lq_scheme_int(3, -1, sym);
+        lq_qtensor served = fitted(&s, w, h, ROWS, COLS, LQ_FIT_SEARCH), blind = fitted(&s, w, NULL, ROWS, COLS, LQ_FIT_SEARCH);
+        assert_true(weighted_error(&served, w, h) < 0.6 * weighted_error(&blind, w, h));
+        lq_qtensor_free(&served);
+        lq_qtensor_free(&blind);
+    }
+    lq_free(w);
+}
+
+/* Three significant bits: few scales exist, all are tried here. */
+static void scales_are_judged_as_they_will_be_stored(void **state) {
+    (void)state;
+    enum { ROWS = 32, COLS = 64 };
+    float *w = random_weights(10, ROWS, COLS);
+    lq_scheme s = lq_scheme_int(3, -1, true);
+    s.scale.sig = 3;
+    lq_qtensor q = fitted(&s, w, NULL, ROWS, COLS, LQ_FIT_SEARCH);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        lq_qtensor one;
+        double best = HUGE_VAL;
+        assert_int_equal(lq_qtensor_init(NULL, &one, &s, nowhere, 1, COLS), LQ_OK);
+        for (int e = -12; e <= 0; e++)
+            for (int m = 4; m < 8; m++) {
+                lq_plane_set(&s.scale, &one.scale, 0, ldexpf((float)m, e));
+                lq_grid_round(&one, w + r * COLS);
+                best = fmin(best, weighted_error(&one, w + r * COLS, NULL));
+            }
+        lq_plane_set(&s.scale, &one.scale, 0, scale_at(&q, r));
+        lq_grid_round(&one, w + r * COLS);
+        assert_true(weighted_error(&one, w + r * COLS, NULL) <= 1.0001 * best);
+        lq_qtensor_free(&one);
+    }
+    lq_qtensor_free(&q);
+    lq_free(w);
+}
+
 static void the_search_finds_a_grid_the_weights_lie_on(void **state) {
     (void)state;
     float w[64];
@@ -311,6 +353,8 @@ int main(void) {
         cmocka_unit_test(rounding_what_was_rounded_changes_nothing),
         cmocka_unit_test(powers_of_two_move_only_the_scales),
         cmocka_unit_test(the_search_is_never_worse_than_min_max),
+        cmocka_unit_test(columns_with_weight_are_served_first),
+        cmocka_unit_test(scales_are_judged_as_they_will_be_stored),
         cmocka_unit_test(the_search_finds_a_grid_the_weights_lie_on),
         cmocka_unit_test(a_negative_scale_is_used_only_when_asked_for),
         cmocka_unit_test(a_group_of_zeros_decodes_to_zero_with_scale_one),

@@ -234,13 +234,82 @@ static void a_broken_config_is_refused(void **state) {
     refused(LQ_ERR_FORMAT, "not a JSON object");
 }
 
+static void rewrite(const char *name, const char *p, size_t n) {
+    FILE *f = fopen(in(name), "wb");
+    assert_true(f && fwrite(p, 1, n, f) == n && !fclose(f));
+}
+
+static void every_truncation_of_index_and_shard_is_an_error(void **state) {
+    (void)state;
+    static const char index[] = INDEX(A "," B), shard[] = "model-00002-of-00002.safetensors";
+    lq_source *s;
+    lq_buf b;
+    put_shards(index);
+    for (size_t n = 0; n < sizeof index - 1; n += 3) {
+        rewrite("model.safetensors.index.json", index, n);
+        refused(LQ_ERR_FORMAT, "model.safetensors.index.json");
+    }
+    rewrite("model.safetensors.index.json", index, sizeof index - 1);
+    assert_int_equal(lq_file_slurp(&ctx, in(shard), 4096, &b), LQ_OK);
+    for (size_t n = 0; n < b.n; n += 5) {
+        rewrite(shard, b.v, n);
+        refused(LQ_ERR_FORMAT, shard);
+    }
+    rewrite(shard, b.v, b.n);
+    assert_int_equal(lq_source_open(&ctx, dir, &s), LQ_OK);
+    lq_source_free(&s);
+    lq_buf_free(&b);
+}
+
+static void an_index_that_is_no_index_is_refused(void **state) {
+    (void)state;
+    static const char *const wrong[] = {"[]", "{}", "{\"weight_map\":[]}", "{\"weight_map\":{}}", "{\"weight_map\":{\"a\":{\"b\":1}}}",
+                                        "{\"weight_map\":{" A "," A "}}", "{\"weight_map\":{" A "},\"weight_map\":{" A "}}"};
+    put_shards("");
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        rewrite("model.safetensors.index.json", wrong[i], strlen(wrong[i]));
+        refused(LQ_ERR_FORMAT, "model.safetensors.index.json");
+    }
+}
+
+static void a_linked_model_is_refused_as_a_link(void **state) {
+    (void)state;
+    put_text("config.json", "{}");
+    put_st("elsewhere", ONE("w"), 12, 0);
+    assert_int_equal(symlink("elsewhere", in("model.safetensors")), 0);
+    refused(LQ_ERR_FORMAT, "symbolic link");
+    unlink(in("model.safetensors"));
+    assert_int_equal(symlink("/etc/passwd", in("model.safetensors.index.json")), 0);
+    refused(LQ_ERR_FORMAT, "symbolic link");
+}
+
+static void a_file_that_shrinks_while_it_is_read_is_an_error(void **state) {
+    (void)state;
+    lq_source *s;
+    uint8_t row[12];
+    put_st("model.safetensors", ONE("w"), 12, 0);
+    assert_int_equal(lq_source_open(&ctx, dir, &s), LQ_OK);
+    assert_int_equal(truncate(in("model.safetensors"), 70), 0);
+    assert_int_equal(lq_source_read(&ctx, s, 0, 0, 2, row), LQ_ERR_FORMAT);
+    assert_non_null(strstr(ctx.msg, "tensor 'w'"));
+    lq_source_free(&s);
+}
+
+static int next_fd(void) {
+    int fd = dup(0);
+    close(fd);
+    return fd;
+}
+
 static void running_out_of_memory_is_an_error_at_every_step(void **state) {
     (void)state;
     lq_source *s;
     put_shards(INDEX(A "," B));
     lq_status st = LQ_ERR_RESOURCE;
     long n = 0;
+    int fd = next_fd();
     for (; st; n++) {
+        assert_int_equal(next_fd(), fd);
         lq_mem_fail_after(n);
         st = lq_source_open(&ctx, dir, &s);
         lq_mem_fail_after(-1);
@@ -267,6 +336,10 @@ int main(void) {
         T(pickles_are_refused_with_a_hint),
         T(a_folder_without_a_model_is_refused),
         T(a_broken_config_is_refused),
+        T(every_truncation_of_index_and_shard_is_an_error),
+        T(an_index_that_is_no_index_is_refused),
+        T(a_linked_model_is_refused_as_a_link),
+        T(a_file_that_shrinks_while_it_is_read_is_an_error),
         T(running_out_of_memory_is_an_error_at_every_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
