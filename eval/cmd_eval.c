@@ -4,19 +4,20 @@
 #include "core/verb.h"
 #include "eval/report.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct args {
     lq_common common;
-    const char *file, *base;
+    const char *file, *base, *protocol;
     int64_t ctx, chunks;
-    int protocol, bos, kld, decode;
+    int bos, kld, decode;
 } args;
 
 #define OFF(f) offsetof(args, f)
-static const lq_opt options[] = { /* the choices of --protocol are the rows of lq_protocols, in order */
+static const lq_opt options[] = {
     {"file", "f,text", LQ_OPT_STRING, OFF(file), "TEXT", NULL, NULL, 0, 0, 0, "text to score (plain, or zstd)"},
-    {"protocol", "p", LQ_OPT_CHOICE, OFF(protocol), NULL, "gptq-2048", "gptq-2048|gptq-max|llamacpp-512", 0, 0, 0, "how it is cut and scored"},
+    {"protocol", "p", LQ_OPT_STRING, OFF(protocol), "NAME", "gptq-2048", NULL, 0, 0, 0, "how it is cut and scored, see below"},
     {"ctx", "ctx-size,seqlen,c", LQ_OPT_INT, OFF(ctx), "N", NULL, NULL, 2, 1 << 20, 0, "tokens of a chunk [the protocol's]"},
     {"chunks", "nsamples,n", LQ_OPT_INT, OFF(chunks), "N", NULL, NULL, 1, 1 << 30, 0, "score the first N chunks [all]"},
     {"base", NULL, LQ_OPT_STRING, OFF(base), "MODEL|RESULT", NULL, NULL, 0, 0, 0, "compare: a model, or a former --json"},
@@ -38,6 +39,21 @@ static void help(const lq_optset *sets) {
            "  lquant eval m.gguf -f wiki.test.raw --protocol llamacpp-512 --chunks 20 --json > r.json\n");
 }
 
+/* A row of lq_protocols, or its stem with another length ("gptq-256"), which then is --ctx unless that is given. */
+static lq_status settle_protocol(lq_ctx *ctx, args *a, const lq_protocol **out) {
+    *out = lq_protocol_find(a->protocol);
+    for (const lq_protocol *p = lq_protocols; p->name && !*out; p++) {
+        size_t n = strlen(p->stem);
+        char *end = NULL;
+        if (strncmp(a->protocol, p->stem, n) || a->protocol[n] != '-') continue;
+        long long ctx_n = strtoll(a->protocol + n + 1, &end, 10);
+        if (*end || ctx_n < 2 || ctx_n > 1 << 20) continue;
+        if (!a->ctx) a->ctx = ctx_n;
+        *out = p;
+    }
+    return *out ? LQ_OK : lq_fail(ctx, LQ_ERR_USAGE, "--protocol %s: expected gptq-2048, gptq-max, llamacpp-512, or another length, gptq-256", a->protocol);
+}
+
 static lq_status check(lq_ctx *ctx, const args *a, size_t n_pos) {
     if (n_pos < 1) return lq_fail(ctx, LQ_ERR_USAGE, "eval needs a model: lquant eval MODEL -f TEXT");
     if (!a->file) return lq_fail(ctx, LQ_ERR_USAGE, "eval needs a text: -f TEXT");
@@ -49,6 +65,7 @@ static lq_status check(lq_ctx *ctx, const args *a, size_t n_pos) {
 typedef struct work {
     lq_ctx *ctx;
     const args *a;
+    const lq_protocol *protocol;
     lq_loaded model, base;
     lq_eval_text text;
     lq_eval_plan plan;
@@ -68,7 +85,7 @@ static lq_status same_ids(work *w, const char *path) {
 
 static lq_status prepare(work *w, const char *model) {
     const args *a = w->a;
-    const lq_protocol *p = &lq_protocols[a->protocol];
+    const lq_protocol *p = w->protocol;
     LQ_TRY(lq_loaded_open(w->ctx, model, true, &w->model));
     LQ_TRY(lq_eval_text_load(w->ctx, w->model.tok, p, a->file, a->bos, w->model.m->par.vocab, &w->text));
     LQ_TRY(lq_eval_plan_make(w->ctx, p, &w->text, (uint32_t)a->ctx, (uint32_t)a->chunks, w->model.m->par.max_ctx, &w->plan));
@@ -141,6 +158,7 @@ static lq_status run(lq_ctx *ctx, const char *name, int argc, char **argv) {
     }
     LQ_GO(lq_common_apply(ctx, &a.common));
     LQ_GO(check(ctx, &a, n_pos));
+    LQ_GO(settle_protocol(ctx, &a, &w.protocol));
     LQ_GO(prepare(&w, pos[0]));
     LQ_GO(measure(&w));
     LQ_GO(show(&w, pos[0]));

@@ -2,8 +2,6 @@
  * Copyright the lquant authors */
 #include "eval/loaded.h"
 
-#include "core/progress.h"
-
 lq_status lq_loaded_open(lq_ctx *ctx, const char *path, bool tokenizer, lq_loaded *out) {
     lq_status st = LQ_OK;
     double start = lq_now();
@@ -19,11 +17,7 @@ done:
 
 lq_status lq_loaded_read(lq_ctx *ctx, lq_loaded *l) {
     double start = lq_now();
-    LQ_TRY(lq_model_load(ctx, l->m, -1, LQ_LOAD_STORED));
-    for (uint32_t b = 0; b < l->m->par.n_layers; b++) {
-        LQ_TRY(lq_check_cancel(ctx));
-        LQ_TRY(lq_model_load(ctx, l->m, (int32_t)b, LQ_LOAD_STORED));
-    }
+    LQ_TRY(lq_model_load_all(ctx, l->m, LQ_LOAD_STORED));
     l->seconds += lq_now() - start;
     return LQ_OK;
 }

@@ -138,9 +138,9 @@ typedef struct run {
 
 enum { LOGIT_BYTES = 16 << 20, SLICE_MAX = 64 };
 
-static lq_status side_open(lq_ctx *ctx, run *r, side *s) {
+static lq_status side_open(lq_ctx *ctx, run *r, side *s, bool decode) {
     uint64_t n;
-    LQ_TRY(lq_state_new(ctx, s->m, r->plan->ctx, &s->state));
+    LQ_TRY((decode ? lq_state_new : lq_state_new_scoring)(ctx, s->m, r->plan->ctx, &s->state));
     s->hidden = LQ_NEWN(float, (size_t)r->plan->ctx * s->m->par.hidden);
     s->logits = lq_mul_ok(r->slice, r->vocab, &n) ? LQ_NEWN(float, n) : NULL;
     s->nll = LQ_NEWN(double, r->plan->ctx);
@@ -271,7 +271,7 @@ lq_status lq_ppl_run(lq_ctx *ctx, const lq_model *m, const lq_eval_text *t, cons
         r.same = LQ_NEWN(uint8_t, plan->tokens);
         if (!r.kl || !r.same) LQ_GO(lq_oom(ctx, plan->tokens * 5));
     }
-    for (int k = 0; k < r.sides; k++) LQ_GO(side_open(ctx, &r, &r.s[k]));
+    for (int k = 0; k < r.sides; k++) LQ_GO(side_open(ctx, &r, &r.s[k], decode));
     LQ_GO(run_chunks(ctx, &r, t, decode));
     finish(plan, out, r.sum, r.sum2);
     if (!base) goto done;

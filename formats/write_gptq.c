@@ -9,7 +9,8 @@
  *     <module>.bias                      a kept tensor like any other
  *
  * v1 ("gptq") stores z - 1, v2 ("gptq_v2") stores z; readers of v1 disagree about z = 0, so v1 is written only when every scheme is
- * symmetric (z = 2^(b-1)). Linears that differ from the most common scheme are named by `dynamic` (re.match on the module name).
+ * symmetric (z = 2^(b-1)). Linears that differ from the most common scheme are named by `dynamic` (re.match on the module name: GPTQModel,
+ * vLLM), kept ones also by their absence from `modules_in_block_to_quantize` (transformers, which knows no other widths).
  * Layout and config: AutoGPTQ, GPTQModel 7. */
 #include "formats/write.h"
 
@@ -257,8 +258,10 @@ static bool exact_pattern(lq_buf *out, const char *sign, const char *name) {
 
 static int group_size(const lq_scheme *s) { return s->scale.tile_c ? (int)s->scale.tile_c : -1; }
 
+static bool is_kept_linear(const lq_row *r) { return r->linear && !r->quantize && r->part == LQ_PART_WEIGHT && r->slot.block >= 0; }
+
 static bool add_dynamic(json_t *dynamic, const lq_gptq *f, const lq_row *r, lq_arena *mem) {
-    bool kept = r->linear && !r->quantize && r->part == LQ_PART_WEIGHT && r->slot.block >= 0;
+    bool kept = is_kept_linear(r);
     if (!kept && !(r->quantize && !same_config(&r->scheme, &f->base))) return true;
     lq_buf key = {0};
     const char *module = module_name(r, mem);
@@ -278,6 +281,25 @@ static json_t *dynamic_of(const lq_sink *s) {
     if (ok) return d;
     json_decref(d);
     return NULL;
+}
+
+/* transformers and vLLM's fused linears do not look at "-:" patterns; they take a list of what is quantized. NULL: none is kept. */
+static bool quantized_modules(const lq_sink *s, json_t **out) {
+    bool any_kept = false;
+    *out = NULL;
+    for (size_t i = 0; i < s->cat->n; i++) any_kept |= is_kept_linear(&s->cat->rows[i]);
+    if (!any_kept) return true;
+    lq_arena *mem = lq_arena_new();
+    json_t *names = mem ? json_array() : NULL;
+    bool ok = names;
+    for (size_t i = 0; i < s->cat->n && ok; i++) {
+        if (!s->cat->rows[i].quantize) continue;
+        const char *module = module_name(&s->cat->rows[i], mem);
+        ok = module && !json_array_append_new(names, json_string(module));
+    }
+    lq_arena_free(&mem);
+    *out = json_pack("[o]", names);
+    return ok && *out;
 }
 
 /* The reader announces a plane's significant bits only when the file says that every plane obeys them. */
@@ -310,7 +332,7 @@ static bool head_quantized(const lq_catalog *cat) {
 
 /* Legacy readers look for these beside "bits"; they are the method's, so only what it said is repeated. */
 static bool copy_legacy(json_t *c, const json_t *meta) {
-    static const char *const keys[] = {"damp_percent", "true_sequential"};
+    static const char *const keys[] = {"damp_percent", "true_sequential", "static_groups"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         json_t *v = json_object_get(meta, keys[i]);
         if (v && json_object_set(c, keys[i], v)) return false;
@@ -321,13 +343,16 @@ static bool copy_legacy(json_t *c, const json_t *meta) {
 static json_t *gptq_config(lq_sink *s) {
     const lq_gptq *f = s->priv;
     const char *version = f->v1 ? "gptq" : "gptq_v2";
-    json_t *meta = meta_of(s), *dynamic = dynamic_of(s);
+    json_t *meta = meta_of(s), *dynamic = dynamic_of(s), *list;
+    bool ok = quantized_modules(s, &list);
     json_t *c = json_pack("{s:s, s:i, s:i, s:b, s:b, s:b, s:b, s:s, s:s, s:s, s:s}", "quant_method", "gptq", "bits", (int)f->base.grid.bits,
                           "group_size", group_size(&f->base), "desc_act", 0, "sym", (int)is_sym(&f->base), "lm_head", (int)head_quantized(s->cat),
                           "static_groups", (int)s->opts.act_order, "checkpoint_format", version, "method", "gptq", "format", version, "pack_dtype", "int32");
-    bool ok = meta && dynamic && c && copy_legacy(c, meta);
+    ok = ok && meta && dynamic && c && copy_legacy(c, meta);
     if (ok && json_object_size(dynamic)) ok = !json_object_set(c, "dynamic", dynamic);
+    if (ok && list) ok = !json_object_set(c, "modules_in_block_to_quantize", list);
     if (ok) ok = !json_object_set(c, "meta", meta);
+    json_decref(list);
     json_decref(meta);
     json_decref(dynamic);
     if (ok) return c;

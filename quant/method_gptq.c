@@ -27,7 +27,7 @@ static const lq_opt options[] = {
     {"no-desc-act", "no-act-order", LQ_OPT_SET, offsetof(gptq_opts, in_order), NULL, NULL, NULL, 0, 0, 1, "process columns in their order"},
     {"static-groups", NULL, LQ_OPT_SET, offsetof(gptq_opts, static_groups), NULL, NULL, NULL, 0, 0, 1,
      "scales before the loop: always so, groups stay contiguous and no g_idx is needed"},
-    {"scales", NULL, LQ_OPT_CHOICE, offsetof(gptq_opts, scales), NULL, "search", "search|minmax|search-signed", 0, 0, 0, "how group scales are chosen"},
+    {"scales", NULL, LQ_OPT_CHOICE, offsetof(gptq_opts, scales), NULL, "search", "search|minmax|signed", 0, 0, 0, "how group scales are chosen; signed: a search that may use negative ones"},
     {"block-size", NULL, LQ_OPT_INT, offsetof(gptq_opts, block), "N", "128", NULL, 1, 256, 0, "columns per lazy update; changes speed only"},
     {0}};
 

@@ -179,11 +179,11 @@ static void config_names_what_differs_from_the_most_common_scheme(void **state) 
     rows[4].slot.block = -1;
     json_t *meta = json_pack("{s:f, s:b}", "damp_percent", 0.05, "true_sequential", 1);
     json_t *q = config_of(rows, 5, meta);
-    json_t *want = json_pack("{s:s, s:i, s:i, s:b, s:b, s:b, s:b, s:s, s:s, s:s, s:s, s:f, s:b, s:{s:{s:i, s:i, s:b}, s:{}}, s:{s:f, s:b, s:[s], s:i}}",
+    json_t *want = json_pack("{s:s, s:i, s:i, s:b, s:b, s:b, s:b, s:s, s:s, s:s, s:s, s:f, s:b, s:{s:{s:i, s:i, s:b}, s:{}}, s:[[s, s, s]], s:{s:f, s:b, s:[s], s:i}}",
                              "quant_method", "gptq", "bits", 4, "group_size", GROUP, "desc_act", 0, "sym", 1, "lm_head", 0, "static_groups", 1,
                              "checkpoint_format", "gptq", "method", "gptq", "format", "gptq", "pack_dtype", "int32", "damp_percent", 0.05, "true_sequential", 1,
                              "dynamic", "+:^a\\.h\\.0\\.q$", "bits", 8, "group_size", -1, "sym", 1, "-:^a\\.h\\.0\\.o$",
-                             "meta", "damp_percent", 0.05, "true_sequential", 1, "quantizer", "lquant:" LQ_VERSION, "scale_sig", 8);
+                             "modules_in_block_to_quantize", "a.h.0.q", "a.h.0.k", "a.h.0.v", "meta", "damp_percent", 0.05, "true_sequential", 1, "quantizer", "lquant:" LQ_VERSION, "scale_sig", 8);
     assert_true(json_equal(q, want));
     json_decref(q);
     json_decref(want);

@@ -105,6 +105,29 @@ static void every_method_survives_zero_weights_and_no_signal(void **state) {
     lq_free(zero);
 }
 
+/* A sample that never reaches a column is no reason to clip its weights. */
+static void columns_the_sample_never_reached_keep_their_weights(void **state) {
+    (void)state;
+    enum { COLS = 32, N = 100 };
+    float w[COLS], v[COLS], *x = random_inputs(3, N, COLS);
+    for (int c = 0; c < COLS; c++) w[c] = (c < 16 ? 0.01f : 1) * (c % 2 ? 1 : -1) * (1 + 0.01f * (float)c);
+    for (uint32_t t = 0; t < N; t++)
+        for (int c = 16; c < COLS; c++) x[t * COLS + (uint32_t)c] = 0;
+    lq_stats stats = stats_of(x, N, COLS);
+    lq_scheme s = lq_scheme_int(4, -1, true);
+    for (const lq_method *const *m = lq_methods; *m; m++) {
+        lq_qtensor q;
+        lq_outcome o;
+        bool search = !strcmp((*m)->name, "rtn");
+        assert_int_equal(quantize(NULL, *m, search ? "search" : NULL, w, 1, COLS, &s, &stats, &q, &o), LQ_OK);
+        lq_qtensor_decode_row(&q, 0, v);
+        for (int c = 16; c < COLS; c++) assert_true(fabsf(v[c] - w[c]) < 0.2f);
+        lq_qtensor_free(&q);
+    }
+    stats_drop(&stats);
+    lq_free(x);
+}
+
 static void every_method_refuses_what_it_cannot_make(void **state) {
     (void)state;
     lq_ctx ctx = {0};
@@ -162,6 +185,7 @@ int main(void) {
         cmocka_unit_test(every_method_is_deterministic_on_grid_and_honest),
         cmocka_unit_test(every_switch_of_a_method_keeps_the_properties),
         cmocka_unit_test(every_method_survives_zero_weights_and_no_signal),
+        cmocka_unit_test(columns_the_sample_never_reached_keep_their_weights),
         cmocka_unit_test(every_method_refuses_what_it_cannot_make),
         cmocka_unit_test(every_method_passes_on_a_failed_allocation),
         cmocka_unit_test(methods_are_found_by_name_and_describe_themselves),

@@ -54,6 +54,11 @@ static void put_st(const char *name, const char *header, size_t bytes, uint8_t f
     put(name, file, 8 + n + bytes);
 }
 
+static void rewrite(const char *name, const char *p, size_t n) {
+    FILE *f = fopen(in(name), "wb");
+    assert_true(f && fwrite(p, 1, n, f) == n && !fclose(f));
+}
+
 #define ONE(name) "{\"" name "\":{\"dtype\":\"F16\",\"shape\":[2,3],\"data_offsets\":[0,12]}}"
 
 static void put_shards(const char *index) {
@@ -145,8 +150,11 @@ static void an_extra_tensor_is_named(void **state) {
 
 static void a_tensor_in_the_wrong_shard_is_named(void **state) {
     (void)state;
+    static const char swapped[] = INDEX("\"b\":\"model-00001-of-00002.safetensors\",\"a\":\"model-00002-of-00002.safetensors\"");
     put_shards(INDEX(A ",\"b\":\"model-00001-of-00002.safetensors\""));
     refused(LQ_ERR_FORMAT, "tensor 'b' is missing");
+    rewrite("model.safetensors.index.json", swapped, sizeof swapped - 1);
+    refused(LQ_ERR_FORMAT, "tensor 'a' should lie in model-00002-of-00002.safetensors");
 }
 
 static void shard_names_may_not_leave_the_folder(void **state) {
@@ -232,11 +240,6 @@ static void a_broken_config_is_refused(void **state) {
     unlink(in("config.json"));
     put_text("config.json", "[]");
     refused(LQ_ERR_FORMAT, "not a JSON object");
-}
-
-static void rewrite(const char *name, const char *p, size_t n) {
-    FILE *f = fopen(in(name), "wb");
-    assert_true(f && fwrite(p, 1, n, f) == n && !fclose(f));
 }
 
 static void every_truncation_of_index_and_shard_is_an_error(void **state) {
