@@ -165,12 +165,26 @@ static lq_status match_start(lq_tok_run *r) {
     pcre2_match_context *mc = pcre2_match_context_create(general);
     r->match_ctx = mc;
     r->match = pcre2_match_data_create(1, general);
-    r->jit_stack = pcre2_jit_stack_create(1 << 16, STACK_MAX, general); /* address space, touched as needed */
     pcre2_general_context_free(general);
     if (!mc || !r->match) return lq_oom(r->ctx, 0);
     pcre2_set_match_limit(mc, MATCH_LIMIT);
-    if (r->jit_stack) pcre2_jit_stack_assign(mc, NULL, r->jit_stack);
     return LQ_OK;
+}
+
+static int match(lq_tok_run *r, const lq_tok_regex *re, const char *s, size_t n, size_t from, uint32_t how) {
+    return pcre2_match(re->code, (PCRE2_SPTR)s, n, from, PCRE2_NO_UTF_CHECK | how, r->match, r->match_ctx);
+}
+
+/* Code compiled by PCRE2 runs on 32 KB of our stack; what needs more gets its own (address space, touched as needed), and what needs
+ * more than that is interpreted, on the heap. */
+static int match_deep(lq_tok_run *r, const lq_tok_regex *re, const char *s, size_t n, size_t from) {
+    int rc = PCRE2_ERROR_JIT_STACKLIMIT;
+    if (!r->jit_stack) {
+        r->jit_stack = pcre2_jit_stack_create(1 << 16, STACK_MAX, NULL);
+        if (r->jit_stack) pcre2_jit_stack_assign(r->match_ctx, NULL, r->jit_stack);
+        if (r->jit_stack) rc = match(r, re, s, n, from, 0);
+    }
+    return rc == PCRE2_ERROR_JIT_STACKLIMIT ? match(r, re, s, n, from, PCRE2_NO_JIT) : rc;
 }
 
 void lq_tok_regex_end(lq_tok_run *r) {
@@ -181,9 +195,8 @@ void lq_tok_regex_end(lq_tok_run *r) {
 
 lq_status lq_tok_regex_find(lq_tok_run *r, const lq_tok_regex *re, const char *s, size_t n, size_t from, size_t *a, size_t *b, bool *found) {
     if (!r->match) LQ_TRY(match_start(r));
-    int rc = pcre2_match(re->code, (PCRE2_SPTR)s, n, from, PCRE2_NO_UTF_CHECK, r->match, r->match_ctx);
-    if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-        rc = pcre2_match(re->code, (PCRE2_SPTR)s, n, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, r->match, r->match_ctx);
+    int rc = match(r, re, s, n, from, 0);
+    if (rc == PCRE2_ERROR_JIT_STACKLIMIT) rc = match_deep(r, re, s, n, from);
     *found = rc >= 0;
     if (rc == PCRE2_ERROR_NOMATCH) return LQ_OK;
     if (rc < 0) {

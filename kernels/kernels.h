@@ -11,7 +11,7 @@ extern const char *const lq_actfn_names[LQ_ACTFN_N]; /* as in hidden_act: "silu"
 
 typedef struct lq_kernels {
     const char *name;   /* "c", "avx2", "avx512" */
-    /* Rows [r0, r0+nr) of q into out[nr][cols], weight-column order; bit-equal to lq_qtensor_decode_row, NaN payloads apart. */
+    /* Rows [r0, r0+nr) of q into out[nr][cols], weight-column order; bit-equal to lq_qtensor_decode_row (NaN payloads apart). */
     void (*dequant)(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out);
     /* n stored weights to float; bit-equal to lq_dtype_decode (the payload of a NaN may differ). */
     void (*decode)(lq_dtype t, const void *src, float *dst, size_t n);
@@ -19,17 +19,18 @@ typedef struct lq_kernels {
     void (*gemv)(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y);
     /* y[nr] = w[nr][cols] (stored as t, row stride in bytes) times x */
     void (*gemv_fp)(lq_dtype t, const void *w, size_t stride, uint32_t nr, uint32_t cols, const float *x, float *y);
-    void (*rmsnorm)(const float *x, const float *gain, float eps, uint32_t d, float *y);            /* one token; y may be x */
-    /* One token: per head of `dim`, pairs (j, j + rot/2) for j < rot/2 turned by angle with the given cos/sin [rot/2]. In place. */
+    void (*rmsnorm)(const float *x, const float *gain, float eps, uint32_t d, float *y); /* one token; y may be x */
+    /* One token, in place: per head of `dim`, the pair (j, j + rot/2), j < rot/2, turned by the angle of cos[j], sin[j]. */
     void (*rope)(float *x, uint32_t heads, uint32_t dim, uint32_t rot, const float *cos, const float *sin);
-    void (*glu)(lq_actfn f, const float *gate, const float *up, float *y, size_t n);                /* y = f(gate) * up */
-    void (*softmax)(float *x, size_t n, float scale);                                               /* in place: softmax(scale * x) */
+    void (*glu)(lq_actfn f, const float *gate, const float *up, float *y, size_t n); /* y = f(gate) * up */
+    void (*softmax)(float *x, size_t n, float scale); /* in place: softmax(scale * x) */
     /* log sum exp of n values; NaN when one is NaN. -log p of value t is this minus x[t]. */
     double (*logsumexp)(const float *x, size_t n);
-    void (*add)(float *y, const float *x, size_t n);                                                /* y += x */
-    double (*dot)(const float *a, const float *b, size_t n);                                        /* products exact, sums in fp64 in a fixed order */
+    void (*add)(float *y, const float *x, size_t n); /* y += x */
+    double (*dot)(const float *a, const float *b, size_t n); /* products exact, sums in fp64 in a fixed order */
 } lq_kernels;
 
+/* AVX2 with FMA and F16C; AVX512 with F, DQ, BW, VL, VBMI (Ice Lake, Zen 4 and later) */
 enum { LQ_ISA_AVX2 = 1, LQ_ISA_AVX512 = 2, LQ_ISA_NEON = 4 };
 unsigned lq_cpu_mask(void);                          /* what this machine has */
 void lq_kernels_init(lq_kernels *k, unsigned mask);  /* C first, then overrides in ascending order */

@@ -42,8 +42,10 @@ typedef struct product {
 static void product_tile(void *arg, size_t i) {
     const product *p = arg;
     uint32_t n0 = (uint32_t)(i / p->across) * p->tile_n, r0 = (uint32_t)(i % p->across) * p->tile_rows;
-    uint32_t n = p->n - n0 < p->tile_n ? p->n - n0 : p->tile_n, rows = p->rows - r0 < p->tile_rows ? p->rows - r0 : p->tile_rows;
-    lq_gemm_nt(p->x + n0 * p->ldx, p->ldx, p->w + r0 * p->ldw, p->ldw, p->y + n0 * p->ldy + r0, p->ldy, n, rows, p->cols, false);
+    uint32_t n = p->n - n0 < p->tile_n ? p->n - n0 : p->tile_n;
+    uint32_t rows = p->rows - r0 < p->tile_rows ? p->rows - r0 : p->tile_rows;
+    lq_gemm_nt(p->x + n0 * p->ldx, p->ldx, p->w + r0 * p->ldw, p->ldw, p->y + n0 * p->ldy + r0, p->ldy, n, rows, p->cols,
+               false);
 }
 
 enum { WORTH_WAKING = 1 << 20 }; /* multiply-adds: about 20 us of one core */
@@ -62,14 +64,16 @@ static void choose_tiles(product *p) {
     enum { LARGE = 512, SMALL = 256, ENOUGH = 8 };
     p->tile_n = even(p->n, LARGE);
     p->tile_rows = even(p->rows, LARGE);
-    while ((size_t)parts(p->n, p->tile_n) * parts(p->rows, p->tile_rows) < ENOUGH && (p->tile_n > SMALL || p->tile_rows > SMALL)) {
+    while ((size_t)parts(p->n, p->tile_n) * parts(p->rows, p->tile_rows) < ENOUGH &&
+           (p->tile_n > SMALL || p->tile_rows > SMALL)) {
         if (p->tile_rows >= p->tile_n) p->tile_rows = even(p->tile_rows, parts(p->tile_rows, 2));
         else p->tile_n = even(p->tile_n, parts(p->tile_n, 2));
     }
     p->across = parts(p->rows, p->tile_rows);
 }
 
-void lq_matmul(const float *x, size_t ldx, const float *w, size_t ldw, float *y, size_t ldy, uint32_t n, uint32_t rows, uint32_t cols) {
+void lq_matmul(const float *x, size_t ldx, const float *w, size_t ldw, float *y, size_t ldy, uint32_t n,
+               uint32_t rows, uint32_t cols) {
     if (!n || !rows) return;
     lq_blas_single();
     product p = {.x = x, .w = w, .y = y, .ldx = ldx, .ldw = ldw, .ldy = ldy, .n = n, .rows = rows, .cols = cols};

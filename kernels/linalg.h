@@ -7,11 +7,14 @@
 #include "core/mem.h"
 
 /* Y[n][rows] = X[n][cols] W[rows][cols]^T; strides in floats. Parallel inside. */
-void lq_matmul(const float *x, size_t ldx, const float *w, size_t ldw, float *y, size_t ldy, uint32_t n, uint32_t rows, uint32_t cols);
+void lq_matmul(const float *x, size_t ldx, const float *w, size_t ldw, float *y, size_t ldy, uint32_t n, uint32_t rows,
+               uint32_t cols);
 /* The same on one thread, for callers that are parallel themselves; accumulate: Y += ... */
-void lq_gemm_nt(const float *x, size_t ldx, const float *w, size_t ldw, float *y, size_t ldy, uint32_t n, uint32_t rows, uint32_t cols, bool accumulate);
+void lq_gemm_nt(const float *x, size_t ldx, const float *w, size_t ldw, float *y, size_t ldy, uint32_t n,
+                uint32_t rows, uint32_t cols, bool accumulate);
 /* Y[n][m] (+)= A[n][k] B[k][m], one thread */
-void lq_gemm_nn(const float *a, size_t lda, const float *b, size_t ldb, float *y, size_t ldy, uint32_t n, uint32_t m, uint32_t k, float alpha, bool accumulate);
+void lq_gemm_nn(const float *a, size_t lda, const float *b, size_t ldb, float *y, size_t ldy, uint32_t n,
+                uint32_t m, uint32_t k, float alpha, bool accumulate);
 
 /* Gram matrix sum of x x^T over tokens: lower triangle of fixed square tiles, products of a chunk of tokens in fp32, sums in
  * fp64: about 4 cols^2 bytes. The result does not depend on how tokens are split over calls as long as calls are multiples

@@ -7,7 +7,7 @@
  *   R_ij   =  A_ij R_jj^-T                       for all i < j, in parallel
  *
  * Each tile is written by one task and its terms are summed in one call, so the thread count changes no bit.
- * Source: algorithms of GPTQ need only this factor (its U is R^-1); left-looking blocked Cholesky, Golub & Van Loan 4.2. */
+ * GPTQ needs only this factor: its U is R^-1. Left-looking blocked Cholesky, Golub & Van Loan, Matrix Computations, 4.2. */
 #include "kernels/linalg.h"
 
 #include "core/thread.h"
@@ -26,7 +26,8 @@ static void update(void *arg, size_t i) {
     const chol *c = arg;
     uint32_t done = (c->j + 1) * T;
     cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, T, (blasint)tile_size(c->k, c->j), (blasint)(c->k - done), -1,
-                tile(c, (uint32_t)i, c->j + 1), (blasint)c->k, tile(c, c->j, c->j + 1), (blasint)c->k, 1, tile(c, (uint32_t)i, c->j), (blasint)c->k);
+                tile(c, (uint32_t)i, c->j + 1), (blasint)c->k, tile(c, c->j, c->j + 1), (blasint)c->k, 1,
+                tile(c, (uint32_t)i, c->j), (blasint)c->k);
 }
 
 static void solve(void *arg, size_t i) {

@@ -11,7 +11,9 @@
 enum { T = LQ_GRAM_TILE, RUN = 4 };
 
 static uint32_t tile_rows(uint32_t k) { return (k + T - 1) / T; }
-static double *tile_at(const lq_gram *g, uint32_t ti, uint32_t tj) { return g->tiles + ((size_t)ti * (ti + 1) / 2 + tj) * T * T; }
+static double *tile_at(const lq_gram *g, uint32_t ti, uint32_t tj) {
+    return g->tiles + ((size_t)ti * (ti + 1) / 2 + tj) * T * T;
+}
 
 lq_status lq_gram_init(lq_ctx *ctx, lq_gram *g, uint32_t k) {
     size_t t = tile_rows(k);
@@ -40,8 +42,8 @@ static void add_run(const batch *b, uint32_t ti, uint32_t tj) {
     for (uint32_t t0 = 0; t0 < b->n; t0 += LQ_GRAM_CHUNK) {
         uint32_t n = b->n - t0 < LQ_GRAM_CHUNK ? b->n - t0 : LQ_GRAM_CHUNK;
         const float *x = b->x + t0 * b->ldx;
-        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)rows, (blasint)cols, (blasint)n, 1, x + ti * T, (blasint)b->ldx,
-                    x + tj * T, (blasint)b->ldx, 0, part, RUN * T);
+        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)rows, (blasint)cols, (blasint)n, 1, x + ti * T,
+                    (blasint)b->ldx, x + tj * T, (blasint)b->ldx, 0, part, RUN * T);
         for (uint32_t t = tj; t <= last; t++)
             sum_tile(tile_at(b->g, ti, t), part + (t - tj) * T, rows, cols - (t - tj) * T < T ? cols - (t - tj) * T : T);
     }

@@ -1,21 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Sixteen codes at a time. Codes of up to 4 bits: the dwords at bytes 0 and `bits` hold codes 0-7 and 8-15 in their low
- * bits; a shift by bits * (lane mod 8) brings each to the bottom, and vpermps ignores all but four bits of it. */
+/* Sixteen codes at a time. Codes of up to 4 bits: eight bytes hold them all; vpmultishiftqb brings the bits from
+ * bits * lane on to the bottom of each lane, and vpermps ignores all but four of them. */
 #ifndef LQ_CODES_AVX512_H
 #define LQ_CODES_AVX512_H
 #include "kernels/x86/walk.h"
 
-typedef struct lq_codes512 { __m512i shift; uint32_t bits; } lq_codes512;
+/* from: the first bit of each lane's code, in the lane's lowest byte */
+typedef struct lq_codes512 { __m512i from; uint32_t bits; } lq_codes512;
 
 static inline lq_codes512 lq_codes512_make(uint32_t bits) {
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7);
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     return (lq_codes512){_mm512_mullo_epi32(lane, _mm512_set1_epi32((int)bits)), bits};
 }
 
 static inline __m512 lq_codes512_pick(const lq_codes512 *k, const uint8_t *p, __m512 table) {
-    __m512i low = _mm512_set1_epi32(lq_walk_u32(p)), both = _mm512_mask_set1_epi32(low, 0xff00, lq_walk_u32(p + k->bits));
-    return _mm512_permutexvar_ps(_mm512_srlv_epi32(both, k->shift), table);
+    int64_t codes;
+    memcpy(&codes, p, sizeof codes);
+    return _mm512_permutexvar_ps(_mm512_multishift_epi64_epi8(k->from, _mm512_set1_epi64(codes)), table);
 }
 
 static inline __m512 lq_codes512_table(const lq_walk *w, lq_seg g) {

@@ -37,7 +37,8 @@ static unsigned xcr0(void) { /* which register files the operating system saves 
 }
 
 unsigned lq_cpu_detect(void) {
-    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29, AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 };
+    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29, AVX2 = 1 << 5 };
+    enum { AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30, AVX512VBMI = 1 << 1 };
     const unsigned wide = AVX512F | AVX512DQ | AVX512BW | 1u << 31 /* AVX512VL */;
     unsigned a, b, c, d, mask = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
@@ -45,6 +46,6 @@ unsigned lq_cpu_detect(void) {
     if ((c & base) != base || (xcr0() & 6) != 6) return 0;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
     if (b & AVX2) mask |= LQ_ISA_AVX2;
-    if (mask && (b & wide) == wide && (xcr0() & 0xe6) == 0xe6) mask |= LQ_ISA_AVX512;
+    if (mask && (b & wide) == wide && (c & AVX512VBMI) && (xcr0() & 0xe6) == 0xe6) mask |= LQ_ISA_AVX512;
     return mask;
 }

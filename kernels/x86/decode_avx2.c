@@ -27,7 +27,8 @@ static float half_at(const uint8_t *p) { uint16_t h; memcpy(&h, p, 2); return _c
 
 /* 16 integers of one byte, times d, plus m */
 static inline void put16(__m128i q, __m256 d, __m256 m, float *y) {
-    __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)));
+    __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q));
+    __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)));
     _mm256_storeu_ps(y, _mm256_add_ps(_mm256_mul_ps(low, d), m));
     _mm256_storeu_ps(y + 8, _mm256_add_ps(_mm256_mul_ps(high, d), m));
 }

@@ -3,7 +3,7 @@
 #include "kernels/x86/codes_avx2.h"
 #include "kernels/x86/x86.h"
 
-static void to3(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
+LQ_WALK_INLINE void to3(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
     const lq_walk_out *o = arg;
     float *out = o->v + (c - o->c0);
     lq_codes256 k = lq_codes256_make(w, g);
@@ -11,7 +11,7 @@ static void to3(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_
     if (n) _mm256_maskstore_ps(out, lq_mask8(n), lq_codes256_pick3(&k, p));
 }
 
-static void nibbles(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
+LQ_WALK_INLINE void nibbles(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
     const lq_walk_out *o = arg;
     float *out = o->v + (c - o->c0);
     lq_codes256 k = lq_codes256_make(w, g);
@@ -19,7 +19,7 @@ static void nibbles(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uin
     if (n) _mm256_maskstore_ps(out, lq_mask8(n), lq_codes256_pick4(&k, p));
 }
 
-static void bytes(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
+LQ_WALK_INLINE void bytes(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
     const lq_walk_out *o = arg;
     float *out = o->v + (c - o->c0);
     __m256 zero = _mm256_set1_ps(w->bias + g.z1), s = _mm256_set1_ps(g.s);

@@ -3,7 +3,7 @@
 #include "kernels/x86/codes_avx512.h"
 #include "kernels/x86/x86.h"
 
-static void narrow(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
+LQ_WALK_INLINE void narrow(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
     const lq_walk_out *o = arg;
     float *out = o->v + (c - o->c0);
     lq_codes512 k = lq_codes512_make(w->bits);
@@ -12,7 +12,7 @@ static void narrow(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint
     if (n) _mm512_mask_storeu_ps(out, lq_mask16(n), lq_codes512_pick(&k, p, table));
 }
 
-static void bytes(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
+LQ_WALK_INLINE void bytes(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
     const lq_walk_out *o = arg;
     float *out = o->v + (c - o->c0);
     __m512 zero = _mm512_set1_ps(w->bias + g.z1), s = _mm512_set1_ps(g.s);

@@ -52,7 +52,7 @@ static inline float total(sums t) {
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
 
-static inline __attribute__((always_inline)) float row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x, lq_seg_fn fn) {
+LQ_WALK_INLINE float row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x, lq_seg_fn fn) {
     sums t = {x, c0, _mm256_setzero_ps(), _mm256_setzero_ps()};
     lq_walk_part(w, c0, c1, fn, &t);
     return total(t);

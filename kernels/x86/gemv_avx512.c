@@ -5,12 +5,12 @@
 #include "kernels/x86/codes_avx512.h"
 #include "kernels/x86/x86.h"
 
-typedef struct sums { const float *x; uint32_t c0; __m512 a, b; } sums;
+typedef struct sums { const float *x; uint32_t c0; lq_codes512 k; __m512 a, b; } sums;
 
 static inline void narrow(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
     sums *t = arg;
     const float *x = t->x + (c - t->c0);
-    lq_codes512 k = lq_codes512_make(w->bits);
+    const lq_codes512 k = t->k;
     __m512 table = lq_codes512_table(w, g);
     for (; n >= 32; n -= 32, p += 4 * k.bits, x += 32) {
         t->a = _mm512_fmadd_ps(lq_codes512_pick(&k, p, table), _mm512_loadu_ps(x), t->a);
@@ -43,13 +43,13 @@ static inline float total(sums t) {
 }
 
 static float narrow_row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x) {
-    sums t = {x, c0, _mm512_setzero_ps(), _mm512_setzero_ps()};
+    sums t = {.x = x, .c0 = c0, .k = lq_codes512_make(w->bits)};
     lq_walk_part(w, c0, c1, narrow, &t);
     return total(t);
 }
 
 static float byte_row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x) {
-    sums t = {x, c0, _mm512_setzero_ps(), _mm512_setzero_ps()};
+    sums t = {.x = x, .c0 = c0, .k = lq_codes512_make(w->bits)};
     lq_walk_part(w, c0, c1, bytes, &t);
     return total(t);
 }
@@ -68,8 +68,8 @@ static inline __m512 load16(lq_dtype t, const unsigned char *p, size_t i, __mmas
     }
 }
 
-static inline __attribute__((always_inline)) float fp_row(lq_dtype t, const unsigned char *p, uint32_t n, const float *x) {
-    sums s = {x, 0, _mm512_setzero_ps(), _mm512_setzero_ps()};
+LQ_WALK_INLINE float fp_row(lq_dtype t, const unsigned char *p, uint32_t n, const float *x) {
+    sums s = {.x = x};
     uint32_t i = 0;
     for (; i + 32 <= n; i += 32) {
         s.a = _mm512_fmadd_ps(load16(t, p, i, 0xffff), _mm512_loadu_ps(x + i), s.a);

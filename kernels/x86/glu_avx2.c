@@ -14,11 +14,13 @@ static inline __m256 gelu_tanh(__m256 x) {
     return sigmoid_times(x, _mm256_mul_ps(_mm256_add_ps(x, cube), _mm256_set1_ps(-1.5957691f)));
 }
 
+static inline void store(float *y, __m256 f, const float *up) { _mm256_storeu_ps(y, _mm256_mul_ps(f, _mm256_loadu_ps(up))); }
+
 void lq_glu_avx2(lq_actfn f, const float *gate, const float *up, float *y, size_t n) {
     size_t i = 0;
     if (f == LQ_ACTFN_SILU)
-        for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_mul_ps(silu(_mm256_loadu_ps(gate + i)), _mm256_loadu_ps(up + i)));
+        for (; i + 8 <= n; i += 8) store(y + i, silu(_mm256_loadu_ps(gate + i)), up + i);
     else if (f == LQ_ACTFN_GELU_TANH)
-        for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_mul_ps(gelu_tanh(_mm256_loadu_ps(gate + i)), _mm256_loadu_ps(up + i)));
+        for (; i + 8 <= n; i += 8) store(y + i, gelu_tanh(_mm256_loadu_ps(gate + i)), up + i);
     lq_glu_c(f, gate + i, up + i, y + i, n - i);
 }

@@ -13,7 +13,8 @@ double lq_dot_avx2(const float *a, const float *b, size_t n) {
     size_t i = 0;
     for (; i + 16 <= n; i += 16)
         for (int j = 0; j < 4; j++)
-            v[j] = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm_loadu_ps(a + i + 4 * j)), _mm256_cvtps_pd(_mm_loadu_ps(b + i + 4 * j)), v[j]);
+            v[j] = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm_loadu_ps(a + i + 4 * j)), _mm256_cvtps_pd(_mm_loadu_ps(b + i + 4 * j)),
+                                   v[j]);
     for (int j = 0; j < 4; j++) _mm256_storeu_pd(lane + 4 * j, v[j]);
     for (; i < n; i++) lane[i % LQ_LANES] += (double)a[i] * (double)b[i];
     return lq_lanes_sum(lane);

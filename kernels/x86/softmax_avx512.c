@@ -8,8 +8,11 @@
 static float largest(const float *x, size_t n) {
     float lane[16], m;
     __m512 v = _mm512_set1_ps(x[0]);
-    for (size_t i = 0; i < n; i += 16) v = _mm512_mask_max_ps(v, lq_tail16(n - i), _mm512_maskz_loadu_ps(lq_tail16(n - i), x + i), v);
-    _mm512_storeu_ps(lane, v); /* NaN in x leaves v as it was */
+    for (size_t i = 0; i < n; i += 16) { /* NaN in x leaves v as it was */
+        __mmask16 k = lq_tail16(n - i);
+        v = _mm512_mask_max_ps(v, k, _mm512_maskz_loadu_ps(k, x + i), v);
+    }
+    _mm512_storeu_ps(lane, v);
     m = lane[0];
     for (int j = 1; j < 16; j++) m = lane[j] > m ? lane[j] : m;
     return m;

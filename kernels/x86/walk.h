@@ -14,14 +14,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define LQ_WALK_INLINE static inline __attribute__((always_inline)) /* so that the per-segment function is inlined too */
 enum { LQ_WALK_PART = 512 }; /* columns handled at once where weights are permuted */
 
-typedef struct lq_walk_plane { const lq_plane_desc *d; const lq_plane *p; size_t base; uint32_t segs; } lq_walk_plane; /* segs per tile */
+typedef enum lq_walk_kind { LQ_WALK_ABSENT, LQ_WALK_HALF, LQ_WALK_BYTE, LQ_WALK_OTHER } lq_walk_kind;
+typedef struct lq_walk_plane {
+    lq_walk_kind kind;
+    uint32_t segs; /* per tile */
+    size_t base;   /* element of the row's first tile */
+    const lq_plane_desc *d;
+    const lq_plane *p;
+} lq_walk_plane;
 
 typedef struct lq_walk {
     const lq_qtensor *q;
     uint32_t bits, seg, row;
-    bool ready;     /* grid is filled */
+    bool ready, min; /* grid is filled; the zero is subtracted after scaling */
     float grid[16]; /* A(code), repeated when there are fewer than 16 codes */
     float bias;     /* 8 bits: A(code) = code - bias */
     lq_walk_plane scale, zero;
@@ -38,20 +46,31 @@ static inline bool lq_walk_plane_ok(const lq_plane_desc *d, uint32_t cols) {
     return d->dtype == LQ_NONE || d->tile_r != LQ_FLAT || (d->tile_c && cols % d->tile_c == 0);
 }
 
+static inline lq_walk_plane lq_walk_plane_make(const lq_plane_desc *d, const lq_plane *p, bool present, uint32_t segs) {
+    bool final = d->parent == LQ_NONE;
+    lq_walk_kind kind = final && d->dtype == LQ_F16 ? LQ_WALK_HALF : LQ_WALK_OTHER;
+    if (final && d->dtype == LQ_U8 && !p->lut) kind = LQ_WALK_BYTE;
+    return (lq_walk_plane){present ? kind : LQ_WALK_ABSENT, segs, 0, d, p};
+}
+
 /* false: the scheme is none of the kernel's; decode by the definition. */
 static inline bool lq_walk_init(lq_walk *w, const lq_qtensor *q) {
     const lq_scheme *s = &q->sch;
-    bool has_zero = s->zero_kind != LQ_ZERO_NONE, whole = s->zero.dtype == LQ_U8 && s->zero.parent == LQ_NONE && !q->zero.lut;
+    bool has_zero = s->zero_kind != LQ_ZERO_NONE;
+    bool whole = s->zero.dtype == LQ_U8 && s->zero.parent == LQ_NONE && !q->zero.lut;
     uint32_t st = lq_walk_tile(&s->scale, q->cols), zt = has_zero ? lq_walk_tile(&s->zero, q->cols) : st;
-    if (s->grid.vec > 1 || !lq_walk_plane_ok(&s->scale, q->cols) || (has_zero && !lq_walk_plane_ok(&s->zero, q->cols))) return false;
+    if (!q->cols || s->grid.vec > 1 || !lq_walk_plane_ok(&s->scale, q->cols)) return false;
+    if (has_zero && !lq_walk_plane_ok(&s->zero, q->cols)) return false;
     if (abs(s->grid.bias) > 1 << 20) return false;
     if (s->grid.bits > 4 && (s->grid.bits != 8 || s->grid.kind != LQ_GRID_INT)) return false;
-    if (s->grid.bits == 8 && has_zero && (s->zero_kind != LQ_ZERO_CODE || !whole)) return false; /* code - bias - z1 must be exact */
+    /* 8 bits: code - bias - z1 must be exact */
+    if (s->grid.bits == 8 && has_zero && (s->zero_kind != LQ_ZERO_CODE || !whole)) return false;
     *w = (lq_walk){.q = q, .bits = s->grid.bits, .seg = st < zt ? st : zt, .bias = (float)s->grid.bias};
+    w->min = s->zero_kind == LQ_ZERO_MIN;
     if ((st > zt ? st : zt) % w->seg && (st < q->cols && zt < q->cols)) return false;
     if (w->seg % 8 && w->seg < q->cols) return false; /* a segment starts at a whole byte */
-    w->scale = (lq_walk_plane){&s->scale, s->scale.dtype == LQ_NONE ? NULL : &q->scale, 0, st >= q->cols ? UINT32_MAX : st / w->seg};
-    w->zero = (lq_walk_plane){&s->zero, has_zero ? &q->zero : NULL, 0, zt >= q->cols ? UINT32_MAX : zt / w->seg};
+    w->scale = lq_walk_plane_make(&s->scale, &q->scale, s->scale.dtype != LQ_NONE, st >= q->cols ? UINT32_MAX : st / w->seg);
+    w->zero = lq_walk_plane_make(&s->zero, &q->zero, has_zero, zt >= q->cols ? UINT32_MAX : zt / w->seg);
     return true;
 }
 
@@ -59,33 +78,32 @@ static inline void lq_walk_row(lq_walk *w, uint32_t r) {
     const lq_qtensor *q = w->q;
     if (w->bits <= 4 && (!w->ready || q->n_lut > 1))
         for (uint32_t i = 0; i < 16; i++) w->grid[i] = lq_grid_value(q, r, i & ((1u << w->bits) - 1));
-    if (w->scale.p) w->scale.base = lq_plane_index(w->scale.d, q->cols, r, 0);
-    if (w->zero.p) w->zero.base = lq_plane_index(w->zero.d, q->cols, r, 0);
+    if (w->scale.kind) w->scale.base = lq_plane_index(w->scale.d, q->cols, r, 0);
+    if (w->zero.kind) w->zero.base = lq_plane_index(w->zero.d, q->cols, r, 0);
     w->row = r;
     w->ready = true;
 }
 
 static inline float lq_walk_value(const lq_walk_plane *p, uint32_t i) {
     size_t at = p->base + (p->segs == 1 ? i : i / p->segs);
-    if (p->d->parent == LQ_NONE && p->d->dtype == LQ_F16) return _cvtsh_ss(((const uint16_t *)p->p->v)[at]);
-    if (p->d->parent == LQ_NONE && p->d->dtype == LQ_U8 && !p->p->lut) return (float)((const uint8_t *)p->p->v)[at];
+    if (p->kind == LQ_WALK_HALF) return _cvtsh_ss(((const uint16_t *)p->p->v)[at]);
+    if (p->kind == LQ_WALK_BYTE) return (float)((const uint8_t *)p->p->v)[at];
     return lq_plane_get(p->d, p->p, at);
 }
 
 /* Parameters of segment i of the current row. */
 static inline lq_seg lq_walk_seg(const lq_walk *w, uint32_t i) {
-    lq_seg g = {w->scale.p ? lq_walk_value(&w->scale, i) : 1, 0, 0};
-    if (w->zero.p) *(w->q->sch.zero_kind == LQ_ZERO_MIN ? &g.z2 : &g.z1) = lq_walk_value(&w->zero, i);
-    return g;
+    float s = w->scale.kind ? lq_walk_value(&w->scale, i) : 1, z = w->zero.kind ? lq_walk_value(&w->zero, i) : 0;
+    return w->min ? (lq_seg){s, 0, z} : (lq_seg){s, z, 0};
 }
 
-typedef struct lq_walk_out { float *v; uint32_t c0; } lq_walk_out;
+typedef struct lq_walk_out { float *v; uint32_t c0; } lq_walk_out; /* column c goes to v[c - c0] */
 
 /* n codes at p, stored columns c.. of one segment. */
 typedef void (*lq_seg_fn)(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n);
 
 /* Stored columns [c0, c1) of the current row; c0 is a multiple of 8. */
-static inline __attribute__((always_inline)) void lq_walk_part(const lq_walk *w, uint32_t c0, uint32_t c1, lq_seg_fn fn, void *arg) {
+LQ_WALK_INLINE void lq_walk_part(const lq_walk *w, uint32_t c0, uint32_t c1, lq_seg_fn fn, void *arg) {
     const uint8_t *codes = w->q->codes + (size_t)w->row * w->q->row_bytes;
     for (uint32_t c = c0, i = c0 / w->seg, n; c < c1; c += n, i++) {
         n = c1 - c < (i + 1) * w->seg - c ? c1 - c : (i + 1) * w->seg - c;
@@ -94,7 +112,7 @@ static inline __attribute__((always_inline)) void lq_walk_part(const lq_walk *w,
 }
 
 /* dequant with fn writing column c to v[c - c0] of an lq_walk_out. */
-static inline __attribute__((always_inline)) void lq_walk_dequant(lq_walk *w, uint32_t r0, uint32_t nr, float *out, lq_seg_fn fn) {
+LQ_WALK_INLINE void lq_walk_dequant(lq_walk *w, uint32_t r0, uint32_t nr, float *out, lq_seg_fn fn) {
     float buf[LQ_WALK_PART];
     uint32_t cols = w->q->cols;
     const uint32_t *perm = w->q->perm;
@@ -116,7 +134,7 @@ static inline __attribute__((always_inline)) void lq_walk_dequant(lq_walk *w, ui
 typedef float (*lq_row_fn)(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x);
 
 /* gemv; where weights are permuted, x is gathered part by part and each part's dot product is rounded to float. */
-static inline __attribute__((always_inline)) void lq_walk_gemv(lq_walk *w, uint32_t r0, uint32_t nr, const float *x, float *y, lq_row_fn fn) {
+LQ_WALK_INLINE void lq_walk_gemv(lq_walk *w, uint32_t r0, uint32_t nr, const float *x, float *y, lq_row_fn fn) {
     enum { PART = 4 * LQ_WALK_PART };
     float buf[PART];
     uint32_t cols = w->q->cols, step = w->q->perm ? PART : cols;

@@ -103,11 +103,17 @@ def codepoints(tool, name, path, peer):
     """Every code point, alone and in context; those that differ are Unicode table differences, listed."""
     all_cp = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
     marks = "\u0316{0}\u0301{0}\u05b0{0}\u0345{0}"  # combining classes 220, 230, 10, 240 around it
-    texts = ["a{0}b {0}{0}1{0}".format(chr(c)) + "e" + marks.format(chr(c)) for c in all_cp]
-    got, diff = ours(tool, path, texts), []
-    for i in range(0, len(texts), 50000):
-        want = [e.ids for e in peer.encode_batch_fast(texts[i:i + 50000], add_special_tokens=False)]
-        diff += [all_cp[i + k] for k, w in enumerate(want) if w != got[i + k]]
+    context = "a{0}b {0}{0}1{0}e" + marks + "\n"
+
+    def unequal(groups):
+        texts = ["".join(context.format(chr(c)) for c in g) for g in groups]
+        bad, got = [], ours(tool, path, texts)
+        for i in range(0, len(texts), 256):  # the peer's encodings are large
+            want = peer.encode_batch_fast(texts[i:i + 256], add_special_tokens=False)
+            bad += [groups[i + k] for k, w in enumerate(want) if got[i + k] != w.ids]
+        return bad
+    groups = unequal([all_cp[i:i + 64] for i in range(0, len(all_cp), 64)])
+    diff = [g[0] for g in unequal([[c] for g in groups for c in g])]
     ranges, i = [], 0
     while i < len(diff):
         j = i
