@@ -113,7 +113,7 @@ static int add_chunk(const char *p, size_t n, void *user) {
 lq_status lq_json_dump(lq_ctx *ctx, const json_t *v, lq_buf *out) {
     *out = (lq_buf){0};
     dump d = {.out = out};
-    if (json_dump_callback(v, add_chunk, &d, JSON_INDENT(2) | JSON_ENCODE_ANY | JSON_REAL_PRECISION(12)) || d.failed || !lq_buf_add(out, "\n", 1)) {
+    if (json_dump_callback(v, add_chunk, &d, JSON_INDENT(2) | JSON_ENCODE_ANY) || d.failed || !lq_buf_add(out, "\n", 1)) {
         size_t n = out->n;
         lq_buf_free(out);
         return lq_oom(ctx, n);
