@@ -117,33 +117,46 @@ void lq_rope_inv_freq(const lq_params *p, double *inv_freq) {
     }
 }
 
-/* Between the two wavelengths 1/divisor = (1-s)/factor + s with s = original/wave/(high-low) - low/(high-low): a line in
- * 1/wave. Only low/original and high/original can be told from the divisors, so original is taken as 8192. */
+/* Between the two wavelengths 1/divisor = (1-s)/factor + s with s = (original/wave - low)/(high - low): a line in 1/wave.
+ * Only low/original and high/original can be told from divisors, so original is taken as 8192; where too few divisors lie in
+ * between, high = 4 low as in every published model. */
+static void fit_llama3(uint32_t n, const double *x, const double *s, double original, double *low, double *high) {
+    double sx = 0, sy = 0, sxx = 0, sxy = 0;
+    for (uint32_t j = 0; j < n; j++) sx += x[j], sy += s[j], sxx += x[j] * x[j], sxy += x[j] * s[j];
+    *low = n ? original * x[0] / (3 * s[0] + 1) : 1;
+    *high = 4 * *low;
+    if (n > 1) {
+        double slope = (n * sxy - sx * sy) / (n * sxx - sx * sx), shift = (sy - slope * sx) / n, span = original / slope;
+        *low = -shift * span;
+        *high = (1 - shift) * span;
+    }
+    *low = rint(*low * 1e3) / 1e3;
+    *high = rint(*high * 1e3) / 1e3;
+}
+
 bool lq_rope_recover(const lq_params *p, double *factor, double *low, double *high) {
     enum { ORIGINAL = 8192 };
     lq_params plain = *p;
     plain.rope = LQ_ROPE_DEFAULT;
     plain.rope_div = NULL;
     uint32_t half = p->head_dim / 2, n = 0;
-    double *theta = LQ_NEWN(double, half);
-    if (!theta || !p->rope_div) return lq_free(theta), false;
-    lq_rope_inv_freq(&plain, theta);
-    double f = p->rope_div[half - 1], sx = 0, sy = 0, sxx = 0, sxy = 0;
-    for (uint32_t j = 0; j < half; j++) {
-        double d = p->rope_div[j], x = theta[j] / (2 * acos(-1.0)), y = f > 1 ? (1 / d - 1 / f) / (1 - 1 / f) : 0;
-        if (d <= 1 || d >= f) continue;
-        n++, sx += x, sy += y, sxx += x * x, sxy += x * y;
-    }
-    bool ok = n >= 2 && n * sxx - sx * sx > 0;
+    double *theta = LQ_NEWN(double, half), *x = LQ_NEWN(double, half), *s = LQ_NEWN(double, half);
+    bool ok = theta && x && s && p->rope_div;
     if (ok) {
-        double slope = (n * sxy - sx * sy) / (n * sxx - sx * sx), shift = (sy - slope * sx) / n, span = ORIGINAL / slope;
-        *factor = f;
-        *low = rint(-shift * span * 1e3) / 1e3;
-        *high = rint((1 - shift) * span * 1e3) / 1e3;
+        lq_rope_inv_freq(&plain, theta);
+        *factor = p->rope_div[half - 1];
+        for (uint32_t j = 0; j < half; j++) {
+            if (p->rope_div[j] <= 1 || p->rope_div[j] >= *factor) continue;
+            x[n] = theta[j] / (2 * acos(-1.0));
+            s[n++] = (1 / p->rope_div[j] - 1 / *factor) / (1 - 1 / *factor);
+        }
+        fit_llama3(n, x, s, ORIGINAL, low, high);
         ok = *low > 0 && *high > *low;
     }
     for (uint32_t j = 0; ok && j < half; j++)
         ok = fabs(llama3_divisor(theta[j], *factor, *low, *high, ORIGINAL) / p->rope_div[j] - 1) < 1e-4;
     lq_free(theta);
+    lq_free(x);
+    lq_free(s);
     return ok;
 }

@@ -8,7 +8,6 @@
  * query; the split follows from the shape alone. */
 #include "calib/run.h"
 
-#include "core/thread.h"
 #include "kernels/linalg.h"
 
 #include <math.h>
@@ -72,10 +71,12 @@ static void short_task(void *arg, size_t i) { /* one head of one short sequence 
 
 void lq_attn(const lq_run *r, uint32_t window, const float *q, float *out, const lq_span *spans, uint32_t n_spans) {
     call a = {r, q, out, window, spans, 0};
+    uint64_t work = 0;
+    for (uint32_t i = 0; i < n_spans; i++) work += (uint64_t)spans[i].n * (spans[i].pos + spans[i].n) * r->width[T_Q];
     if (n_spans > 1) {
-        lq_parallel_for((size_t)n_spans * r->par->n_heads, short_task, &(batch){&a, spans});
+        lq_spread((size_t)n_spans * r->par->n_heads, work, short_task, &(batch){&a, spans});
         return;
     }
     a.tile = tile_of(spans->pos + spans->n);
-    lq_parallel_for((size_t)((spans->n + a.tile - 1) / a.tile) * r->par->n_heads, attend_task, &a);
+    lq_spread((size_t)((spans->n + a.tile - 1) / a.tile) * r->par->n_heads, work, attend_task, &a);
 }

@@ -5,8 +5,6 @@
 #include "calib/forward.h"
 #include "calib/run.h"
 
-#include "core/thread.h"
-
 enum { PANEL = 128 << 10, PANEL_MIN = 32, PANEL_MAX = 128, GEMV_ROWS = 64 }; /* floats; rows */
 
 static uint32_t panel_rows(const lq_linear *lin) {
@@ -76,10 +74,11 @@ static void bias_slice(void *arg, size_t i) {
 
 void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y) {
     apply a = {k, w, lin, x, y, n, panel_rows(lin)};
-    if (n == 1) lq_parallel_for((lin->rows + GEMV_ROWS - 1) / GEMV_ROWS, gemv_slice, &a);
+    uint64_t work = (uint64_t)lin->rows * lin->cols;
+    if (n == 1) lq_spread((lin->rows + GEMV_ROWS - 1) / GEMV_ROWS, work, gemv_slice, &a);
     else if (!lin->q && lin->dtype == LQ_F32) lq_matmul(x, lin->cols, lin->w, lin->cols, y, lin->rows, n, lin->rows, lin->cols);
-    else lq_parallel_for((lin->rows + a.panel - 1) / a.panel, panel_slice, &a);
-    if (bias_of(lin)) lq_parallel_for(n, bias_slice, &a);
+    else lq_spread((lin->rows + a.panel - 1) / a.panel, work * n, panel_slice, &a);
+    if (bias_of(lin)) lq_spread(n, (uint64_t)n * lin->rows, bias_slice, &a);
 }
 
 lq_status lq_linear_apply(lq_ctx *ctx, const lq_kernels *k, const lq_linear *lin, const float *x, uint32_t n, float *y) {

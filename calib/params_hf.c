@@ -79,7 +79,7 @@ static lq_status rope_scaling(lq_ctx *ctx, const json_t *r, lq_params *p) {
 
 static lq_status rope(lq_ctx *ctx, const json_t *c, lq_params *p) {
     const json_t *r = json_object_get(c, "rope_scaling");
-    if (!json_object_size(r)) r = json_object_get(c, "rope_parameters");
+    if (!r || json_is_null(r) || (json_is_object(r) && !json_object_size(r))) r = json_object_get(c, "rope_parameters");
     if (r && !json_is_null(r) && !json_is_object(r)) return lq_fail(ctx, LQ_ERR_FORMAT, "rope settings are not an object");
     double base, partial;
     LQ_TRY(positive(ctx, c, "rope_theta", false, 10000, 1, 1e15, &base));

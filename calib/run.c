@@ -3,8 +3,6 @@
 /* The interpreter: one op after the other over a chunk, each parallel over tokens, rows or heads in a split fixed by shape. */
 #include "calib/run.h"
 
-#include "core/thread.h"
-
 #include <math.h>
 
 enum { RUN_BYTES = 48 << 20, CHUNK_MIN = 256, CHUNK_MAX = 2048, SLICE = 16 }; /* tokens */
@@ -73,7 +71,7 @@ typedef struct tokens { /* an op that treats every token alike */
 } tokens;
 
 static uint32_t slice_end(const tokens *a, size_t i) { return (i + 1) * SLICE < a->n ? (uint32_t)(i + 1) * SLICE : a->n; }
-static void each_slice(tokens *a, void (*fn)(void *, size_t)) { lq_parallel_for((a->n + SLICE - 1) / SLICE, fn, a); }
+static void each_slice(tokens *a, void (*fn)(void *, size_t)) { lq_spread((a->n + SLICE - 1) / SLICE, (uint64_t)a->n * a->width, fn, a); }
 
 typedef struct norm { const lq_kernels *k; const float *x, *gain; float *y, eps; uint32_t d, n; } norm;
 static void norm_slice(void *arg, size_t i) {
@@ -81,7 +79,7 @@ static void norm_slice(void *arg, size_t i) {
     for (size_t t = i * SLICE; t < (i + 1) * SLICE && t < a->n; t++) a->k->rmsnorm(a->x + t * a->d, a->gain, a->eps, a->d, a->y + t * a->d);
 }
 void lq_run_norm(const lq_kernels *k, const float *x, const float *gain, float eps, uint32_t d, uint32_t n, float *y) {
-    lq_parallel_for(((size_t)n + SLICE - 1) / SLICE, norm_slice, &(norm){k, x, gain, y, eps, d, n});
+    lq_spread(((size_t)n + SLICE - 1) / SLICE, (uint64_t)n * d, norm_slice, &(norm){k, x, gain, y, eps, d, n});
 }
 
 static void rope_slice(void *arg, size_t i) {

@@ -4,6 +4,14 @@
 #ifndef LQ_RUN_H
 #define LQ_RUN_H
 #include "calib/model.h"
+#include "core/thread.h"
+
+/* lq_parallel_for where `work` (multiplications, about) is worth waking threads for. Parts are independent: same bits. */
+static inline void lq_spread(size_t n, uint64_t work, void (*fn)(void *arg, size_t i), void *arg) {
+    if (work >= 1 << 17) lq_parallel_for(n, fn, arg);
+    else
+        for (size_t i = 0; i < n; i++) fn(arg, i);
+}
 
 typedef struct lq_work {      /* scratch of each worker thread; holds no result */
     float *v;

@@ -21,7 +21,7 @@ BASE = dict(model_type="llama", architectures=["LlamaForCausalLM"], vocab_size=V
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 LINEAR = dict(type="linear", factor=4.0)
 def arch(name, model_type, **kw):
-    c = dict(BASE, model_type=model_type, architectures=[name], **kw)
+    c = dict(BASE, **dict(kw, model_type=model_type, architectures=[name]))
     for k in ("attention_bias", "mlp_bias") if model_type != "llama" else (): c.pop(k) if k not in kw else None
     return c
 
@@ -37,6 +37,8 @@ VARIANTS = {  # name: (config, features to switch off: {name: changed keys, or t
                    tie_word_embeddings=True, rope_theta=1000000.0, rope_new_style=True), {"q norm": "q_norm.weight", "k norm": "k_norm.weight"}),
     "llama_biases": (dict(BASE, attention_bias=True, mlp_bias=True),
                      {f"{k} bias": f"{k}_proj.bias" for k in ("q", "k", "v", "o", "gate", "up", "down")}),
+    "qwen2_window": (arch("Qwen2ForCausalLM", "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1, hidden_act="gelu_pytorch_tanh"),
+                     {"window": dict(use_sliding_window=False), "full layer": dict(max_window_layers=0), "activation": dict(hidden_act="silu")}),
 }
 
 

@@ -16,7 +16,7 @@
 #include <stdio.h>
 
 #define GOLDEN LQ_SOURCE_ROOT "/tests/golden/forward/"
-static const char *const variants[] = {"llama", "llama3", "llama_biases", "llama_linear", "llama_tied", "mistral", "qwen2", "qwen3"};
+static const char *const variants[] = {"llama", "llama3", "llama_biases", "llama_linear", "llama_tied", "mistral", "qwen2", "qwen2_window", "qwen3"};
 enum { N_VARIANTS = sizeof variants / sizeof *variants };
 
 typedef struct fixture {
@@ -142,7 +142,8 @@ static void off_rope_original(fixture *f) { f->m->par.rope_original = 128; }
 static void off_window(fixture *f) { f->m->par.window = 0; }
 static void wider_window(fixture *f) { f->m->par.window++; }
 static void off_eps(fixture *f) { f->m->par.norm_eps = 0.1f; }
-static void off_act(fixture *f) { f->m->par.act = LQ_ACTFN_GELU_TANH; }
+static void off_act(fixture *f) { f->m->par.act = f->m->par.act == LQ_ACTFN_SILU ? LQ_ACTFN_GELU_TANH : LQ_ACTFN_SILU; }
+static void off_layer_window(fixture *f) { memset(f->m->par.layer_window, 1, f->m->par.n_layers); }
 static void off_qk_norm(fixture *f) { f->m->par.qk_norm = false; }
 static void off_q_bias(fixture *f) { no_bias(f, LQ_R_Q, LQ_R_Q, LQ_R_Q); }
 static void off_k_bias(fixture *f) { no_bias(f, LQ_R_K, LQ_R_K, LQ_R_K); }
@@ -181,7 +182,8 @@ static const struct { const char *variant; void (*off)(fixture *); const char *w
     {"qwen2", off_k_bias, "k bias"},               {"qwen2", off_v_bias, "v bias"},
     {"qwen3", off_qk_norm, "q/k norm"},            {"qwen3", off_q_norm, "q norm"},
     {"qwen3", off_k_norm, "k norm"},               {"qwen3", off_rope_base, "rope base"},
-    {"qwen3", off_eps, "norm eps"},
+    {"qwen3", off_eps, "norm eps"},                {"qwen2_window", off_window, "window"},
+    {"qwen2_window", off_layer_window, "full layer"}, {"qwen2_window", off_act, "activation"},
 };
 
 static void every_switched_off_field_moves_the_logits(void **state) {

@@ -7,20 +7,26 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
+
+enum { BATCH = 32 };
 
 static lq_status write_logits(lq_ctx *ctx, const lq_model *m, lq_state *s, const int32_t *ids, uint32_t n, bool decode, const char *path) {
     lq_status st = LQ_OK;
     lq_out *out = NULL;
-    float *hidden = LQ_NEWN(float, (size_t)n * m->par.hidden), *logits = LQ_NEWN(float, m->par.vocab);
+    float *hidden = LQ_NEWN(float, (size_t)n * m->par.hidden), *logits = LQ_NEWN(float, (size_t)BATCH * m->par.vocab);
     if (!hidden || !logits) LQ_GO(lq_oom(ctx, n));
     double t0 = lq_now();
+    clock_t c0 = clock();
     if (!decode) LQ_GO(lq_forward(ctx, s, ids, n, hidden));
     for (uint32_t i = 0; decode && i < n; i++) LQ_GO(lq_forward(ctx, s, ids + i, 1, hidden + (size_t)i * m->par.hidden));
-    fprintf(stderr, "%u tokens, %.3f s, %.1f tokens/s\n", n, lq_now() - t0, n / (lq_now() - t0));
+    fprintf(stderr, "%u tokens, %.3f s (%.3f of CPU), %.1f tokens/s\n", n, lq_now() - t0, (double)(clock() - c0) / CLOCKS_PER_SEC,
+            n / (lq_now() - t0));
     LQ_GO(lq_out_create(ctx, path, &out));
-    for (uint32_t i = 0; i < n; i++) {
-        LQ_GO(lq_logits(ctx, m, hidden + (size_t)i * m->par.hidden, 1, logits));
-        LQ_GO(lq_out_write(ctx, out, logits, (size_t)m->par.vocab * 4));
+    for (uint32_t i = 0; i < n; i += BATCH) {
+        uint32_t k = n - i < BATCH ? n - i : BATCH;
+        LQ_GO(lq_logits(ctx, m, hidden + (size_t)i * m->par.hidden, k, logits));
+        LQ_GO(lq_out_write(ctx, out, logits, (size_t)k * m->par.vocab * 4));
     }
     LQ_GO(lq_out_close(ctx, &out));
 done:

@@ -3,7 +3,7 @@
 # Copyright the lquant authors
 """Logits of lquant against transformers fp32, and tokens per second of both.
 
-check_forward.py [--tool build/tests/tool_logits] [--tokens N] MODEL [MODEL ...]
+check_forward.py [--tool build/tests/tool_logits] [--tokens N] [--modes stored,f32,decode] MODEL [MODEL ...]
 
 MODEL: a Hugging Face folder or a GGUF file (transformers dequantizes it). Fails when max|d| > 1e-4 max|logit|.
 """
@@ -38,6 +38,7 @@ def main():
     a = argparse.ArgumentParser()
     a.add_argument("--tool", default="build/tests/tool_logits")
     a.add_argument("--tokens", type=int, default=256)
+    a.add_argument("--modes", default="stored,f32,decode")
     a.add_argument("models", nargs="+")
     o = a.parse_args()
     bad = False
@@ -51,7 +52,7 @@ def main():
             hidden = model.model(torch.tensor(ids)[None]).last_hidden_state
             seconds = time.time() - t0
             want = model.lm_head(hidden)[0].numpy()
-        for mode in ("stored", "f32", "decode"):
+        for mode in o.modes.split(","):
             got, said = ours(o.tool, path, ids, mode)
             off = float(np.abs(got - want).max() / np.abs(want).max())
             bad |= not off <= 1e-4
