@@ -15,6 +15,7 @@
 
 #include "calib/tokenizer.h"
 
+#define SPACE_AB "\xc4\xa0" "ab"
 #define MARK "\xe2\x96\x81"
 
 typedef struct writer { lq_buf b; uint64_t n; } writer;
@@ -192,7 +193,7 @@ static void flags_of_the_gguf_are_obeyed(void **state) {
     lq_tokenizer_free(&t);
 }
 
-static const char *const bpe_tokens[] = {"<|end|>", "a", "b", "ab", "\xc4\xa0", "1", "\xc4\xa0" "ab"};
+static const char *const bpe_tokens[] = {"<|end|>", "a", "b", "ab", "\xc4\xa0", "1", SPACE_AB};
 static const char *const bpe_merges[] = {"a b", "\xc4\xa0 ab"};
 static void bpe_base(writer *w, const char *model, const char *pre, const char *const *merges, size_t n) {
     put_str(w, "tokenizer.ggml.model", model);
