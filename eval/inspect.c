@@ -76,11 +76,11 @@ static json_t *model_json(const lq_model *m) {
                      (int)p->vocab, "context", (int)p->max_ctx, "tied", (int)p->tied);
 }
 
-static lq_status sidecar_json(lq_ctx *ctx, lq_source *src, const char *name, json_t **out) {
+static lq_status manifest_json(lq_ctx *ctx, lq_source *src, json_t **out) {
     lq_buf text;
     *out = NULL;
-    LQ_TRY(lq_source_sidecar(ctx, src, name, &text));
-    lq_status st = text.v ? lq_json_parse(ctx, name, text.v, text.n, out) : LQ_OK;
+    LQ_TRY(lq_source_manifest(ctx, src, &text));
+    lq_status st = text.v ? lq_json_parse(ctx, "manifest", text.v, text.n, out) : LQ_OK;
     lq_buf_free(&text);
     return st;
 }
@@ -107,7 +107,7 @@ lq_status lq_inspect_json(lq_ctx *ctx, lq_source *src, const lq_model *m, json_t
     }
     json_t *qc = src->config ? json_object_get(src->config, "quantization_config") : NULL;
     if (qc) json_object_set(*out, "quantization_config", qc);
-    lq_status st = sidecar_json(ctx, src, "lquant-manifest.json", &manifest);
+    lq_status st = manifest_json(ctx, src, &manifest);
     if (manifest) json_object_set_new(*out, "manifest", manifest);
     json_t *tensors = tensors_json(src, m);
     json_object_set_new(*out, "types", types_json(tensors));

@@ -21,6 +21,7 @@ typedef struct lqt {
     frame *frames;               /* of all tensors and sidecars, in index order */
     size_t n_frames, cap_frames;
     frame_run *tensors, *sidecars;   /* [entries], [sidecars] */
+    frame_run manifest;          /* n 0: none */
     lq_buf packed, piece;        /* scratch: a compressed frame, the unpacked piece `held` */
     size_t held;                 /* frame number in `piece`; SIZE_MAX: none */
 } lqt;
@@ -238,7 +239,10 @@ static lq_status add_sidecar(lq_ctx *ctx, lq_source *s, const json_t *item, uint
     lq_status st = add_frames(ctx, f, json_object_get(item, "frames"), end, &run);
     if (st) return lq_note(ctx, st, "sidecar '%s'", name);
     if (run.n != 1) return lq_fail(ctx, LQ_ERR_FORMAT, "sidecar '%s' has %zu frames", name, run.n);
-    if (!strcmp(name, manifest_name)) return LQ_OK; /* describes this file, not a model made from it */
+    if (!strcmp(name, manifest_name)) { /* describes this file, not a model made from it */
+        f->manifest = run;
+        return LQ_OK;
+    }
     f->sidecars[s->n_sidecars] = run;
     return lq_source_add_file(ctx, s, false, name);
 }
@@ -343,6 +347,11 @@ static lq_status lqt_sidecar(lq_ctx *ctx, lq_source *s, size_t i, lq_buf *out) {
     return unpack_new(ctx, f, &f->frames[f->sidecars[i].first], out);
 }
 
+static lq_status lqt_manifest(lq_ctx *ctx, lq_source *s, lq_buf *out) {
+    lqt *f = s->priv;
+    return f->manifest.n ? unpack_new(ctx, f, &f->frames[f->manifest.first], out) : LQ_OK;
+}
+
 static void lqt_close(lq_source *s) {
     lqt *f = s->priv;
     if (!f) return;
@@ -359,5 +368,5 @@ static void lqt_close(lq_source *s) {
 
 const lq_reader lq_reader_lqt = {
     .name = "lqt", .what = "lquant's own file", .probe = lqt_probe, .open = lqt_open, .read = lqt_read,
-    .read_q = lqt_read_q, .sidecar = lqt_sidecar, .close = lqt_close,
+    .read_q = lqt_read_q, .sidecar = lqt_sidecar, .manifest = lqt_manifest, .close = lqt_close,
 };

@@ -113,6 +113,16 @@ lq_status lq_source_sidecar(lq_ctx *ctx, lq_source *s, const char *name, lq_buf 
     return LQ_OK;
 }
 
+lq_status lq_source_manifest(lq_ctx *ctx, lq_source *s, lq_buf *out) {
+    *out = (lq_buf){0};
+    if (s->reader->manifest) return s->reader->manifest(ctx, s, out);
+    char *path = lq_path_is_dir(s->path) ? lq_path_join(s->path, "lquant-manifest.json") : lq_strf("%s.manifest.json", s->path);
+    if (!path) return lq_oom(ctx, strlen(s->path));
+    lq_status st = lq_path_exists(path) ? lq_file_slurp(ctx, path, LQ_JSON_MAX, out) : LQ_OK;
+    lq_free(path);
+    return st;
+}
+
 /* A plain reader must not take packed codes for weights: whatever no quantized reader claimed is refused by its name. */
 static lq_status refuse_unknown_method(lq_ctx *ctx, const json_t *config) {
     static const char *const keys[] = {"quantization_config", "compression_config", "quantization"};

@@ -27,6 +27,7 @@ typedef struct lq_reader {   /* one row per input format */
     lq_status (*read)(lq_ctx *, lq_source *, size_t i, uint64_t row0, uint64_t rows, void *out);
     lq_status (*read_q)(lq_ctx *, lq_source *, size_t i, lq_qtensor *out); /* NULL: format is never quantized */
     lq_status (*sidecar)(lq_ctx *, lq_source *, size_t i, lq_buf *out);
+    lq_status (*manifest)(lq_ctx *, lq_source *, lq_buf *out); /* NULL: it is a file in the folder or beside the file */
     void (*close)(lq_source *);
 } lq_reader;
 extern const lq_reader *const lq_readers[]; /* probed in order; NULL ends */
@@ -60,6 +61,8 @@ lq_status lq_source_read(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uin
 lq_status lq_source_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out);
 /* A sidecar by name: LQ_OK with out->v NULL when there is none. */
 lq_status lq_source_sidecar(lq_ctx *ctx, lq_source *s, const char *name, lq_buf *out);
+/* The manifest of the run that made this model; no sidecar, since it describes these bytes only. out->v NULL when there is none. */
+lq_status lq_source_manifest(lq_ctx *ctx, lq_source *s, lq_buf *out);
 
 /* For readers. `open` fills entries with lq_source_add (name copied) and the file lists with lq_source_add_file; afterwards the
  * entries are indexed for it, duplicate names refused. `close` is called after a failed `open` too. */

@@ -140,7 +140,7 @@ void lq_job_fail(lq_ctx *ctx, lq_job *j, lq_status why) {
         char *failed = lq_strf("%s.failed", j->out);
         if (failed && !lq_remove_tree(&quiet, failed) && !lq_rename(&quiet, j->partial, failed)) lq_log(ctx, LQ_LOG_WARN, "what there is lies in %s", failed);
         lq_free(failed);
-    } else if (has_units(j)) {
+    } else if (why != LQ_ERR_FORMAT && why != LQ_ERR_UNSUPPORTED && has_units(j)) {
         lq_log(ctx, LQ_LOG_WARN, "finished parts stay in %s; the same command continues from there", j->partial);
     } else {
         lq_remove_tree(&quiet, j->partial);

@@ -22,7 +22,8 @@ lq_status lq_job_load(lq_ctx *ctx, const lq_job *j, uint32_t unit, lq_buf *data)
 lq_status lq_job_clean(lq_ctx *ctx, lq_job *j);
 /* file NULL: the work folder becomes OUT; else the file in it does. The journal goes. */
 lq_status lq_job_finish(lq_ctx *ctx, lq_job *j, const char *file);
-/* After a failure: a quality failure leaves OUT.failed; a job with finished units stays for the next run; else nothing stays. */
+/* After a failure: a quality failure leaves OUT.failed; a stopped or starved job with finished units
+ * stays for the next run; else (a rejected input) nothing stays. */
 void lq_job_fail(lq_ctx *ctx, lq_job *j, lq_status why);
 void lq_job_close(lq_job *j);
 #endif

@@ -78,6 +78,30 @@ static lq_status match(lq_ctx *ctx, const char *regex, size_t n, const char *nam
     return LQ_OK;
 }
 
+static lq_status rule_type(lq_ctx *ctx, const char *rule, const want *base, size_t *regex_len, want *out) {
+    const char *eq = strrchr(rule, '=');
+    if (!eq || eq == rule) return lq_fail(ctx, LQ_ERR_USAGE, "--tensor-type %s: expected REGEX=TYPE", rule);
+    *regex_len = (size_t)(eq - rule);
+    return parse_type(ctx, eq + 1, base, out);
+}
+
+/* Every rule is well-formed; one that touches no linear is probably a mistake. */
+static lq_status check_rules(lq_ctx *ctx, const lq_catalog *cat, const lq_plan_opts *o, const want *base) {
+    for (size_t i = 0; i < o->tensor_type.n + o->ignore.n; i++) {
+        bool typed = i < o->tensor_type.n, hit = false;
+        const char *rule = typed ? o->tensor_type.v[i] : o->ignore.v[i - o->tensor_type.n];
+        size_t n = strlen(rule);
+        want unused;
+        char module[256];
+        if (typed) LQ_TRY(rule_type(ctx, rule, base, &n, &unused));
+        for (size_t k = 0; k < cat->n && !hit; k++)
+            if (cat->rows[k].linear && cat->rows[k].part == LQ_PART_WEIGHT)
+                LQ_TRY(match(ctx, rule, n, lq_row_module(&cat->rows[k], module, sizeof module), &hit));
+        if (!hit) lq_log(ctx, LQ_LOG_WARN, "%s %s matches no linear", typed ? "--tensor-type" : "--ignore", rule);
+    }
+    return LQ_OK;
+}
+
 /* The type the options ask for, before group size 0 is settled. */
 static lq_status wanted(lq_ctx *ctx, lq_row *row, const lq_plan_opts *o, const want *base, want *out) {
     char module[256];
@@ -89,11 +113,12 @@ static lq_status wanted(lq_ctx *ctx, lq_row *row, const lq_plan_opts *o, const w
     }
     lq_row_module(row, module, sizeof module);
     for (size_t i = 0; i < o->tensor_type.n; i++) {
-        const char *rule = o->tensor_type.v[i], *eq = strrchr(rule, '=');
-        if (!eq || eq == rule) return lq_fail(ctx, LQ_ERR_USAGE, "--tensor-type %s: expected REGEX=TYPE", rule);
-        LQ_TRY(match(ctx, rule, (size_t)(eq - rule), module, &hit));
+        size_t n = 0;
+        want type;
+        LQ_TRY(rule_type(ctx, o->tensor_type.v[i], base, &n, &type));
+        LQ_TRY(match(ctx, o->tensor_type.v[i], n, module, &hit));
         if (!hit) continue;
-        LQ_TRY(parse_type(ctx, eq + 1, base, out));
+        *out = type;
         row->why_kept = out->bits ? NULL : "--tensor-type";
     }
     for (size_t i = 0; i < o->ignore.n; i++) {
@@ -164,6 +189,7 @@ static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts
         return LQ_OK;
     }
     if (row->dtype == LQ_NONE) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: is quantized already", row->name);
+    if (row->slot.role == LQ_R_EMBED) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: embeddings stay in their source type", row->name);
     row->quantize = true;
     row->why_kept = NULL;
     row->scheme = lq_scheme_int(w.bits, (int)w.group, !w.asym);
@@ -194,6 +220,7 @@ lq_status lq_plan_make(lq_ctx *ctx, lq_catalog *cat, const lq_plan_opts *o, cons
     lq_status st = LQ_OK;
     uint64_t widths = 0;
     LQ_GO(base_want(ctx, o, &base));
+    LQ_GO(check_rules(ctx, cat, o, &base));
     for (size_t i = 0; i < cat->n; i++) {
         lq_row *row = &cat->rows[i];
         if (!row->linear || row->part != LQ_PART_WEIGHT) continue;

@@ -61,6 +61,8 @@ lq_status lq_sidecars_write(lq_ctx *ctx, lq_source *src, const lq_model *m, lq_s
     }
     json_t *config = NULL;
     LQ_TRY(lq_model_config(ctx, m, &config));
+    lq_dtype t = m->cat.rows[0].out_dtype;
+    json_object_set_new(config, "torch_dtype", json_string(t == LQ_F32 ? "float32" : t == LQ_F16 ? "float16" : "bfloat16"));
     LQ_TRY(put_json(ctx, sink, "config.json", config));
     return tokenizer_files(ctx, src, sink);
 }

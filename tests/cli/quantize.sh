@@ -109,7 +109,7 @@ broken_inputs_are_rejected() { # test
     copy_tiny && rm "$tmp/in/model.safetensors"
     expect 3 "safetensors" "$lquant" rtn --bits 4 "$tmp/in" "$tmp/out"
     copy_tiny && sed -i 's/"hidden_size": [0-9]*/"hidden_size": 100/' "$tmp/in/config.json"
-    expect 3 "expected" "$lquant" gptq --bits 4 "$tmp/in" "$tmp/out"
+    expect 3 "configuration says" "$lquant" gptq --bits 4 "$tmp/in" "$tmp/out"
     copy_tiny && sed -i 's/"model_type": "llama"/"model_type": "llamoid"/' "$tmp/in/config.json"
     expect 4 "llamoid" "$lquant" gptq --bits 4 "$tmp/in" "$tmp/out"
     expect 3 "" "$lquant" gptq --bits 4 "$tmp/nowhere" "$tmp/out"

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The checkpoint, from the journal: sidecars, kept tensors, quantized linears, manifest; then read back. */
+#include "quant/road.h"
+
+#include "quant/manifest.h"
+#include "quant/sidecars.h"
+
+static lq_status put_linear(road *r, json_t *entry, const void *p, size_t n) {
+    lq_qtensor q;
+    lq_outcome o = lq_manifest_outcome(entry);
+    r->fallbacks += o.fallback[0] != 0;
+    if (o.err_h >= 0) {
+        r->err_sum += o.err_h;
+        r->err_n++;
+    }
+    if (json_array_append(r->modules, entry)) return lq_oom(r->ctx, 64);
+    LQ_TRY(lq_qtensor_decode(r->ctx, p, n, &q));
+    lq_status st = lq_sink_put(r->sink, &q);
+    lq_qtensor_free(&q);
+    return st;
+}
+
+static lq_status put_kept(road *r, const lq_row *row) {
+    uint64_t n = lq_row_elems(row), bytes = n * lq_dtypes[row->out_dtype].bytes;
+    char *out = lq_alloc(bytes);
+    float *x = NULL;
+    lq_status st = out ? LQ_OK : lq_oom(r->ctx, bytes);
+    if (!st && row->out_dtype == row->dtype) {
+        st = lq_model_read_stored(r->ctx, r->model, row, out);
+    } else if (!st) {
+        x = lq_calloc(n, 4);
+        st = x ? lq_model_read_f32(r->ctx, r->model, row, x) : lq_oom(r->ctx, 4 * n);
+        if (!st) lq_dtype_encode(row->out_dtype, x, out, n);
+    }
+    if (!st) st = lq_sink_put_fp(r->sink, row, out, bytes);
+    lq_free(x);
+    lq_free(out);
+    return st;
+}
+
+static json_t *manifest(road *r) {
+    json_t *cal = r->plan.method->needs ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed) : json_null();
+    return json_pack("{s:i, s:s, s:O, s:O, s:o, s:[s], s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options,
+                     "calibration", cal, "config_changes", "quantization_config", "modules", r->modules, "kept", lq_manifest_kept(&r->model->cat));
+}
+
+lq_status lq_assemble(road *r) {
+    json_t *meta = json_pack("{s:[s], s:b, s:b}", "quantizer", "lquant:" LQ_VERSION, "static_groups", 1, "true_sequential", 1);
+    json_t *damp = json_object_get(r->options, "damp-percent");
+    if (meta && damp) json_object_set(meta, "damp_percent", damp);
+    lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta};
+    lq_buf text = {0};
+    lq_status st;
+    r->modules = json_array();
+    if (!meta || !r->modules) { st = lq_oom(r->ctx, 256); goto done; }
+    LQ_GO(lq_job_clean(r->ctx, &r->job));
+    LQ_GO(lq_sink_open(r->ctx, r->plan.format, r->job.partial, &r->model->cat, &so, &r->sink));
+    LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
+    for (size_t i = 0; i < r->model->cat.n; i++)
+        if (!r->model->cat.rows[i].quantize) LQ_GO(put_kept(r, &r->model->cat.rows[i]));
+    LQ_GO(lq_unit_each_done(r, put_linear));
+    json_t *m = manifest(r);
+    if (!m) { st = lq_oom(r->ctx, 256); goto done; }
+    if (!r->plan.format->ext) { /* a folder: the manifest also lists what was written */
+        LQ_GO(lq_sink_close(&r->sink));
+        json_t *outputs = lq_manifest_outputs(r->ctx, r->job.partial, &st);
+        if (!st && json_object_set_new(m, "outputs", outputs)) st = lq_oom(r->ctx, 256);
+    }
+    if (!st) st = lq_json_dump(r->ctx, m, &text);
+    json_decref(m);
+    LQ_GO(st);
+    if (r->sink) {
+        LQ_GO(lq_sink_sidecar(r->sink, "lquant-manifest.json", text.v, text.n));
+        LQ_GO(lq_sink_close(&r->sink));
+    } else {
+        char *path = lq_path_join(r->job.partial, "lquant-manifest.json");
+        st = path ? lq_write_file(r->ctx, path, text.v, text.n) : lq_oom(r->ctx, 256);
+        lq_free(path);
+    }
+done:
+    lq_sink_abandon(&r->sink);
+    lq_buf_free(&text);
+    json_decref(meta);
+    return st;
+}
+
+/* What was written is read back by another code path and compared with the codes the method chose. */
+static lq_status compare_linear(road *r, json_t *entry, const void *p, size_t n) {
+    const char *module = json_string_value(json_object_get(entry, "name"));
+    char *name = lq_strf("%s.weight", module ? module : "");
+    lq_qtensor want = {0}, got = {0};
+    lq_status st = name ? lq_qtensor_decode(r->ctx, p, n, &want) : lq_oom(r->ctx, 256);
+    long i = st ? -1 : lq_source_find(r->back, name);
+    if (!st && i < 0) st = lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: is not in the written checkpoint", name);
+    if (!st) st = lq_source_read_q(r->ctx, r->back, (size_t)i, &got);
+    if (!st && !lq_qtensor_eq(&want, &got)) st = lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: reads back differently from what was written", name);
+    lq_qtensor_free(&want);
+    lq_qtensor_free(&got);
+    lq_free(name);
+    return st;
+}
+
+char *lq_result_file(const road *r) { return r->plan.format->ext ? lq_strf("model%s", r->plan.format->ext) : NULL; }
+
+lq_status lq_read_back(road *r) {
+    char *file = lq_result_file(r), *path = file ? lq_path_join(r->job.partial, file) : lq_strdup(r->job.partial);
+    lq_status st = path ? lq_source_open(r->ctx, path, &r->back) : lq_oom(r->ctx, 256);
+    if (!st) st = lq_unit_each_done(r, compare_linear);
+    lq_source_free(&r->back);
+    lq_free(path);
+    lq_free(file);
+    return st;
+}

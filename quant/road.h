@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* One run of the pipeline: what its parts (stream, unit, assemble) share. Internal to quant/. */
+#ifndef LQ_ROAD_H
+#define LQ_ROAD_H
+#include "core/progress.h"
+#include "quant/pipeline.h"
+
+typedef struct road {
+    lq_ctx *ctx;
+    lq_run *run;
+    lq_source *src;
+    lq_model *model;
+    lq_plan plan;
+    lq_rows rows;
+    lq_job job;
+    lq_sink *sink;
+    lq_source *back;           /* the written checkpoint, read again */
+    lq_cache *resid;
+    uint64_t cache_budget;
+    lq_buf unit;               /* the unit being built */
+    json_t *inputs, *options, *modules;
+    lq_progress bar;
+    uint32_t fallbacks;
+    double start, err_sum;
+    uint32_t err_n;
+} road;
+
+/* A unit of the journal is a block (calibrated methods; the head comes after the last block) or one linear (data-free methods). Its
+ * bytes: per linear, its manifest entry as JSON and its encoded qtensor, each behind its length. */
+typedef lq_status (*lq_linear_fn)(road *r, json_t *entry, const void *p, size_t n);
+lq_status lq_unit_add(road *r, const lq_row *row, const lq_qtensor *q, const lq_outcome *o); /* to the unit being built */
+lq_status lq_unit_finish(road *r, uint32_t unit);                                           /* journalled */
+lq_status lq_unit_each(road *r, uint32_t unit, lq_linear_fn fn);                            /* every linear of a finished unit */
+lq_status lq_unit_each_done(road *r, lq_linear_fn fn);                                      /* of every finished unit, in order */
+
+lq_status lq_stream_run(road *r);    /* decides the codes of every linear: all units finished */
+lq_status lq_assemble(road *r);      /* the checkpoint, written from the units into the job's folder */
+lq_status lq_read_back(road *r);     /* read by another code path and compared with the codes the method chose */
+/* Name of a one-file format's file in the job's folder; NULL for a folder. Caller frees. */
+char *lq_result_file(const road *r);
+#endif

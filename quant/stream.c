@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The loop over blocks (or, for data-free methods, over linears) that decides every code. */
+#include "quant/road.h"
+
+#include "core/thread.h"
+
+struct decode { const lq_kernels *k; const lq_qtensor *q; float *w; };
+static void decode_slice(void *arg, size_t i) {
+    struct decode *d = arg;
+    uint32_t r0 = (uint32_t)i * 32, nr = d->q->rows - r0 < 32 ? d->q->rows - r0 : 32;
+    d->k->dequant(d->q, r0, nr, d->w + (size_t)r0 * d->q->cols);
+}
+
+static lq_status quantize_linear(road *r, const lq_row *row, float *w, const lq_stats *stats) {
+    const lq_method *m = r->plan.method;
+    lq_weights in = {.slot = row->slot, .name = row->name, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w};
+    lq_outcome o = {.method = m->name, .err_h = -1, .err_h_rtn = -1, .err_w = -1, .damp = -1};
+    lq_qtensor q = {0};
+    LQ_TRY(lq_check_cancel(r->ctx));
+    lq_status st = m->quantize(r->ctx, r->run->recipe.opts, &in, &row->scheme, stats, &q, &o);
+    if (st) return lq_note(r->ctx, st, "%s", row->name);
+    q.slot = row->slot;
+    struct decode d = {r->model->k, &q, w};
+    lq_parallel_for((q.rows + 31) / 32, decode_slice, &d); /* the rest of the block runs on the quantized weights */
+    st = lq_unit_add(r, row, &q, &o);
+    lq_qtensor_free(&q);
+    if (o.fallback[0]) lq_log(r->ctx, LQ_LOG_WARN, "%s: fell back to %s: %s", row->name, o.method, o.fallback);
+    lq_log(r->ctx, LQ_LOG_DEBUG, "%s: %s rel_err %.5f (rtn %.5f) damp %.3g", row->name, o.method, o.err_h, o.err_h_rtn, o.damp);
+    return st;
+}
+
+static double row_cost(const lq_row *row) { return row->quantize ? (double)lq_row_elems(row) : 0; }
+
+static lq_status data_free(road *r) {
+    for (size_t i = 0; i < r->model->cat.n; i++) {
+        const lq_row *row = &r->model->cat.rows[i];
+        if (!row->quantize) continue;
+        if (!lq_job_has(&r->job, (uint32_t)i)) {
+            float *w = lq_calloc(lq_row_elems(row), 4);
+            lq_status st = w ? lq_model_read_f32(r->ctx, r->model, row, w) : lq_oom(r->ctx, 4 * lq_row_elems(row));
+            if (!st) st = quantize_linear(r, row, w, NULL);
+            lq_free(w);
+            LQ_TRY(st);
+            LQ_TRY(lq_unit_finish(r, (uint32_t)i));
+        }
+        lq_progress_step(&r->bar, row_cost(row), "%s", row->name);
+    }
+    return LQ_OK;
+}
+
+static lq_status on_stage(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats) {
+    road *r = user;
+    (void)block;
+    for (uint32_t i = 0; i < stage->n; i++)
+        if (stage->lin[i]->row->quantize) LQ_TRY(quantize_linear(r, stage->lin[i]->row, stage->lin[i]->w, stats));
+    return LQ_OK;
+}
+
+/* A finished block of an interrupted run: its codes take the place of the weights, only the forward is run again. */
+static lq_status replay_linear(road *r, json_t *entry, const void *p, size_t n) {
+    (void)entry;
+    lq_qtensor q;
+    LQ_TRY(lq_qtensor_decode(r->ctx, p, n, &q));
+    lq_layer *layer = q.slot.block >= 0 && (uint32_t)q.slot.block < r->model->par.n_layers ? &r->model->layers[q.slot.block] : &r->model->outer;
+    lq_linear *lin = q.slot.role < LQ_R_N ? &layer->lin[q.slot.role] : NULL;
+    lq_status st = LQ_OK;
+    if (!lin || !lin->w || lin->rows != q.rows || lin->cols != q.cols) st = lq_fail(r->ctx, LQ_ERR_FORMAT, "%s: a unit does not fit the model", r->job.journal);
+    else {
+        struct decode d = {r->model->k, &q, lin->w};
+        lq_parallel_for((q.rows + 31) / 32, decode_slice, &d);
+    }
+    lq_qtensor_free(&q);
+    return st;
+}
+
+static double block_cost(const road *r, int32_t b) {
+    double cost = 0;
+    for (size_t i = 0; i < r->model->cat.n; i++)
+        if (r->model->cat.rows[i].slot.block == b) cost += row_cost(&r->model->cat.rows[i]);
+    return cost;
+}
+
+static lq_status run_block(road *r, uint32_t b) {
+    bool done = lq_job_has(&r->job, b);
+    lq_stage_hook hook = {.needs = done ? 0 : r->plan.method->needs, .on_stage = done ? NULL : on_stage, .user = r};
+    LQ_TRY(lq_check_cancel(r->ctx));
+    lq_status st = lq_model_load(r->ctx, r->model, (int32_t)b, LQ_LOAD_F32);
+    if (!st && done) st = lq_unit_each(r, b, replay_linear);
+    if (!st) st = lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->resid, r->rows.len, &hook, r->cache_budget / 2, r->run->opts.work_dir);
+    lq_model_unload(r->model, (int32_t)b);
+    LQ_TRY(st);
+    if (!done) LQ_TRY(lq_unit_finish(r, b));
+    lq_progress_step(&r->bar, block_cost(r, (int32_t)b), "%u/%u%s", b + 1, r->model->par.n_layers, done ? " (done before)" : "");
+    return LQ_OK;
+}
+
+static lq_status start_stream(road *r) {
+    uint32_t d = r->model->par.hidden;
+    size_t T = r->rows.seqlen;
+    LQ_TRY(lq_cache_new(r->ctx, r->rows.n, r->cache_budget / 2, r->run->opts.work_dir, &r->resid));
+    LQ_TRY(lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED));
+    float *x = lq_calloc(T * d, 4);
+    lq_status st = x ? LQ_OK : lq_oom(r->ctx, T * d * 4);
+    for (size_t i = 0; i < r->rows.n && !st; i++) {
+        for (size_t t = 0; t < r->rows.len[i]; t++) lq_embed(r->model, r->rows.ids[i * T + t], x + t * d);
+        st = lq_cache_put(r->ctx, r->resid, i, x, (size_t)r->rows.len[i] * d);
+    }
+    lq_free(x);
+    lq_model_unload(r->model, -1);
+    return st;
+}
+
+/* The head reads the final-normed stream; it goes last, through the same path. */
+static lq_status run_head(road *r) {
+    const lq_row *row = lq_catalog_find(&r->model->cat, (lq_slot){.block = -1, .role = LQ_R_HEAD, .expert = -1}, LQ_PART_WEIGHT);
+    uint32_t unit = r->model->par.n_layers, d = r->model->par.hidden;
+    if (!row || !row->quantize || lq_job_has(&r->job, unit)) return LQ_OK;
+    size_t T = r->rows.seqlen;
+    lq_stats stats = {0};
+    float *x = lq_calloc(T * d, 4), *w = lq_calloc(lq_row_elems(row), 4);
+    lq_status st = x && w ? lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED) : lq_oom(r->ctx, 4 * lq_row_elems(row));
+    if (!st) st = lq_stats_init(r->ctx, &stats, r->plan.method->needs, d);
+    for (size_t i = 0; i < r->rows.n && !st; i++) {
+        uint32_t len = r->rows.len[i];
+        st = lq_cache_get(r->ctx, r->resid, i, x, (size_t)len * d);
+        for (size_t t = 0; t < len; t++) r->model->k->rmsnorm(x + t * d, r->model->outer.norm[LQ_R_FINAL_NORM], r->model->par.norm_eps, d, x + t * d);
+        if (!st) st = lq_stats_add(r->ctx, &stats, x, len);
+    }
+    if (!st) st = lq_model_read_f32(r->ctx, r->model, row, w);
+    if (!st) st = quantize_linear(r, row, w, &stats);
+    lq_stats_free(&stats);
+    lq_model_unload(r->model, -1);
+    lq_free(x);
+    lq_free(w);
+    return st ? st : lq_unit_finish(r, unit);
+}
+
+static lq_status calibrated(road *r) {
+    LQ_TRY(start_stream(r));
+    for (uint32_t b = 0; b < r->model->par.n_layers; b++) {
+        lq_status st = run_block(r, b);
+        if (st) return lq_note(r->ctx, st, "block %u", b);
+    }
+    LQ_TRY(run_head(r));
+    if (lq_cache_spilled(r->resid)) lq_log(r->ctx, LQ_LOG_INFO, "activations: %.1f MB were kept on disk", (double)lq_cache_spilled(r->resid) / 1e6);
+    lq_cache_free(&r->resid);
+    return LQ_OK;
+}
+
+lq_status lq_stream_run(road *r) {
+    r->bar = lq_progress_start(r->ctx, r->plan.method->needs ? "block" : "linear", (double)r->plan.weights);
+    lq_status st = r->plan.method->needs ? calibrated(r) : data_free(r);
+    lq_progress_end(&r->bar);
+    return st;
+}
