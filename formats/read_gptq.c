@@ -31,7 +31,7 @@ typedef struct gptq {
     lq_source *raw;
     json_t *config;              /* the quantization config; owned */
     settings base;
-    bool v1;
+    bool v1, wraps;              /* wraps: GPTQModel's v1, in which z = 0 can be told */
     uint8_t sig;                 /* lquant says so of its own files; the values are checked against it */
     rule *rules;
     size_t n_rules;
@@ -78,6 +78,16 @@ static lq_status read_settings(lq_ctx *ctx, const json_t *o, bool whole, setting
     return LQ_OK;
 }
 
+static bool by_gptqmodel(const json_t *config) {
+    const json_t *list = json_object_get(json_object_get(config, "meta"), "quantizer");
+    size_t n = json_array_size(list);
+    for (size_t i = 0; i < (json_is_string(list) ? 1 : n); i++) {
+        const char *who = json_string_value(json_is_string(list) ? list : json_array_get(list, i));
+        if (who && !strncmp(who, "gptqmodel:", 10)) return true;
+    }
+    return false;
+}
+
 /* Older files say checkpoint_format, newer ones both, the oldest none (v1). */
 static lq_status read_version(lq_ctx *ctx, gptq *f) {
     const char *format = NULL, *pack = NULL, *method = NULL;
@@ -88,6 +98,7 @@ static lq_status read_version(lq_ctx *ctx, gptq *f) {
     LQ_TRY(lq_json_string(ctx, f->config, "pack_dtype", false, &pack));
     LQ_TRY(lq_json_bool(ctx, f->config, "is_marlin_format", false, &marlin));
     f->v1 = !format || !strcmp(format, "gptq");
+    f->wraps = by_gptqmodel(f->config);
     if (method && strcmp(method, "gptq")) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "quant_method '%.64s' is not read", method);
     if (marlin || (!f->v1 && strcmp(format, "gptq_v2")))
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "GPTQ checkpoint_format '%.64s' is not read; gptq and gptq_v2 are", marlin ? "marlin" : format);
@@ -368,9 +379,16 @@ static lq_status read_scales(lq_ctx *ctx, gptq *f, const module *m, lq_qtensor *
     return st;
 }
 
-/* A v1 field of 2^b - 1 is z = 2^b to some runtimes and z = 0 to others (and to their writers): no guess is right. */
-static lq_status zero_value(lq_ctx *ctx, bool v1, uint32_t bits, uint32_t stored, uint32_t g, uint32_t n, uint32_t *z) {
-    *z = stored + v1;
+/* GPTQModel's v1 is v2 less one in every field, taken from whole words (3 bits: from each field, modulo 8): adding it back so is exact. */
+static void undo_wrap(uint32_t *words, size_t n, uint32_t bits) {
+    static const uint32_t ones[9] = {[2] = 0x55555555, [4] = 0x11111111, [8] = 0x01010101};
+    for (size_t i = 0; i < n; i++) words[i] += ones[bits];
+}
+
+/* In other v1 files a field of 2^b - 1 is z = 2^b to some runtimes and z = 0 to others (and to their writers): no guess is right. */
+static lq_status zero_value(lq_ctx *ctx, const gptq *f, uint32_t bits, uint32_t stored, uint32_t g, uint32_t n, uint32_t *z) {
+    *z = stored + (f->v1 && (!f->wraps || bits == 3));
+    if (*z >> bits && f->wraps) *z = 0;
     if (*z >> bits)
         return lq_fail(ctx, LQ_ERR_FORMAT, "qzeros: group %u of output %u stores %u, which v1 readers take for zero point %u or 0; convert the checkpoint to gptq_v2 with the tool that wrote it",
                        g, n, stored, *z);
@@ -382,10 +400,11 @@ static lq_status read_zeros(lq_ctx *ctx, gptq *f, const module *m, lq_qtensor *q
     lq_status st = read_part(ctx, f, m, QZEROS, &data);
     uint32_t bits = q->sch.grid.bits, groups = lq_plane_cols(&q->sch.scale, q->cols);
     bool sym = q->sch.zero_kind == LQ_ZERO_NONE;
+    if (!st && f->v1 && f->wraps) undo_wrap(data, (size_t)groups * q->rows / 32 * bits, bits);
     for (uint32_t g = 0; !st && g < groups; g++)
         for (uint32_t n = 0; !st && n < q->rows; n++) {
             uint32_t z, stored = field((const uint32_t *)data + (size_t)g * q->rows / 32 * bits, 1, bits, n);
-            st = zero_value(ctx, f->v1, bits, stored, g, n, &z);
+            st = zero_value(ctx, f, bits, stored, g, n, &z);
             if (!st && sym && z != 1u << (bits - 1))
                 st = lq_fail(ctx, LQ_ERR_FORMAT, "qzeros: group %u of output %u has zero point %u, expected %u: the config says sym", g, n, z, 1u << (bits - 1));
             if (!st && !sym) ((uint8_t *)q->zero.v)[(size_t)n * groups + g] = (uint8_t)z;

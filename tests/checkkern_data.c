@@ -18,6 +18,7 @@ const ck_scheme ck_schemes[] = {
     {"i4asym_row", INT(4, 0, LQ_F16, LQ_ZERO_CODE, LQ_U8, 0)},
     {"i4real_g64", INT(4, 64, LQ_F16, LQ_ZERO_CODE, LQ_F16, 0)},
     {"i4min_g32", INT(4, 32, LQ_F16, LQ_ZERO_MIN, LQ_F16, 0)},
+    {"i4min_f32_g16", INT(4, 16, LQ_F32, LQ_ZERO_MIN, LQ_F32, 0)},
     {"i4sym_g20", INT(4, 20, LQ_F16, LQ_ZERO_NONE, LQ_NONE, 8)},
     {"i4f32_g32", INT(4, 32, LQ_F32, LQ_ZERO_NONE, LQ_NONE, 8)},
     {"i3sym_g128", INT(3, 128, LQ_F16, LQ_ZERO_NONE, LQ_NONE, 4)},

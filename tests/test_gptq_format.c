@@ -326,6 +326,23 @@ static void act_order_becomes_a_permutation(void **state) {
     lq_source_free(&s);
 }
 
+/* z = 0, 8, 8 ... less one over the whole word: the borrow runs into the next field. */
+static void a_wrapped_zero_of_gptqmodel_is_unwrapped(void **state) {
+    (void)state;
+    peer p = peer_make(CONFIG(", \"sym\": false, \"meta\": {\"quantizer\": [\"gptqmodel:7.6.0\"]}"));
+    lq_source *s;
+    lq_qtensor q;
+    p.qzeros[1][2] = 0x88888880u - 0x11111111u;
+    assert_int_equal(p.qzeros[1][2] & 0xff, 0x6f);
+    assert_int_equal(peer_open(&p, true, &s, &q), LQ_OK);
+    for (size_t n = 0; n < N; n++) {
+        assert_int_equal(((uint8_t *)q.zero.v)[n * 2], 8);
+        assert_int_equal(((uint8_t *)q.zero.v)[n * 2 + 1], n == 16 ? 0 : 8);
+    }
+    lq_qtensor_free(&q);
+    lq_source_free(&s);
+}
+
 static void dynamic_settings_decide_per_module(void **state) {
     (void)state;
     peer p = peer_make("{\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 8, \"group_size\": 128, \"sym\": true, \"dynamic\": "
@@ -402,6 +419,7 @@ int main(void) {
         T(a_file_without_version_is_v1),
         T(a_v2_zero_is_taken_as_it_is),
         T(act_order_becomes_a_permutation),
+        T(a_wrapped_zero_of_gptqmodel_is_unwrapped),
         T(dynamic_settings_decide_per_module),
         T(the_legacy_config_file_is_read),
         T(dishonest_files_are_refused),
