@@ -6,9 +6,41 @@
 #include <stdlib.h>
 #include <string.h>
 
+static bool digit(char c) { return c >= '0' && c <= '9'; }
+
+/* Length of the digits at p when they are an integer beyond int64, else 0. */
+static size_t big_integer(const char *p, size_t n) {
+    size_t len = 0;
+    while (len < n && digit(p[len])) len++;
+    if (len < n && (p[len] == '.' || p[len] == 'e' || p[len] == 'E')) return 0;
+    return len > 19 || (len == 19 && memcmp(p, "9223372036854775807", 19) > 0) ? len : 0;
+}
+
+/* The same JSON with integers beyond int64 written as reals: transformers saves "no limit" as 1000000000000000019884624838656. */
+static bool without_big_integers(const char *text, size_t n, lq_buf *out) {
+    bool ok = true, quoted = false;
+    for (size_t i = 0; i < n && ok;) {
+        size_t len = 1, big = 0;
+        if (text[i] == '"') quoted = !quoted;
+        else if (quoted && text[i] == '\\' && i + 1 < n) len = 2;
+        else if (!quoted && digit(text[i]) && !(big = len = big_integer(text + i, n - i)))
+            for (len = 1; i + len < n && (digit(text[i + len]) || strchr("+-.eE", text[i + len] ? text[i + len] : '!')); len++) {}
+        ok = lq_buf_add(out, text + i, len) && (!big || lq_buf_add(out, ".0", 2));
+        i += len;
+    }
+    return ok;
+}
+
 lq_status lq_json_parse(lq_ctx *ctx, const char *name, const char *text, size_t n, json_t **out) {
     json_error_t e;
     *out = json_loadb(text, n, JSON_REJECT_DUPLICATES, &e);
+    if (!*out && json_error_code(&e) == json_error_numeric_overflow) {
+        lq_buf again = {0};
+        bool ok = without_big_integers(text, n, &again);
+        if (ok) *out = json_loadb(again.v, again.n, JSON_REJECT_DUPLICATES, &e);
+        lq_buf_free(&again);
+        if (!ok) return lq_oom(ctx, n);
+    }
     if (*out) return LQ_OK;
     return lq_fail(ctx, LQ_ERR_FORMAT, "%s: JSON line %d column %d: %s", name, e.line, e.column, e.text);
 }

@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "core/dtype.h"
+#include "core/json.h"
 #include "core/num.h"
 #include "core/options.h"
 #include "core/pack.h"
@@ -143,6 +144,21 @@ static void a_wrong_option_is_refused_with_the_nearest_name(void **state) {
     assert_int_equal(lq_opts_parse(&ctx, sets, 2, choice, pos, 2, &n), LQ_ERR_USAGE);
 }
 
+static void an_integer_beyond_int64_is_read_as_a_real(void **state) {
+    (void)state;
+    static const char text[] = "{\"a \\\" 99999999999999999999\": 1000000000000000019884624838656, \"b\": -99999999999999999999, \"c\": 9223372036854775807,"
+                               " \"d\": 1.00000000000000000001e1}";
+    lq_ctx ctx = {0};
+    json_t *v;
+    assert_int_equal(lq_json_parse(&ctx, "t", text, sizeof text - 1, &v), LQ_OK);
+    assert_true(json_real_value(json_object_get(v, "a \" 99999999999999999999")) == 1000000000000000019884624838656.0);
+    assert_true(json_real_value(json_object_get(v, "b")) == -1e20);
+    assert_true(json_integer_value(json_object_get(v, "c")) == INT64_MAX);
+    assert_true(json_real_value(json_object_get(v, "d")) == 10);
+    json_decref(v);
+    assert_int_equal(lq_json_parse(&ctx, "t", "[1e999]", 7, &v), LQ_ERR_FORMAT);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_half_survives_a_round_trip),
@@ -154,6 +170,7 @@ int main(void) {
         cmocka_unit_test(gguf_example_blocks_decode),
         cmocka_unit_test(options_are_read_in_any_order),
         cmocka_unit_test(a_wrong_option_is_refused_with_the_nearest_name),
+        cmocka_unit_test(an_integer_beyond_int64_is_read_as_a_real),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
