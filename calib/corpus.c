@@ -11,7 +11,7 @@
 
 #define OFF(f) offsetof(lq_corpus_opts, f)
 const lq_opt lq_corpus_option_table[] = {
-    {"file", "f,dataset,calib", LQ_OPT_LIST, OFF(files), "FILE", NULL, NULL, 0, 0, 0, "sample text: plain, JSON lines, .zst; repeatable [built-in text]"},
+    {"file", "f,dataset,calib", LQ_OPT_LIST, OFF(files), "FILE", NULL, NULL, 0, 0, 0, "sample text, plain or JSON, .zst; repeatable [built-in text]"},
     {"nsamples", "calib-size,num-calibration-samples,chunks", LQ_OPT_INT, OFF(nsamples), "N", "128", NULL, 1, 1e6, 0, "rows of sample text"},
     {"seqlen", "ctx-size,max-seq-length,c,l", LQ_OPT_INT, OFF(seqlen), "N", "2048", NULL, 2, 1 << 20, 0, "tokens per row"},
     {"seed", NULL, LQ_OPT_INT, OFF(seed), "N", "0", NULL, 0, 9e15, 0, "selects the rows when the text has more"},
@@ -193,9 +193,30 @@ static lq_status add_json_lines(job *j, const char *path, const char *p, const c
     return LQ_OK;
 }
 
+/* A .json file: an array of documents, each an object as in JSON lines or the document itself. */
+static lq_status add_json_array(job *j, const char *path, const lq_buf *text, const spec *s) {
+    json_t *all = NULL, *v;
+    size_t i;
+    lq_status st = lq_json_parse(j->ctx, path, text->v, text->n, &all);
+    json_array_foreach(all, i, v) {
+        if (st || (s->num >= 0 && i >= (size_t)s->num)) break;
+        st = add_document(j, json_is_object(v) ? document_of(v, s->field) : v, s->field);
+        if (st) lq_note(j->ctx, st, "%s: element %zu", path, i);
+        else st = lq_check_cancel(j->ctx);
+    }
+    json_decref(all);
+    return st;
+}
+
 static bool has_suffix(const char *s, const char *suffix) {
     size_t n = strlen(s), k = strlen(suffix);
     return n >= k && !strcmp(s + n - k, suffix);
+}
+
+static bool is_json_array(const char *path, const lq_buf *text) {
+    const char *p = text->v;
+    skip_space(&p, text->v + text->n);
+    return p < text->v + text->n && *p == '[' && (has_suffix(path, ".json") || has_suffix(path, ".json.zst"));
 }
 
 static lq_status add_file(job *j, const char *arg) {
@@ -205,7 +226,8 @@ static lq_status add_file(job *j, const char *arg) {
     LQ_GO(parse_spec(j->ctx, arg, &s));
     LQ_GO(lq_text_load(j->ctx, s.path, &text));
     bool lines = s.field || has_suffix(s.path, ".jsonl") || has_suffix(s.path, ".jsonl.zst") || has_suffix(s.path, ".ndjson");
-    if (lines || is_json_lines(text.v, text.v + text.n, s.field)) LQ_GO(add_json_lines(j, s.path, text.v, text.v + text.n, &s));
+    if (is_json_array(s.path, &text)) LQ_GO(add_json_array(j, s.path, &text, &s));
+    else if (lines || is_json_lines(text.v, text.v + text.n, s.field)) LQ_GO(add_json_lines(j, s.path, text.v, text.v + text.n, &s));
     else {
         st = add_text(j, text.v, text.n, j->o->parse_special);
         if (st) lq_note(j->ctx, st, "%s", s.path);

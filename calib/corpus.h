@@ -2,7 +2,7 @@
  * Copyright the lquant authors */
 /* Sample text to token rows.
  *
- * Documents: a plain text is one; JSON lines give one each, from `input_ids` (token ids, taken as they are: no BOS, no
+ * Documents: a plain text is one; JSON lines, and the elements of a .json array, give one each, from `input_ids` (token ids, taken as they are: no BOS, no
  * concatenation), `messages` (through a chat template) or `text`. Text documents are tokenized one by one and, unless
  * no_concat, their ids are joined in file order. The stream is cut into consecutive windows of seqlen ids, BOS included
  * where the rule asks for one and the window does not begin with it anyway; a tail shorter than a window is dropped unless

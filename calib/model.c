@@ -27,6 +27,11 @@ static char *block_name(lq_arena *mem, const char *pattern, int32_t b) {
     return name;
 }
 
+static char *copy_name(lq_arena *mem, const char *name) {
+    char *copy = lq_arena_alloc(mem, strlen(name) + 1);
+    return copy ? strcpy(copy, name) : NULL;
+}
+
 static lq_status find_arch(lq_ctx *ctx, lq_model *m) {
     const char *name = NULL;
     size_t len;
@@ -44,8 +49,9 @@ static lq_status find_arch(lq_ctx *ctx, lq_model *m) {
 }
 
 static lq_status read_params(lq_ctx *ctx, lq_model *m) {
-    if (m->src->config) return lq_note(ctx, m->arch->params_hf(ctx, m->arch, m->src->config, &m->par), "config.json");
-    return m->arch->params_gguf(ctx, m->arch, m->src->gguf, &m->par);
+    if (!m->src->config) return m->arch->params_gguf(ctx, m->arch, m->src->gguf, &m->par);
+    lq_status st = m->arch->params_hf(ctx, m->arch, m->src->config, &m->par);
+    return st ? lq_note(ctx, st, "config.json") : LQ_OK;
 }
 
 static void shape_text(char *buf, size_t n, uint32_t ndim, const uint64_t *shape) {
@@ -146,9 +152,10 @@ static lq_status bind_rest(binder *b) {
     for (size_t i = 0; i < m->src->n; i++) {
         if (b->taken[i]) continue;
         lq_row *r = new_row(b, i);
-        r->name = block_name(m->cat.mem, m->src->entries[i].name, 0);
+        r->name = copy_name(m->cat.mem, m->src->entries[i].name);
         if (!r->name) return lq_oom(b->ctx, 64);
-        r->linear = !m->arch && r->ndim == 2 && (r->dtype == LQ_NONE || lq_dtype_is_weight(r->dtype));
+        r->linear = !m->arch && r->ndim == 2 && r->shape[0] <= UINT32_MAX && r->shape[1] <= UINT32_MAX &&
+                    (r->dtype == LQ_NONE || lq_dtype_is_weight(r->dtype));
     }
     qsort(m->cat.rows + first, m->cat.n - first, sizeof *m->cat.rows, by_name);
     if (m->cat.n - first > INT16_MAX) return lq_fail(b->ctx, LQ_ERR_UNSUPPORTED, "%zu tensors of unknown names", m->cat.n - first);
@@ -157,9 +164,16 @@ static lq_status bind_rest(binder *b) {
     return LQ_OK;
 }
 
+/* As transformers 5 has it: a head that is stored beside a tied embedding is used. */
+static void untie_stored_head(binder *b) {
+    const lq_arch_name *t = b->m->arch ? lq_arch_tensor(b->m->arch, LQ_R_HEAD, LQ_PART_WEIGHT) : NULL;
+    if (t && lq_source_find(b->m->src, b->gguf ? t->gguf : t->hf) >= 0) b->m->par.tied = false;
+}
+
 static lq_status make_catalog(lq_ctx *ctx, lq_model *m) {
     binder b = {.ctx = ctx, .m = m, .gguf = !m->src->config && m->src->gguf};
     lq_status st;
+    untie_stored_head(&b);
     m->cat.n_blocks = m->arch ? m->par.n_layers : 0;
     m->cat.tied = m->arch && m->par.tied;
     m->cat.model_type = "";
@@ -167,7 +181,7 @@ static lq_status make_catalog(lq_ctx *ctx, lq_model *m) {
               (m->cat.rows = lq_arena_alloc(m->cat.mem, m->src->n * sizeof(lq_row)));
     if (!ok) LQ_GO(lq_oom(ctx, m->src->n * sizeof(lq_row)));
     const char *type = m->src->config ? json_string_value(json_object_get(m->src->config, "model_type")) : m->arch ? m->arch->model_types[0] : NULL;
-    if (type && !(m->cat.model_type = block_name(m->cat.mem, type, 0))) LQ_GO(lq_oom(ctx, strlen(type)));
+    if (type && !(m->cat.model_type = copy_name(m->cat.mem, type))) LQ_GO(lq_oom(ctx, strlen(type)));
     if (m->arch) LQ_GO(bind_known(&b));
     LQ_GO(bind_rest(&b));
 done:

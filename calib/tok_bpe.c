@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Byte-pair encoding of one word: of all neighbouring pairs the one with the lowest rank, then the leftmost, is merged until none is
- * left. A heap over a linked list: O(n log n). SentencePiece's merge by score is the same with rank = order of the score. */
+/* Byte-pair encoding of one word: of all neighbouring pairs the one with the lowest rank, then the leftmost, is merged
+ * until none is left. A heap over a linked list: O(n log n). SentencePiece's merge by score is the same with rank =
+ * order of the score. */
 #include "calib/tok_impl.h"
 
 #define NIL UINT32_MAX
 
 lq_status lq_tok_run_init(lq_ctx *ctx, const lq_tokenizer *t, lq_tok_run *r, size_t n) {
     *r = (lq_tok_run){.ctx = ctx, .t = t};
-    if (n > UINT32_MAX / 8) return lq_fail(ctx, LQ_ERR_RESOURCE, "a text of %zu bytes is too long to tokenize in one go", n);
+    if (n > UINT32_MAX / 8)
+        return lq_fail(ctx, LQ_ERR_RESOURCE, "a text of %zu bytes is too long to tokenize in one go", n);
     uint32_t cells = 64;
     while (cells < n / 8 && cells < 1 << 15) cells *= 2;
     r->cache = n > 256 ? LQ_NEWN(lq_tok_word, cells) : NULL;
@@ -44,8 +46,9 @@ static bool has_bytes(const lq_tokenizer *t, const char *s, size_t n) {
     return true;
 }
 
-/* Characters as symbols. One that is no token becomes its bytes, or the unknown token (a run of them one, with fuse_unk), or
- * nothing. The unknown token waits until the next known character, so bytes overtake it, as in `tokenizers`. */
+/* Characters as symbols. One that is no token becomes its bytes, or the unknown token (a run of them one, with
+ * fuse_unk), or nothing. The unknown token waits until the next known character, so bytes overtake it, as in
+ * `tokenizers`. */
 static lq_status symbols(lq_tok_run *r, const char *s, size_t n, size_t *count) {
     const lq_tokenizer *t = r->t;
     size_t k = 0, unk_at = 0, unk_len = 0;
@@ -61,7 +64,10 @@ static lq_status symbols(lq_tok_run *r, const char *s, size_t n, size_t *count) 
             for (size_t b = 0; b < len; b++) LQ_TRY(sym_add(r, &k, t->byte_id[(uint8_t)s[i + b]], i + b, 1));
         } else if (t->unk_name) {
             if (t->unk < 0)
-                return lq_fail(r->ctx, LQ_ERR_FORMAT, "the text has an unknown character, and the unknown token '%.64s' is not in the vocabulary", t->unk_name);
+                return lq_fail(
+                    r->ctx, LQ_ERR_FORMAT,
+                    "the text has an unknown character, and the unknown token '%.64s' is not in the vocabulary",
+                    t->unk_name);
             if (unk_len && !t->fuse_unk) {
                 LQ_TRY(sym_add(r, &k, t->unk, unk_at, unk_len));
                 unk_len = 0;

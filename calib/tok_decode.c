@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Ids back to bytes. Bytes that are no UTF-8 come out as they are (`tokenizers` puts U+FFFD there), so that what a prefix of the ids
- * decodes to is a prefix of what all of them do. */
+/* Ids back to bytes. Bytes that are no UTF-8 come out as they are (`tokenizers` puts U+FFFD there), so that what a
+ * prefix of the ids decodes to is a prefix of what all of them do. */
 #include "calib/tok_impl.h"
 
 /* Pieces of text side by side: piece i ends at end[i]. */
@@ -58,7 +58,8 @@ static bool unmeta(const lq_tok_step *st, const char *s, size_t n, bool first, p
         len = lq_utf8_len(s[i]);
         if (len > n - i) len = n - i;
         bool mark = len == st->with.n && !memcmp(s + i, st->with.s, len);
-        bool ok = !mark ? lq_buf_add(&out->text, s + i, len) : (first && st->scheme != LQ_TOK_NEVER) || lq_buf_add(&out->text, " ", 1);
+        bool ok = !mark ? lq_buf_add(&out->text, s + i, len)
+                        : (first && st->scheme != LQ_TOK_NEVER) || lq_buf_add(&out->text, " ", 1);
         if (!ok) return false;
     }
     return close_piece(out);
@@ -102,7 +103,8 @@ static lq_status one_step(lq_tok_run *r, const lq_tok_step *st, const pieces *in
     return LQ_OK;
 }
 
-/* Tokens as written, special ones left out on request, unknown ids always. Without a decoder they are joined by spaces. */
+/* Tokens as written, special ones left out on request, unknown ids always. Without a decoder they are joined by spaces.
+ */
 static lq_status gather(lq_tok_run *r, const int32_t *ids, size_t n, bool skip_special, pieces *out) {
     const lq_tokenizer *t = r->t;
     for (size_t i = 0; i < n; i++) {
@@ -111,12 +113,14 @@ static lq_status gather(lq_tok_run *r, const int32_t *ids, size_t n, bool skip_s
         uint32_t added = t->by_id[ids[i]];
         if (skip_special && added != LQ_TOK_NONE && t->added[added].special) continue;
         bool ok = t->dec.n || !out->n || lq_buf_add(&out->text, " ", 1);
-        if (!ok || !add_piece(out, s, added != LQ_TOK_NONE ? t->added_text[added].n : t->piece[ids[i]].n)) return lq_oom(r->ctx, out->text.n);
+        if (!ok || !add_piece(out, s, added != LQ_TOK_NONE ? t->added_text[added].n : t->piece[ids[i]].n))
+            return lq_oom(r->ctx, out->text.n);
     }
     return LQ_OK;
 }
 
-lq_status lq_tokenizer_decode(lq_ctx *ctx, const lq_tokenizer *t, const int32_t *ids, size_t n, bool skip_special, lq_buf *out) {
+lq_status lq_tokenizer_decode(lq_ctx *ctx, const lq_tokenizer *t, const int32_t *ids, size_t n, bool skip_special,
+                              lq_buf *out) {
     lq_tok_run r;
     pieces p[2] = {0};
     lq_status st = LQ_OK;

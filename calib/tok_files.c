@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Tokenizers from the files beside a model: tokenizer.json, or vocab.json + merges.txt as GPT-2 came; and which tokens begin and end
- * a text, which only tokenizer_config.json, special_tokens_map.json or config.json say. */
+/* Tokenizers from the files beside a model: tokenizer.json, or vocab.json + merges.txt as GPT-2 came; and which tokens
+ * begin and end a text, which only tokenizer_config.json, special_tokens_map.json or config.json say. */
 #include "calib/tok_impl.h"
 
 static lq_status sidecar_json(lq_ctx *ctx, lq_source *src, const char *name, json_t **out) {
@@ -24,7 +24,8 @@ static lq_status config_id(lq_ctx *ctx, const json_t *config, const char *key, c
     if (json_is_array(v)) v = json_array_get(v, 0);
     if (!json_is_integer(v)) return LQ_OK;
     if (json_integer_value(v) < 0 || json_integer_value(v) >= (json_int_t)t->size)
-        return lq_fail(ctx, LQ_ERR_FORMAT, "config.json: '%s' is %lld, but the tokenizer has %u tokens", key, (long long)json_integer_value(v), t->size);
+        return lq_fail(ctx, LQ_ERR_FORMAT, "config.json: '%s' is %lld, but the tokenizer has %u tokens", key,
+                       (long long)json_integer_value(v), t->size);
     *id = (int32_t)json_integer_value(v);
     return LQ_OK;
 }
@@ -71,8 +72,10 @@ static bool add_special(json_t *list, const json_t *o, const char *key, const js
     const json_t *id = json_object_get(vocab, text), *v = json_object_get(o, key);
     if (!json_is_integer(id)) return true; /* named, but never given an id */
     const bool l = json_is_true(json_object_get(v, "lstrip")), r = json_is_true(json_object_get(v, "rstrip"));
-    return !json_array_append_new(list, json_pack("{sssIsbsbsbsbsb}", "content", text, "id", json_integer_value(id), "special", 1, "normalized",
-                                                  0, "single_word", (int)json_is_true(json_object_get(v, "single_word")), "lstrip", (int)l, "rstrip", (int)r));
+    return !json_array_append_new(list, json_pack("{sssIsbsbsbsbsb}", "content", text, "id", json_integer_value(id),
+                                                  "special", 1, "normalized", 0, "single_word",
+                                                  (int)json_is_true(json_object_get(v, "single_word")), "lstrip",
+                                                  (int)l, "rstrip", (int)r));
 }
 
 /* The stages every GPT-2 tokenizer has; add_bos_token of the configuration becomes a template. */
@@ -80,25 +83,33 @@ static bool add_stages(json_t *root, const json_t *config, const json_t *vocab) 
     const bool space = json_is_true(json_object_get(config, "add_prefix_space"));
     const char *bos = token_text(config, "bos_token");
     const json_t *id = bos ? json_object_get(vocab, bos) : NULL;
-    bool ok = set_new(root, "pre_tokenizer", json_pack("{sssbsbsb}", "type", "ByteLevel", "add_prefix_space", (int)space, "trim_offsets", 1, "use_regex", 1)) &&
-              set_new(root, "decoder", json_pack("{sssbsbsb}", "type", "ByteLevel", "add_prefix_space", 1, "trim_offsets", 1, "use_regex", 1));
+    bool ok =
+        set_new(root, "pre_tokenizer",
+                json_pack("{sssbsbsb}", "type", "ByteLevel", "add_prefix_space", (int)space, "trim_offsets", 1,
+                          "use_regex", 1)) &&
+        set_new(root, "decoder",
+                json_pack("{sssbsbsb}", "type", "ByteLevel", "add_prefix_space", 1, "trim_offsets", 1, "use_regex", 1));
     if (!ok || !json_is_integer(id) || !json_is_true(json_object_get(config, "add_bos_token"))) return ok;
     return set_new(root, "post_processor",
-                   json_pack("{sss[{s{sssi}}{s{sssi}}]s[{s{sssi}}{s{sssi}}{s{sssi}}]s{s{sss[I]s[s]}}}", "type", "TemplateProcessing", "single",
-                             "SpecialToken", "id", bos, "type_id", 0, "Sequence", "id", "A", "type_id", 0, "pair", "SpecialToken", "id", bos,
-                             "type_id", 0, "Sequence", "id", "A", "type_id", 0, "Sequence", "id", "B", "type_id", 1, "special_tokens", bos, "id", bos,
-                             "ids", json_integer_value(id), "tokens", bos));
+                   json_pack("{sss[{s{sssi}}{s{sssi}}]s[{s{sssi}}{s{sssi}}{s{sssi}}]s{s{sss[I]s[s]}}}", "type",
+                             "TemplateProcessing", "single", "SpecialToken", "id", bos, "type_id", 0, "Sequence", "id",
+                             "A", "type_id", 0, "pair", "SpecialToken", "id", bos, "type_id", 0, "Sequence", "id", "A",
+                             "type_id", 0, "Sequence", "id", "B", "type_id", 1, "special_tokens", bos, "id", bos, "ids",
+                             json_integer_value(id), "tokens", bos));
 }
 
 /* The same as a tokenizer.json. */
 static json_t *assemble(const json_t *vocab, json_t *merges, const json_t *map, const json_t *config) {
-    static const char *const keys[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"};
+    static const char *const keys[] = {"bos_token", "eos_token", "unk_token", "pad_token",
+                                       "sep_token", "cls_token", "mask_token"};
     json_t *root = json_object(), *added = json_array();
     const char *unk = token_text(config, "unk_token");
     bool ok = root && set_new(root, "added_tokens", json_incref(added)) &&
-              set_new(root, "model", json_pack("{sssOsOss?}", "type", "BPE", "vocab", vocab, "merges", merges, "unk_token", unk)) &&
+              set_new(root, "model",
+                      json_pack("{sssOsOss?}", "type", "BPE", "vocab", vocab, "merges", merges, "unk_token", unk)) &&
               add_stages(root, config, vocab);
-    for (size_t i = 0; ok && i < sizeof keys / sizeof *keys; i++) ok = add_special(added, map, keys[i], vocab) && add_special(added, config, keys[i], vocab);
+    for (size_t i = 0; ok && i < sizeof keys / sizeof *keys; i++)
+        ok = add_special(added, map, keys[i], vocab) && add_special(added, config, keys[i], vocab);
     json_decref(added);
     if (ok) return root;
     json_decref(root);

@@ -7,14 +7,16 @@ static lq_status read_vocab(lq_ctx *ctx, lq_tokenizer *t, const json_t *vocab) {
     const char *key;
     json_t *id;
     int64_t max = -1;
-    if (!json_is_object(vocab) || !json_object_size(vocab)) return lq_fail(ctx, LQ_ERR_FORMAT, "model.vocab is not an object with tokens");
+    if (!json_is_object(vocab) || !json_object_size(vocab))
+        return lq_fail(ctx, LQ_ERR_FORMAT, "model.vocab is not an object with tokens");
     json_object_foreach((json_t *)vocab, key, id) {
         if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= LQ_TOK_ID_MAX)
             return lq_fail(ctx, LQ_ERR_FORMAT, "token '%.64s' has no id from 0 to %d", key, LQ_TOK_ID_MAX - 1);
         if (json_integer_value(id) > max) max = json_integer_value(id);
     }
     LQ_TRY(lq_tok_reserve(ctx, t, (size_t)max + 1, json_object_size(vocab)));
-    json_object_foreach((json_t *)vocab, key, id) LQ_TRY(lq_tok_add_piece(ctx, t, json_integer_value(id), key, strlen(key)));
+    json_object_foreach ((json_t *)vocab, key, id)
+        LQ_TRY(lq_tok_add_piece(ctx, t, json_integer_value(id), key, strlen(key)));
     return LQ_OK;
 }
 
@@ -22,12 +24,15 @@ static lq_status read_vocab(lq_ctx *ctx, lq_tokenizer *t, const json_t *vocab) {
 static lq_status read_merge(lq_ctx *ctx, lq_tokenizer *t, const json_t *m, size_t rank) {
     if (json_is_string(m)) {
         const char *l = json_string_value(m), *space = strchr(l, ' ');
-        if (!space || strchr(space + 1, ' ')) return lq_fail(ctx, LQ_ERR_FORMAT, "merge %zu '%.64s' is not two tokens", rank, l);
+        if (!space || strchr(space + 1, ' '))
+            return lq_fail(ctx, LQ_ERR_FORMAT, "merge %zu '%.64s' is not two tokens", rank, l);
         return lq_tok_add_merge(ctx, t, rank, l, (size_t)(space - l), space + 1, strlen(space + 1));
     }
     const json_t *l = json_array_get(m, 0), *r = json_array_get(m, 1);
-    if (json_array_size(m) != 2 || !json_is_string(l) || !json_is_string(r)) return lq_fail(ctx, LQ_ERR_FORMAT, "merge %zu is not two tokens", rank);
-    return lq_tok_add_merge(ctx, t, rank, json_string_value(l), json_string_length(l), json_string_value(r), json_string_length(r));
+    if (json_array_size(m) != 2 || !json_is_string(l) || !json_is_string(r))
+        return lq_fail(ctx, LQ_ERR_FORMAT, "merge %zu is not two tokens", rank);
+    return lq_tok_add_merge(ctx, t, rank, json_string_value(l), json_string_length(l), json_string_value(r),
+                            json_string_length(r));
 }
 
 static lq_status read_merges(lq_ctx *ctx, lq_tokenizer *t, const json_t *merges) {
@@ -95,7 +100,8 @@ static lq_status read_added(lq_ctx *ctx, lq_tokenizer *t, const json_t *list, ui
     return LQ_OK;
 }
 
-/* A tokenizer.json does not say which token begins and ends a text; what the post-processor puts around it is the best sign. */
+/* A tokenizer.json does not say which token begins and ends a text; what the post-processor puts around it is the best
+ * sign. */
 static void guess_ends(lq_tokenizer *t) {
     static const char *const begin[] = {"<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>"};
     static const char *const end[] = {"</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|endoftext|>"};
@@ -111,7 +117,9 @@ lq_status lq_tok_from_json(lq_ctx *ctx, const json_t *root, uint32_t limit, lq_t
     if (!t) return lq_oom(ctx, sizeof *t);
     if (!json_is_object(root)) LQ_GO(lq_fail(ctx, LQ_ERR_FORMAT, "not a JSON object"));
     LQ_GO(read_model(ctx, t, json_object_get(root, "model")));
-    if (limit && t->n > limit) LQ_GO(lq_fail(ctx, LQ_ERR_FORMAT, "the vocabulary has ids up to %u, but the model has %u tokens", t->n - 1, limit));
+    if (limit && t->n > limit)
+        LQ_GO(lq_fail(ctx, LQ_ERR_FORMAT, "the vocabulary has ids up to %u, but the model has %u tokens", t->n - 1,
+                      limit));
     LQ_GO(read_added(ctx, t, json_object_get(root, "added_tokens"), limit));
     LQ_GO(lq_tok_read_steps(ctx, t, root));
     LQ_GO(lq_tok_finish(ctx, t));

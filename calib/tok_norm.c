@@ -2,8 +2,8 @@
  * Copyright the lquant authors */
 /* Normalizers: Unicode forms (utf8proc's tables), Prepend, Replace, Lowercase, Strip, and the byte alphabet of GPT-2.
  *
- * The Unicode forms decompose character by character, sort each run of combining marks stably by class, then compose; utf8proc's own
- * decomposition sorts by exchange and would take quadratic time on a long run of marks. */
+ * The Unicode forms decompose character by character, sort each run of combining marks stably by class, then compose;
+ * utf8proc's own decomposition sorts by exchange and would take quadratic time on a long run of marks. */
 #include <utf8proc.h>
 
 #include "calib/tok_impl.h"
@@ -93,7 +93,8 @@ static bool form_is_identity(lq_tok_kind k, const char *s, size_t n) {
 
 static lq_status unicode_form(lq_tok_run *r, lq_tok_kind k, const char *s, size_t n, lq_buf *out) {
     bool compat = k == LQ_TOK_NFKC || k == LQ_TOK_NFKD, compose = k == LQ_TOK_NFC || k == LQ_TOK_NFKC;
-    utf8proc_option_t how = UTF8PROC_STABLE | (compat ? UTF8PROC_COMPAT : 0) | (compose ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE);
+    utf8proc_option_t how =
+        UTF8PROC_STABLE | (compat ? UTF8PROC_COMPAT : 0) | (compose ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE);
     size_t m = 0;
     out->n = 0;
     if (form_is_identity(k, s, n)) return lq_buf_add(out, s, n) ? LQ_OK : lq_oom(r->ctx, n);
@@ -102,7 +103,8 @@ static lq_status unicode_form(lq_tok_run *r, lq_tok_kind k, const char *s, size_
         LQ_TRY(room(r, m + 32));
         int32_t cp = (int32_t)lq_utf8_get(s, n, &i);
         utf8proc_ssize_t got = utf8proc_decompose_char(cp, r->cps + m, 32, how, &boundary);
-        if (got < 0 || got > 32) return lq_fail(r->ctx, LQ_ERR_INTERNAL, "utf8proc: U+%04X: %s", (unsigned)cp, utf8proc_errmsg(got));
+        if (got < 0 || got > 32)
+            return lq_fail(r->ctx, LQ_ERR_INTERNAL, "utf8proc: U+%04X: %s", (unsigned)cp, utf8proc_errmsg(got));
         m += (size_t)got;
     }
     LQ_TRY(reorder(r, m));
@@ -117,7 +119,8 @@ static lq_status lower(lq_ctx *ctx, const char *s, size_t n, lq_buf *out) {
     for (size_t i = 0; i < n;) {
         uint32_t cp = lq_utf8_get(s, n, &i);
         /* The one character whose full lower case is two characters in every language. */
-        bool ok = cp == 0x130 ? lq_buf_add(out, "i\xcc\x87", 3) : lq_utf8_put(out, (uint32_t)utf8proc_tolower((int32_t)cp));
+        bool ok =
+            cp == 0x130 ? lq_buf_add(out, "i\xcc\x87", 3) : lq_utf8_put(out, (uint32_t)utf8proc_tolower((int32_t)cp));
         if (!ok) return lq_oom(ctx, n);
     }
     return lq_buf_add(out, "", 0) ? LQ_OK : lq_oom(ctx, n);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Pre-tokenizers: a text goes through the steps depth first, each cutting it into pieces or rewriting it, and every final piece is a
- * word for BPE. No list of pieces is ever built. */
+/* Pre-tokenizers: a text goes through the steps depth first, each cutting it into pieces or rewriting it, and every
+ * final piece is a word for BPE. No list of pieces is ever built. */
 #include "calib/tok_impl.h"
 
 static size_t char_at(const char *s, size_t n, size_t i) { return i < n ? lq_utf8_len(s[i]) : 1; }
@@ -20,7 +20,8 @@ static bool find_literal(lq_tok_str what, const char *s, size_t n, size_t from, 
     return false;
 }
 
-lq_status lq_tok_next(lq_tok_run *r, const lq_tok_step *st, const char *s, size_t n, size_t *from, size_t *last, size_t *a, size_t *b, bool *found) {
+lq_status lq_tok_next(lq_tok_run *r, const lq_tok_step *st, const char *s, size_t n, size_t *from, size_t *last,
+                      size_t *a, size_t *b, bool *found) {
     *found = false;
     while (*from <= n && n) {
         if (st->re) LQ_TRY(lq_tok_regex_find(r, st->re, s, n, *from, a, b, found));
@@ -37,8 +38,16 @@ lq_status lq_tok_next(lq_tok_run *r, const lq_tok_step *st, const char *s, size_
     return LQ_OK;
 }
 
-/* Puts matches and the text between them together by the step's behaviour; pending is what the next one may still join. */
-typedef struct splitter { lq_tok_run *r; size_t level; lq_tok_span whole; const lq_tok_step *st; bool have, prev; size_t a, b; } splitter;
+/* Puts matches and the text between them together by the step's behaviour; pending is what the next one may still join.
+ */
+typedef struct splitter {
+    lq_tok_run *r;
+    size_t level;
+    lq_tok_span whole;
+    const lq_tok_step *st;
+    bool have, prev;
+    size_t a, b;
+} splitter;
 
 static lq_status emit(splitter *p, size_t a, size_t b) {
     if (a == b) return LQ_OK;
@@ -107,7 +116,8 @@ static lq_status meta(lq_tok_run *r, size_t level, const lq_tok_step *st, lq_tok
     size_t i = 0;
     bool spaced = begins(in, st->with) || in.s[0] == ' ', ok = true;
     b->n = 0;
-    if (!spaced && (st->scheme == LQ_TOK_ALWAYS || (st->scheme == LQ_TOK_FIRST && in.first))) ok = lq_buf_add(b, st->with.s, st->with.n);
+    if (!spaced && (st->scheme == LQ_TOK_ALWAYS || (st->scheme == LQ_TOK_FIRST && in.first)))
+        ok = lq_buf_add(b, st->with.s, st->with.n);
     while (ok && i < in.n) {
         const char *space = memchr(in.s + i, ' ', in.n - i);
         size_t end = space ? (size_t)(space - in.s) : in.n;

@@ -2,18 +2,19 @@
  * Copyright the lquant authors */
 /* Regular expressions of tokenizers, which are written for Oniguruma (Ruby syntax), run by PCRE2.
  *
- * The pattern is rewritten where the two read the same text differently: \s is White_Space (PCRE2 adds U+180E), \w is Alphabetic,
- * marks, numbers and connectors (PCRE2: letters, numbers and '_'), \h is a hex digit, \uHHHH, nested sets, (?m) means dot-all, and
- * ^ $ stop at lines. */
+ * The pattern is rewritten where the two read the same text differently: \s is White_Space (PCRE2 adds U+180E), \w is
+ * Alphabetic, marks, numbers and connectors (PCRE2: letters, numbers and '_'), \h is a hex digit, \uHHHH, nested sets,
+ * (?m) means dot-all, and ^ $ stop at lines. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
 #include "calib/tok_impl.h"
 
 #define SPACE "\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
-#define WORD "\\p{L}\\p{M}\\p{N}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
+#define LETTERLIKE "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
+#define WORD "\\p{L}\\p{M}\\p{N}\\p{Pc}" LETTERLIKE
 /* Rust: Nd and Nl only, and the joiners. */
-#define WORD_RUST "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}\\x{200c}\\x{200d}"
+#define WORD_RUST "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}" LETTERLIKE
 #define HEX "0-9a-fA-F"
 
 enum { MATCH_LIMIT = 200000000, STACK_MAX = 256 << 20, PATTERN_MAX = 1 << 16 };
@@ -30,7 +31,10 @@ static void puts_(rewriter *w, const char *s) { put(w, s, strlen(s)); }
 
 /* An escape that stands for a set; inside a set only its positive form can be spelled out. */
 static bool rewrite_set(rewriter *w, char c) {
-    static const struct { char pos, neg; const char *set; } sets[] = {{'s', 'S', SPACE}, {'w', 'W', WORD}, {'h', 'H', HEX}};
+    static const struct {
+        char pos, neg;
+        const char *set;
+    } sets[] = {{'s', 'S', SPACE}, {'w', 'W', WORD}, {'h', 'H', HEX}};
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
         if (c != sets[i].pos && c != sets[i].neg) continue;
         const char *set = c == 'w' || c == 'W' ? (w->dialect == LQ_TOK_RUST ? WORD_RUST : WORD) : sets[i].set;
@@ -68,12 +72,14 @@ static lq_status rewrite_in_set(rewriter *w) {
         return LQ_OK;
     }
     if (w->p[0] == '[') {
-        if (w->p[1] == '^') return lq_fail(w->ctx, LQ_ERR_UNSUPPORTED, "a regular expression has a negated set inside a set");
+        if (w->p[1] == '^')
+            return lq_fail(w->ctx, LQ_ERR_UNSUPPORTED, "a regular expression has a negated set inside a set");
         w->depth++;
         w->p++;
         return LQ_OK;
     }
-    if (w->p[0] == '&' && w->p[1] == '&') return lq_fail(w->ctx, LQ_ERR_UNSUPPORTED, "a regular expression intersects sets ('&&')");
+    if (w->p[0] == '&' && w->p[1] == '&')
+        return lq_fail(w->ctx, LQ_ERR_UNSUPPORTED, "a regular expression intersects sets ('&&')");
     if (w->p[0] == ']' && --w->depth) {
         w->p++;
         return LQ_OK;
@@ -118,7 +124,8 @@ static lq_status compile(lq_ctx *ctx, const char *pattern, const lq_buf *text, p
     pcre2_compile_context *cc = general ? pcre2_compile_context_create(general) : NULL;
     if (!cc) LQ_GO(lq_oom(ctx, text->n));
     pcre2_set_newline(cc, PCRE2_NEWLINE_LF);
-    *out = pcre2_compile((PCRE2_SPTR)text->v, text->n, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &at, cc);
+    *out = pcre2_compile((PCRE2_SPTR)text->v, text->n,
+                         PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &at, cc);
     if (!*out && code == PCRE2_ERROR_HEAP_FAILED) LQ_GO(lq_oom(ctx, text->n));
     if (!*out) {
         pcre2_get_error_message(code, why, sizeof why);
@@ -132,13 +139,15 @@ done:
 }
 
 lq_status lq_tok_regex_new(lq_ctx *ctx, const char *pattern, int dialect, lq_tok_regex **out) {
-    /* From every start inside a run of spaces this would scan the run again: quadratic. A match begins at the run's start anyway. */
+    /* From every start inside a run of spaces this would scan the run again: quadratic. A match begins at the run's
+     * start anyway. */
     const char *text = !strcmp(pattern, "\\s+$") ? "(?<!\\s)\\s+$" : pattern;
     rewriter w = {.ctx = ctx, .p = text, .dialect = dialect};
     lq_status st = LQ_OK;
     lq_tok_regex *re = NULL;
     if (strlen(pattern) > PATTERN_MAX)
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a regular expression of %zu bytes, at most %d are read", strlen(pattern), PATTERN_MAX);
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a regular expression of %zu bytes, at most %d are read",
+                       strlen(pattern), PATTERN_MAX);
     if (!lq_buf_add(&w.out, "", 0)) LQ_GO(lq_oom(ctx, 0));
     LQ_GO(rewrite(&w));
     re = LQ_NEW(lq_tok_regex);
@@ -175,8 +184,8 @@ static int match(lq_tok_run *r, const lq_tok_regex *re, const char *s, size_t n,
     return pcre2_match(re->code, (PCRE2_SPTR)s, n, from, PCRE2_NO_UTF_CHECK | how, r->match, r->match_ctx);
 }
 
-/* Code compiled by PCRE2 runs on 32 KB of our stack; what needs more gets its own (address space, touched as needed), and what needs
- * more than that is interpreted, on the heap. */
+/* Code compiled by PCRE2 runs on 32 KB of our stack; what needs more gets its own (address space, touched as needed),
+ * and what needs more than that is interpreted, on the heap. */
 static int match_deep(lq_tok_run *r, const lq_tok_regex *re, const char *s, size_t n, size_t from) {
     int rc = PCRE2_ERROR_JIT_STACKLIMIT;
     if (!r->jit_stack) {
@@ -193,7 +202,8 @@ void lq_tok_regex_end(lq_tok_run *r) {
     pcre2_match_context_free(r->match_ctx);
 }
 
-lq_status lq_tok_regex_find(lq_tok_run *r, const lq_tok_regex *re, const char *s, size_t n, size_t from, size_t *a, size_t *b, bool *found) {
+lq_status lq_tok_regex_find(lq_tok_run *r, const lq_tok_regex *re, const char *s, size_t n, size_t from, size_t *a,
+                            size_t *b, bool *found) {
     if (!r->match) LQ_TRY(match_start(r));
     int rc = match(r, re, s, n, from, 0);
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT) rc = match_deep(r, re, s, n, from);
@@ -202,7 +212,8 @@ lq_status lq_tok_regex_find(lq_tok_run *r, const lq_tok_regex *re, const char *s
     if (rc < 0) {
         uint8_t why[128] = "";
         pcre2_get_error_message(rc, why, sizeof why);
-        return lq_fail(r->ctx, LQ_ERR_RESOURCE, "a pre-tokenizer's regular expression gave up on %zu bytes of text: %s", n, (char *)why);
+        return lq_fail(r->ctx, LQ_ERR_RESOURCE, "a pre-tokenizer's regular expression gave up on %zu bytes of text: %s",
+                       n, (char *)why);
     }
     const PCRE2_SIZE *o = pcre2_get_ovector_pointer(r->match);
     *a = o[0];

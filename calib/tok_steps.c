@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* The stages of a tokenizer.json: normalizer, pre_tokenizer, decoder as flat lists of steps, post_processor as the ids it puts around
- * a text. One table row per kind that is read; any other kind is refused by its name. */
+/* The stages of a tokenizer.json: normalizer, pre_tokenizer, decoder as flat lists of steps, post_processor as the ids
+ * it puts around a text. One table row per kind that is read; any other kind is refused by its name. */
 #include "calib/tok_impl.h"
 
 typedef struct reader { lq_ctx *ctx; lq_tokenizer *t; const char *stage; lq_tok_steps *steps; int depth; } reader;
@@ -40,7 +40,8 @@ static lq_status read_one(reader *r, const row *rows, const json_t *o);
 static lq_status read_list(reader *r, const row *rows, const json_t *o, const char *key) {
     const json_t *list = json_object_get(o, key);
     if (!json_is_array(list)) return lq_fail(r->ctx, LQ_ERR_FORMAT, "'%s' is not a list", key);
-    if (++r->depth > LQ_TOK_DEPTH) return lq_fail(r->ctx, LQ_ERR_FORMAT, "sequences nested more than %d deep", LQ_TOK_DEPTH);
+    if (++r->depth > LQ_TOK_DEPTH)
+        return lq_fail(r->ctx, LQ_ERR_FORMAT, "sequences nested more than %d deep", LQ_TOK_DEPTH);
     for (size_t i = 0; i < json_array_size(list); i++) LQ_TRY(read_one(r, rows, json_array_get(list, i)));
     r->depth--;
     return LQ_OK;
@@ -60,8 +61,10 @@ static lq_status read_one(reader *r, const row *rows, const json_t *o) {
 
 /* {"String": s} or {"Regex": s} */
 static lq_status pattern(reader *r, const json_t *o, lq_tok_step *s) {
-    const json_t *p = json_object_get(o, "pattern"), *lit = json_object_get(p, "String"), *re = json_object_get(p, "Regex");
-    if (json_is_string(lit)) return lq_tok_keep(r->ctx, r->t, json_string_value(lit), json_string_length(lit), &s->text);
+    const json_t *p = json_object_get(o, "pattern"), *lit = json_object_get(p, "String"),
+                 *re = json_object_get(p, "Regex");
+    if (json_is_string(lit))
+        return lq_tok_keep(r->ctx, r->t, json_string_value(lit), json_string_length(lit), &s->text);
     if (json_is_string(re)) return lq_tok_regex_new(r->ctx, json_string_value(re), LQ_TOK_ONIG, &s->re);
     return lq_fail(r->ctx, LQ_ERR_FORMAT, "'pattern' is neither a String nor a Regex");
 }
@@ -157,14 +160,16 @@ static lq_status meta_step(reader *r, const json_t *o, lq_tok_kind kind, lq_tok_
     bool prefix;
     *s = (lq_tok_step){.kind = kind};
     LQ_TRY(text_of(r, o, "replacement", true, &s->with));
-    if (!s->with.n || s->with.n != lq_utf8_len(s->with.s[0])) return lq_fail(r->ctx, LQ_ERR_FORMAT, "'replacement' is not one character");
+    if (!s->with.n || s->with.n != lq_utf8_len(s->with.s[0]))
+        return lq_fail(r->ctx, LQ_ERR_FORMAT, "'replacement' is not one character");
     LQ_TRY(lq_json_string(r->ctx, o, "prepend_scheme", false, &scheme));
     LQ_TRY(lq_json_bool(r->ctx, o, "add_prefix_space", true, &prefix));
     s->scheme = prefix ? LQ_TOK_ALWAYS : LQ_TOK_NEVER;
     if (!scheme) return LQ_OK;
     for (int i = 0; i < 3; i++) {
         if (strcmp(names[i], scheme)) continue;
-        if (!prefix && i != LQ_TOK_NEVER) return lq_fail(r->ctx, LQ_ERR_FORMAT, "add_prefix_space is false, but prepend_scheme is '%s'", scheme);
+        if (!prefix && i != LQ_TOK_NEVER)
+            return lq_fail(r->ctx, LQ_ERR_FORMAT, "add_prefix_space is false, but prepend_scheme is '%s'", scheme);
         s->scheme = i;
         return LQ_OK;
     }
@@ -194,7 +199,8 @@ static lq_status read_unstrip(reader *r, const json_t *o, int arg) {
     int64_t start, stop;
     (void)arg;
     LQ_TRY(text_of(r, o, "content", true, &s.text));
-    if (!s.text.n || s.text.n != lq_utf8_len(s.text.s[0])) return lq_fail(r->ctx, LQ_ERR_FORMAT, "'content' is not one character");
+    if (!s.text.n || s.text.n != lq_utf8_len(s.text.s[0]))
+        return lq_fail(r->ctx, LQ_ERR_FORMAT, "'content' is not one character");
     LQ_TRY(lq_json_int(r->ctx, o, "start", true, 0, 0, 1 << 20, &start));
     LQ_TRY(lq_json_int(r->ctx, o, "stop", true, 0, 0, 1 << 20, &stop));
     s.start = (uint32_t)start;
@@ -212,13 +218,27 @@ static const row pre_tokenizers[] = {
     {"Split", read_split, 0}, {"ByteLevel", read_bytes, 0}, {"Metaspace", read_meta, 0}, {"Digits", read_digits, 0},
     {"Punctuation", read_punctuation, 0}, {"Whitespace", read_space, 1}, {"WhitespaceSplit", read_space, 0},
     {"CharDelimiterSplit", read_delimiter, 0}, {"Sequence", pre_list, 0}, {0}};
-static const row decoders[] = {
-    {"ByteLevel", plain, LQ_TOK_UNBYTES}, {"Metaspace", read_unmeta, 0}, {"ByteFallback", plain, LQ_TOK_FALLBACK},
-    {"Fuse", plain, LQ_TOK_FUSE}, {"Strip", read_unstrip, 0}, {"Replace", read_replace, 0}, {"Sequence", dec_list, 0}, {0}};
+static const row decoders[] = {{"ByteLevel", plain, LQ_TOK_UNBYTES},
+                               {"Metaspace", read_unmeta, 0},
+                               {"ByteFallback", plain, LQ_TOK_FALLBACK},
+                               {"Fuse", plain, LQ_TOK_FUSE},
+                               {"Strip", read_unstrip, 0},
+                               {"Replace", read_replace, 0},
+                               {"Sequence", dec_list, 0},
+                               {0}};
 
-static lq_status norm_list(reader *r, const json_t *o, int arg) { (void)arg; return read_list(r, normalizers, o, "normalizers"); }
-static lq_status pre_list(reader *r, const json_t *o, int arg) { (void)arg; return read_list(r, pre_tokenizers, o, "pretokenizers"); }
-static lq_status dec_list(reader *r, const json_t *o, int arg) { (void)arg; return read_list(r, decoders, o, "decoders"); }
+static lq_status norm_list(reader *r, const json_t *o, int arg) {
+    (void)arg;
+    return read_list(r, normalizers, o, "normalizers");
+}
+static lq_status pre_list(reader *r, const json_t *o, int arg) {
+    (void)arg;
+    return read_list(r, pre_tokenizers, o, "pretokenizers");
+}
+static lq_status dec_list(reader *r, const json_t *o, int arg) {
+    (void)arg;
+    return read_list(r, decoders, o, "decoders");
+}
 
 /* Later processors wrap what earlier ones made. */
 static lq_status wrap(reader *r, const int32_t *head, size_t n_head, const int32_t *tail, size_t n_tail) {
@@ -235,13 +255,18 @@ static lq_status wrap(reader *r, const int32_t *head, size_t n_head, const int32
 
 static lq_status special_ids(reader *r, const json_t *o, const json_t *special, int32_t *v, size_t *n) {
     const json_t *id = json_object_get(special, "id");
-    const json_t *ids = json_is_string(id) ? json_object_get(json_object_get(json_object_get(o, "special_tokens"), json_string_value(id)), "ids") : NULL;
+    const json_t *ids =
+        json_is_string(id)
+            ? json_object_get(json_object_get(json_object_get(o, "special_tokens"), json_string_value(id)), "ids")
+            : NULL;
     if (!json_is_array(ids)) return lq_fail(r->ctx, LQ_ERR_FORMAT, "a special token of the template has no ids");
     for (size_t i = 0; i < json_array_size(ids); i++) {
         const json_t *x = json_array_get(ids, i);
         if (!json_is_integer(x) || json_integer_value(x) < 0 || json_integer_value(x) > LQ_TOK_ID_MAX)
-            return lq_fail(r->ctx, LQ_ERR_FORMAT, "special token '%.64s' has an id that is none", json_string_value(id));
-        if (*n == LQ_TOK_SPECIALS) return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "more than %d special tokens around a text", LQ_TOK_SPECIALS);
+            return lq_fail(r->ctx, LQ_ERR_FORMAT, "special token '%.64s' has an id that is none",
+                           json_string_value(id));
+        if (*n == LQ_TOK_SPECIALS)
+            return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "more than %d special tokens around a text", LQ_TOK_SPECIALS);
         v[(*n)++] = (int32_t)json_integer_value(x);
     }
     return LQ_OK;
@@ -284,7 +309,10 @@ static lq_status nothing(reader *r, const json_t *o, int arg) { (void)r; (void)o
 static const row post_processors[] = {
     {"ByteLevel", nothing, 0}, {"TemplateProcessing", read_template, 0}, {"RobertaProcessing", read_pair, 0},
     {"BertProcessing", read_pair, 0}, {"Sequence", post_list, 0}, {0}};
-static lq_status post_list(reader *r, const json_t *o, int arg) { (void)arg; return read_list(r, post_processors, o, "processors"); }
+static lq_status post_list(reader *r, const json_t *o, int arg) {
+    (void)arg;
+    return read_list(r, post_processors, o, "processors");
+}
 
 lq_status lq_tok_read_steps(lq_ctx *ctx, lq_tokenizer *t, const json_t *root) {
     const struct { const char *name; const row *rows; lq_tok_steps *steps; } stages[] = {

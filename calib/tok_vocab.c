@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Vocabulary tables of a tokenizer: strings to ids, pairs to merges, tries of added tokens, and UTF-8. Every count is bounded by
- * what the caller has already read. */
+/* Vocabulary tables of a tokenizer: strings to ids, pairs to merges, tries of added tokens, and UTF-8. Every count is
+ * bounded by what the caller has already read. */
 #include "calib/tok_impl.h"
 
 static uint32_t pow2_above(size_t n) {
@@ -132,7 +132,8 @@ lq_status lq_tok_keep(lq_ctx *ctx, lq_tokenizer *t, const char *s, size_t n, lq_
 
 lq_status lq_tok_reserve(lq_ctx *ctx, lq_tokenizer *t, size_t ids, size_t strings) {
     if (!ids || ids > LQ_TOK_ID_MAX)
-        return lq_fail(ctx, LQ_ERR_FORMAT, "the vocabulary has ids up to %zu, expected 1 to %d of them", ids, LQ_TOK_ID_MAX);
+        return lq_fail(ctx, LQ_ERR_FORMAT, "the vocabulary has ids up to %zu, expected 1 to %d of them", ids,
+                       LQ_TOK_ID_MAX);
     t->piece = lq_arena_alloc(t->mem, ids * sizeof *t->piece);
     t->n = t->n_real = t->size = (uint32_t)ids;
     if (!t->piece) return lq_oom(ctx, ids * sizeof *t->piece);
@@ -141,9 +142,11 @@ lq_status lq_tok_reserve(lq_ctx *ctx, lq_tokenizer *t, size_t ids, size_t string
 
 lq_status lq_tok_add_piece(lq_ctx *ctx, lq_tokenizer *t, int64_t id, const char *s, size_t n) {
     size_t bad;
-    if (id < 0 || id >= t->n) return lq_fail(ctx, LQ_ERR_FORMAT, "token '%.64s' has id %lld, expected 0 to %u", s, (long long)id, t->n - 1);
+    if (id < 0 || id >= t->n)
+        return lq_fail(ctx, LQ_ERR_FORMAT, "token '%.64s' has id %lld, expected 0 to %u", s, (long long)id, t->n - 1);
     if (t->piece[id].s)
-        return lq_fail(ctx, LQ_ERR_FORMAT, "tokens '%.64s' and '%.64s' share id %lld", t->piece[id].s, s, (long long)id);
+        return lq_fail(ctx, LQ_ERR_FORMAT, "tokens '%.64s' and '%.64s' share id %lld", t->piece[id].s, s,
+                       (long long)id);
     if (lq_utf8_valid(s, n, &bad) != n) return lq_fail(ctx, LQ_ERR_FORMAT, "token %lld is not UTF-8", (long long)id);
     LQ_TRY(lq_tok_keep(ctx, t, s, n, t->piece + id));
     if (lq_tok_find(t, s, n) < 0) lq_tok_map_put(&t->vocab, t->piece, (uint32_t)id);
@@ -155,7 +158,8 @@ int32_t lq_tok_find(const lq_tokenizer *t, const char *s, size_t n) {
     return i == LQ_TOK_NONE ? -1 : (int32_t)i;
 }
 
-lq_status lq_tok_add_merge(lq_ctx *ctx, lq_tokenizer *t, size_t rank, const char *l, size_t nl, const char *r, size_t nr) {
+lq_status lq_tok_add_merge(lq_ctx *ctx, lq_tokenizer *t, size_t rank, const char *l, size_t nl, const char *r,
+                           size_t nr) {
     char stack[512], *both = nl + nr <= sizeof stack ? stack : lq_alloc(nl + nr);
     if (!both) return lq_oom(ctx, nl + nr);
     memcpy(both, l, nl);
@@ -180,18 +184,22 @@ lq_status lq_tok_reserve_added(lq_ctx *ctx, lq_tokenizer *t, size_t n) {
 static lq_status pick_id(lq_ctx *ctx, const lq_tokenizer *t, const char *s, size_t n, int32_t *id) {
     int32_t known = lq_tok_find(t, s, n), given = *id;
     if (known >= 0 && given >= 0 && known != given)
-        lq_log(ctx, LQ_LOG_WARN, "added token '%.64s' has id %d, but the vocabulary says %d, which is used", s, given, known);
+        lq_log(ctx, LQ_LOG_WARN, "added token '%.64s' has id %d, but the vocabulary says %d, which is used", s, given,
+               known);
     *id = known >= 0 ? known : given >= 0 ? given : (int32_t)t->size;
-    if (*id >= LQ_TOK_ID_MAX) return lq_fail(ctx, LQ_ERR_FORMAT, "added token '%.64s' has id %d, at most %d are read", s, *id, LQ_TOK_ID_MAX);
+    if (*id >= LQ_TOK_ID_MAX)
+        return lq_fail(ctx, LQ_ERR_FORMAT, "added token '%.64s' has id %d, at most %d are read", s, *id, LQ_TOK_ID_MAX);
     if (known < 0 && *id < (int32_t)t->n && t->piece[*id].s)
-        return lq_fail(ctx, LQ_ERR_FORMAT, "added token '%.64s' has id %d, which belongs to '%.64s'", s, *id, t->piece[*id].s);
+        return lq_fail(ctx, LQ_ERR_FORMAT, "added token '%.64s' has id %d, which belongs to '%.64s'", s, *id,
+                       t->piece[*id].s);
     return LQ_OK;
 }
 
 lq_status lq_tok_add_added(lq_ctx *ctx, lq_tokenizer *t, const char *s, size_t n, lq_tok_added a, uint32_t limit) {
     size_t bad;
     if (!n || lq_tok_map_find(&t->added_map, t->added_text, s, n) != LQ_TOK_NONE) return LQ_OK;
-    if (n > LQ_TOK_ADDED_BYTES) return lq_fail(ctx, LQ_ERR_FORMAT, "an added token has %zu bytes, at most %d are read", n, LQ_TOK_ADDED_BYTES);
+    if (n > LQ_TOK_ADDED_BYTES)
+        return lq_fail(ctx, LQ_ERR_FORMAT, "an added token has %zu bytes, at most %d are read", n, LQ_TOK_ADDED_BYTES);
     if (lq_utf8_valid(s, n, &bad) != n) return lq_fail(ctx, LQ_ERR_FORMAT, "added token %d is not UTF-8", a.id);
     LQ_TRY(pick_id(ctx, t, s, n, &a.id));
     if (limit && (uint32_t)a.id >= limit) {
@@ -248,7 +256,8 @@ done:
     return st;
 }
 
-/* Words may be cut in front of a U+2581 when no merge joins something that ends otherwise with something that begins with one. */
+/* Words may be cut in front of a U+2581 when no merge joins something that ends otherwise with something that begins
+ * with one. */
 static bool cut_is_safe(const lq_tokenizer *t) {
     static const char mark[] = "\xe2\x96\x81";
     if (t->ignore_merges || lq_tok_find(t, mark, 3) < 0) return false;
@@ -291,7 +300,8 @@ lq_status lq_tok_finish(lq_ctx *ctx, lq_tokenizer *t) {
     LQ_TRY(build_trie(ctx, t, true, &t->normal));
     for (size_t i = 0; i < t->n_head + t->n_tail; i++) {
         int32_t id = i < t->n_head ? t->head[i] : t->tail[i - t->n_head];
-        if (id < 0 || id >= (int32_t)t->size) return lq_fail(ctx, LQ_ERR_FORMAT, "the post-processor adds id %d of %u", id, t->size);
+        if (id < 0 || id >= (int32_t)t->size)
+            return lq_fail(ctx, LQ_ERR_FORMAT, "the post-processor adds id %d of %u", id, t->size);
     }
     t->cut = cut_is_safe(t);
     return LQ_OK;
@@ -349,6 +359,7 @@ size_t lq_utf8_valid(const char *s, size_t n, size_t *bad) {
 }
 
 bool lq_utf8_is_space(uint32_t cp) {
-    return (cp >= 9 && cp <= 13) || cp == 0x20 || cp == 0x85 || cp == 0xa0 || cp == 0x1680 || (cp >= 0x2000 && cp <= 0x200a) ||
-           cp == 0x2028 || cp == 0x2029 || cp == 0x202f || cp == 0x205f || cp == 0x3000;
+    return (cp >= 9 && cp <= 13) || cp == 0x20 || cp == 0x85 || cp == 0xa0 || cp == 0x1680 ||
+           (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 || cp == 0x2029 || cp == 0x202f || cp == 0x205f ||
+           cp == 0x3000;
 }

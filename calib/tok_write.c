@@ -13,8 +13,10 @@ static lq_status write_vocab(lq_ctx *ctx, const lq_tokenizer *t, json_t *model) 
     lq_status st = LQ_OK;
     for (uint32_t i = 0; vocab && i < t->n_real; i++) {
         const lq_tok_str *p = t->piece + i;
-        if (!p->s || lq_tok_find(t, p->s, p->n) != (int32_t)i) continue; /* a second token of the same text can never be made */
-        if (memchr(p->s, 0, p->n)) LQ_GO(lq_fail(ctx, LQ_ERR_UNSUPPORTED, "token %u holds a NUL, which a tokenizer.json cannot", i));
+        if (!p->s || lq_tok_find(t, p->s, p->n) != (int32_t)i)
+            continue; /* a second token of the same text can never be made */
+        if (memchr(p->s, 0, p->n))
+            LQ_GO(lq_fail(ctx, LQ_ERR_UNSUPPORTED, "token %u holds a NUL, which a tokenizer.json cannot", i));
         if (!put(vocab, p->s, json_integer(i))) LQ_GO(lq_oom(ctx, 0));
     }
     if (!vocab || json_object_set(model, "vocab", vocab)) st = lq_oom(ctx, 0);
@@ -64,7 +66,8 @@ static lq_status write_model(lq_ctx *ctx, const lq_tokenizer *t, json_t *root) {
     bool ok = put(m, "type", json_string("BPE")) && put(m, "dropout", json_null()) &&
               put(m, "unk_token", t->unk_name ? json_string(t->unk_name) : json_null()) &&
               put(m, "continuing_subword_prefix", json_null()) && put(m, "end_of_word_suffix", json_null()) &&
-              put(m, "fuse_unk", json_boolean(t->fuse_unk)) && put(m, "byte_fallback", json_boolean(t->byte_fallback)) &&
+              put(m, "fuse_unk", json_boolean(t->fuse_unk)) &&
+              put(m, "byte_fallback", json_boolean(t->byte_fallback)) &&
               put(m, "ignore_merges", json_boolean(t->ignore_merges));
     if (!ok) return lq_oom(ctx, 0);
     LQ_TRY(write_vocab(ctx, t, m));
@@ -73,8 +76,9 @@ static lq_status write_model(lq_ctx *ctx, const lq_tokenizer *t, json_t *root) {
 
 static json_t *added_json(const lq_tokenizer *t, uint32_t i) {
     const lq_tok_added *a = t->added + i;
-    return json_pack("{sisssbsbsbsbsb}", "id", (int)a->id, "content", t->added_text[i].s, "single_word", (int)a->single_word, "lstrip",
-                     (int)a->lstrip, "rstrip", (int)a->rstrip, "normalized", (int)a->normalized, "special", (int)a->special);
+    return json_pack("{sisssbsbsbsbsb}", "id", (int)a->id, "content", t->added_text[i].s, "single_word",
+                     (int)a->single_word, "lstrip", (int)a->lstrip, "rstrip", (int)a->rstrip, "normalized",
+                     (int)a->normalized, "special", (int)a->special);
 }
 
 /* In order of id: `tokenizers` numbers what is not in the vocabulary in the order it comes. */
@@ -94,7 +98,8 @@ lq_status lq_tokenizer_json(lq_ctx *ctx, const lq_tokenizer *t, json_t **out) {
     lq_status st = LQ_OK;
     json_t *root = json_object();
     *out = NULL;
-    if (!put(root, "version", json_string("1.0")) || !put(root, "truncation", json_null()) || !put(root, "padding", json_null()))
+    if (!put(root, "version", json_string("1.0")) || !put(root, "truncation", json_null()) ||
+        !put(root, "padding", json_null()))
         LQ_GO(lq_oom(ctx, 0));
     LQ_GO(write_added(ctx, t, root));
     for (int i = 0; i < 4; i++) {

@@ -119,7 +119,8 @@ static lq_status add_all(lq_ctx *ctx, lq_ids *out, const int32_t *v, size_t n) {
     return LQ_OK;
 }
 
-lq_status lq_tokenizer_encode(lq_ctx *ctx, const lq_tokenizer *t, const char *text, size_t n, bool special, bool parse, lq_ids *out) {
+lq_status lq_tokenizer_encode(lq_ctx *ctx, const lq_tokenizer *t, const char *text, size_t n, bool special, bool parse,
+                              lq_ids *out) {
     lq_tok_run r;
     lq_buf fixed = {0};
     lq_status st = LQ_OK;

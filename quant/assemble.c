@@ -46,7 +46,7 @@ static json_t *manifest(road *r) {
 }
 
 lq_status lq_assemble(road *r) {
-    json_t *meta = json_pack("{s:[s], s:b, s:b}", "quantizer", "lquant:" LQ_VERSION, "static_groups", 1, "true_sequential", 1);
+    json_t *meta = json_pack("{s:[s], s:b, s:b}", "quantizer", "lquant:" LQ_VERSION, "static_groups", 1, "true_sequential", r->plan.method->needs != 0);
     json_t *damp = json_object_get(r->options, "damp-percent");
     if (meta && damp) json_object_set(meta, "damp_percent", damp);
     lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta};

@@ -5,6 +5,7 @@
 #include "quant/proxy.h"
 
 #include "core/thread.h"
+#include "kernels/kernels.h"
 
 #include <string.h>
 
@@ -56,10 +57,8 @@ static void error_slice(void *arg, size_t slice) {
     memcpy(e, w, nr * k * sizeof *e);
     lq_proxy_rows(j->h, q->cols, e, g, loss);
     j->sums[2 * slice + 1] = total(loss);
-    for (uint32_t r = 0; r < nr; r++) {
-        lq_qtensor_decode_row(q, r0 + r, e + r * k);
-        for (size_t c = 0; c < k; c++) e[r * k + c] = w[r * k + c] - e[r * k + c];
-    }
+    lq_kernels_best()->dequant(q, r0, nr, e);
+    for (size_t i = 0; i < nr * k; i++) e[i] = w[i] - e[i];
     lq_proxy_rows(j->h, q->cols, e, g, loss);
     j->sums[2 * slice] = total(loss);
 }
@@ -86,19 +85,39 @@ lq_status lq_proxy_error(lq_ctx *ctx, const float *w, const lq_qtensor *q, const
     return st;
 }
 
-lq_status lq_weight_error(lq_ctx *ctx, const float *w, const lq_qtensor *q, double *err_w) {
-    float *row = lq_calloc(q->cols, sizeof *row);
-    if (!row) return lq_oom(ctx, q->cols * sizeof *row);
+typedef struct weight_job { const float *w; const lq_qtensor *q; float *scratch; double *sums; } weight_job;
+
+static void weight_slice(void *arg, size_t slice) {
+    const weight_job *j = arg;
+    size_t k = j->q->cols;
+    uint32_t r0 = (uint32_t)slice * LQ_PROXY_ROWS, nr = j->q->rows - r0 < LQ_PROXY_ROWS ? j->q->rows - r0 : LQ_PROXY_ROWS;
+    float *wq = j->scratch + LQ_PROXY_ROWS * k * (size_t)lq_worker();
+    const float *w = j->w + r0 * k;
     double err = 0, all = 0;
-    for (uint32_t r = 0; r < q->rows; r++) {
-        lq_qtensor_decode_row(q, r, row);
-        for (uint32_t c = 0; c < q->cols; c++) {
-            double v = w[(size_t)r * q->cols + c], d = v - (double)row[c];
-            err += d * d;
-            all += v * v;
-        }
+    lq_kernels_best()->dequant(j->q, r0, nr, wq);
+    for (size_t i = 0; i < nr * k; i++) {
+        double d = w[i] - (double)wq[i];
+        err += d * d;
+        all += (double)w[i] * w[i];
     }
-    *err_w = all > 0 ? err / all : 0;
-    lq_free(row);
-    return LQ_OK;
+    j->sums[2 * slice] = err;
+    j->sums[2 * slice + 1] = all;
+}
+
+lq_status lq_weight_error(lq_ctx *ctx, const float *w, const lq_qtensor *q, double *err_w) {
+    size_t slices = (q->rows + LQ_PROXY_ROWS - 1) / LQ_PROXY_ROWS, n = LQ_PROXY_ROWS * (size_t)q->cols * (size_t)lq_threads();
+    weight_job j = {w, q, lq_calloc(n, sizeof *w), lq_calloc(2 * slices, sizeof(double))};
+    lq_status st = j.scratch && j.sums ? LQ_OK : lq_oom(ctx, n * sizeof *w);
+    if (!st) {
+        double err = 0, all = 0;
+        lq_parallel_for(slices, weight_slice, &j);
+        for (size_t i = 0; i < slices; i++) {
+            err += j.sums[2 * i];
+            all += j.sums[2 * i + 1];
+        }
+        *err_w = all > 0 ? err / all : 0;
+    }
+    lq_free(j.scratch);
+    lq_free(j.sums);
+    return st;
 }

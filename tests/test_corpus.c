@@ -248,6 +248,22 @@ static void file_suffixes_choose_field_and_number(void **state) {
     lq_tokenizer_free(&t);
 }
 
+static void a_json_array_is_documents_too(void **state) {
+    (void)state;
+    lq_tokenizer *t = load("plain");
+    lq_rows a = rows_of(t, put_text("l.json", " [{\"text\": \"one two\"}, \"three four\", {\"text\": \"five\"}]"), opts(9, 512)),
+            b = rows_of(t, put_text("l.jsonl", "{\"text\": \"one two\"}\n{\"text\": \"three four\"}\n{\"text\": \"five\"}"), opts(9, 512));
+    lq_ctx ctx = {0};
+    lq_rows r;
+    assert_string_equal(a.hash, b.hash);
+    lq_rows_free(&a);
+    lq_rows_free(&b);
+    const char *bad = put_text("m.json", "[{\"text\": \"one\"}, 7]");
+    assert_int_equal(build_from(&ctx, t, &bad, 1, opts(9, 16), 0, &r), LQ_ERR_FORMAT);
+    assert_non_null(strstr(ctx.msg, "element 1"));
+    lq_tokenizer_free(&t);
+}
+
 static void compressed_files_and_several_files_give_the_same_rows(void **state) {
     (void)state;
     char text[4000], packed[4096];
@@ -351,6 +367,7 @@ int main(void) {
         cmocka_unit_test(saved_rows_come_back_identical),
         cmocka_unit_test(json_lines_give_text_messages_and_ids),
         cmocka_unit_test(file_suffixes_choose_field_and_number),
+        cmocka_unit_test(a_json_array_is_documents_too),
         cmocka_unit_test(compressed_files_and_several_files_give_the_same_rows),
         cmocka_unit_test(the_models_context_clips_the_rows),
         cmocka_unit_test(the_built_in_text_is_used_without_a_file),

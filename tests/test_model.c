@@ -292,6 +292,18 @@ static void tensors_the_architecture_does_not_know_are_carried_along(void **stat
     drop_dir();
 }
 
+static void a_head_stored_beside_a_tied_embedding_is_used(void **state) {
+    (void)state;
+    lq_source *src;
+    lq_model *m;
+    edited_config("llama", "tie_word_embeddings", "true");
+    OK(try_open(dir, false, &src, &m));
+    assert_false(m->par.tied);
+    assert_non_null(lq_catalog_find(&m->cat, (lq_slot){-1, LQ_R_HEAD, -1}, LQ_PART_WEIGHT));
+    close_both(&src, &m);
+    drop_dir();
+}
+
 static void block_bytes_are_what_a_block_takes(void **state) {
     (void)state;
     lq_source *src;
@@ -468,6 +480,7 @@ int main(void) {
         cmocka_unit_test(the_catalog_has_stages_and_fuse_groups_from_the_walk),
         cmocka_unit_test(a_weight_that_is_no_number_is_named_with_row_and_column),
         cmocka_unit_test(tensors_the_architecture_does_not_know_are_carried_along),
+        cmocka_unit_test(a_head_stored_beside_a_tied_embedding_is_used),
         cmocka_unit_test(block_bytes_are_what_a_block_takes),
         cmocka_unit_test(a_gguf_runs_as_the_folder_it_was_made_from),
         cmocka_unit_test(llama3_settings_are_recovered_from_the_divisors_of_real_models),

@@ -15,6 +15,7 @@
 
 #include "calib/tokenizer.h"
 
+#define SPACE_AB "\xc4\xa0" "ab"
 #define MARK "\xe2\x96\x81"
 
 typedef struct writer { lq_buf b; uint64_t n; } writer;
@@ -106,7 +107,8 @@ static void check(const lq_tokenizer *t, const char *text, const char *want) {
     lq_ids ids = {0};
     char got[256] = "";
     assert_int_equal(lq_tokenizer_encode(NULL, t, text, strlen(text), true, true, &ids), LQ_OK);
-    for (size_t i = 0; i < ids.n; i++) snprintf(got + strlen(got), sizeof got - strlen(got), i ? " %d" : "%d", ids.v[i]);
+    for (size_t i = 0; i < ids.n; i++)
+        snprintf(got + strlen(got), sizeof got - strlen(got), i ? " %d" : "%d", ids.v[i]);
     if (strcmp(got, want)) fail_msg("'%s': %s, expected %s", text, got, want);
     lq_ids_free(&ids);
 }
@@ -125,7 +127,8 @@ static void check_written(const lq_tokenizer *t, const char *text, const char *w
     json_decref(o);
 }
 
-static const char *const spm_tokens[] = {"<unk>", "<s>", "</s>", "<0x78>", MARK, "a", "b", "ab", "ba", MARK "a", "abc", "<user>"};
+static const char *const spm_tokens[] = {"<unk>", "<s>", "</s>", "<0x78>", MARK,  "a",
+                                         "b",     "ab",  "ba",   MARK "a", "abc", "<user>"};
 enum { SPM_N = sizeof spm_tokens / sizeof *spm_tokens };
 static const float spm_scores[SPM_N] = {0, 0, 0, 0, -10, -11, -12, -2, -1, -3, -4, 0};
 #define SPM_TYPES "233611111114"
@@ -190,7 +193,7 @@ static void flags_of_the_gguf_are_obeyed(void **state) {
     lq_tokenizer_free(&t);
 }
 
-static const char *const bpe_tokens[] = {"<|end|>", "a", "b", "ab", "\xc4\xa0", "1", "\xc4\xa0" "ab"};
+static const char *const bpe_tokens[] = {"<|end|>", "a", "b", "ab", "\xc4\xa0", "1", SPACE_AB};
 static const char *const bpe_merges[] = {"a b", "\xc4\xa0 ab"};
 static void bpe_base(writer *w, const char *model, const char *pre, const char *const *merges, size_t n) {
     put_str(w, "tokenizer.ggml.model", model);
@@ -223,7 +226,8 @@ static void refused(writer *w, lq_status want, const char *word) {
     lq_ctx ctx = {0};
     lq_tokenizer *t;
     lq_status st = open_gguf(&ctx, w, &t);
-    if (st != want || !strstr(ctx.msg, word) || t) fail_msg("status %d '%s', expected %d and '%s'", st, ctx.msg, want, word);
+    if (st != want || !strstr(ctx.msg, word) || t)
+        fail_msg("status %d '%s', expected %d and '%s'", st, ctx.msg, want, word);
 }
 
 static void hostile_vocabularies_are_refused_with_a_sentence(void **state) {
@@ -320,7 +324,8 @@ static void vocab_and_merges_files_make_a_tokenizer(void **state) {
     model_folder("{\"model_type\":\"opt\",\"vocab_size\":6}");
     write_text("vocab.json", VOCAB);
     write_text("merges.txt", "#version: 0.2\na b\r\n\xc4\xa0 ab\n");
-    write_text("special_tokens_map.json", "{\"bos_token\":{\"content\":\"</s>\",\"lstrip\":false},\"eos_token\":\"</s>\"}");
+    write_text("special_tokens_map.json",
+               "{\"bos_token\":{\"content\":\"</s>\",\"lstrip\":false},\"eos_token\":\"</s>\"}");
     write_text("tokenizer_config.json", "{\"bos_token\":\"</s>\",\"add_bos_token\":true}");
     if (open_path(&ctx, dir, &t)) fail_msg("%s", ctx.msg);
     check(t, "ab ab</s>", "0 3 5 0");
@@ -351,7 +356,8 @@ static void folder_refused(const char *config, const char *tokenizer, lq_status 
     model_folder(config);
     if (tokenizer) write_text("tokenizer.json", tokenizer);
     lq_status st = open_path(&ctx, dir, &t);
-    if (st != want || !strstr(ctx.msg, word) || t) fail_msg("status %d '%s', expected %d and '%s'", st, ctx.msg, want, word);
+    if (st != want || !strstr(ctx.msg, word) || t)
+        fail_msg("status %d '%s', expected %d and '%s'", st, ctx.msg, want, word);
     drop_dir();
 }
 

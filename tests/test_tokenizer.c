@@ -40,7 +40,8 @@ static void check_ids(const lq_tokenizer *t, const char *text, size_t n, bool sp
     if (ids.n != json_array_size(want)) fail_msg("'%s': %zu ids, expected %zu", text, ids.n, json_array_size(want));
     for (size_t i = 0; i < ids.n; i++)
         if (ids.v[i] != json_integer_value(json_array_get(want, i)))
-            fail_msg("'%s': id %zu is %d, expected %lld", text, i, ids.v[i], (long long)json_integer_value(json_array_get(want, i)));
+            fail_msg("'%s': id %zu is %d, expected %lld", text, i, ids.v[i],
+                     (long long)json_integer_value(json_array_get(want, i)));
     lq_ids_free(&ids);
 }
 
@@ -72,7 +73,8 @@ static void golden_ids_decode_to_the_golden_text(void **state) {
         slurp(families[f], "cases.json", &b);
         json_t *cases = json_loadb(b.v, b.n, JSON_ALLOW_NUL, NULL);
         for (size_t i = 0; i < json_array_size(cases); i++) {
-            const json_t *c = json_array_get(cases, i), *ids = json_object_get(c, "ids"), *want = json_object_get(c, "decoded");
+            const json_t *c = json_array_get(cases, i), *ids = json_object_get(c, "ids"),
+                         *want = json_object_get(c, "decoded");
             int32_t v[2048];
             lq_buf out = {0};
             size_t n = json_array_size(ids);
@@ -123,7 +125,8 @@ static void check_text(const char *json, const char *text, const char *want) {
     char got[256] = "";
     if (lq_tokenizer_from_json(&ctx, "inline", json, strlen(json), &t)) fail_msg("%s", ctx.msg);
     assert_int_equal(lq_tokenizer_encode(&ctx, t, text, strlen(text), true, true, &ids), LQ_OK);
-    for (size_t i = 0; i < ids.n; i++) snprintf(got + strlen(got), sizeof got - strlen(got), i ? " %d" : "%d", ids.v[i]);
+    for (size_t i = 0; i < ids.n; i++)
+        snprintf(got + strlen(got), sizeof got - strlen(got), i ? " %d" : "%d", ids.v[i]);
     assert_string_equal(got, want);
     lq_ids_free(&ids);
     lq_tokenizer_free(&t);
@@ -139,10 +142,17 @@ static void every_split_behavior_cuts_as_named(void **state) {
     check_text(SPLIT("MergedWithPrevious", "false"), "ab ab", "5 2 5");
     check_text(SPLIT("MergedWithNext", "false"), "ab ab", "5 2 5");
     check_text(SPLIT("Contiguous", "false"), "ab   ab", "5 2 2 2 5");
-    check_text(PRE("{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":\"MergedWithPrevious\",\"invert\":false}"), "aab", "0 0 1");
-    check_text(PRE("{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":\"MergedWithNext\",\"invert\":false}"), "aab", "0 5");
-    check_text(PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[ab]\"},\"behavior\":\"Contiguous\",\"invert\":false}"), "ab1ab", "5 3 5");
-    check_text(PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[ab]\"},\"behavior\":\"Isolated\",\"invert\":false}"), "ab1ab", "0 1 3 0 1");
+    check_text(
+        PRE("{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":\"MergedWithPrevious\",\"invert\":false}"),
+        "aab", "0 0 1");
+    check_text(
+        PRE("{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":\"MergedWithNext\",\"invert\":false}"),
+        "aab", "0 5");
+    check_text(
+        PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[ab]\"},\"behavior\":\"Contiguous\",\"invert\":false}"),
+        "ab1ab", "5 3 5");
+    check_text(PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[ab]\"},\"behavior\":\"Isolated\",\"invert\":false}"),
+               "ab1ab", "0 1 3 0 1");
 }
 
 static void pre_tokenizers_cut_where_they_should(void **state) {
@@ -152,9 +162,14 @@ static void pre_tokenizers_cut_where_they_should(void **state) {
     check_text(PRE("{\"type\":\"Digits\",\"individual_digits\":true}"), "ab12", "5 3 8");
     check_text(PRE("{\"type\":\"Punctuation\",\"behavior\":\"Removed\"}"), "a.b", "0 1");
     check_text(PRE("{\"type\":\"CharDelimiterSplit\",\"delimiter\":\"1\"}"), "a1b", "0 1");
-    check_text(PRE("{\"type\":\"Metaspace\",\"replacement\":\"\xe2\x96\x81\",\"prepend_scheme\":\"always\",\"split\":true}"), "ab ab", "6 5 6 5");
-    check_text(PRE("{\"type\":\"Metaspace\",\"replacement\":\"\xe2\x96\x81\",\"prepend_scheme\":\"never\"}"), "ab ab", "5 6 5");
-    check_text(PRE("{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"WhitespaceSplit\"},{\"type\":\"Digits\",\"individual_digits\":false}]}"), "ab 12 ab", "5 3 8 5");
+    check_text(
+        PRE("{\"type\":\"Metaspace\",\"replacement\":\"\xe2\x96\x81\",\"prepend_scheme\":\"always\",\"split\":true}"),
+        "ab ab", "6 5 6 5");
+    check_text(PRE("{\"type\":\"Metaspace\",\"replacement\":\"\xe2\x96\x81\",\"prepend_scheme\":\"never\"}"), "ab ab",
+               "5 6 5");
+    check_text(
+        PRE("{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"WhitespaceSplit\"},{\"type\":\"Digits\",\"individual_digits\":false}]}"),
+        "ab 12 ab", "5 3 8 5");
 }
 
 #define NORM(p) "{\"normalizer\":" p "," MODEL("") "}"
@@ -164,7 +179,10 @@ static void normalizers_rewrite_the_text(void **state) {
     check_text(NORM("{\"type\":\"Strip\",\"strip_left\":true,\"strip_right\":true}"), " \t ab \n", "5");
     check_text(NORM("{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"1+\"},\"content\":\"b\"}"), "a111", "5");
     check_text(NORM("{\"type\":\"NFKC\"}"), "\xc2\xaa\xef\xbd\x82", "5");
-    check_text(NORM("{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"a\"},{\"type\":\"Lowercase\"}]}"), "B", "5");
+    check_text(
+        NORM(
+            "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"a\"},{\"type\":\"Lowercase\"}]}"),
+        "B", "5");
 }
 
 #define ADDED(flags) "{\"added_tokens\":[{\"id\":10,\"content\":\"[x]\",\"special\":true,\"normalized\":false" flags "}]," MODEL("") "}"
@@ -197,16 +215,23 @@ static void unknown_characters_fuse_when_told(void **state) {
 
 static void post_processors_wrap_the_text(void **state) {
     (void)state;
-    check_text("{\"post_processor\":{\"type\":\"RobertaProcessing\",\"sep\":[\"b\",1],\"cls\":[\"a\",0]}," MODEL("") "}", ".", "0 4 1");
-    check_text("{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"a\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\","
-               "\"type_id\":0}}],\"special_tokens\":{\"a\":{\"id\":\"a\",\"ids\":[0],\"tokens\":[\"a\"]}}}," MODEL("") "}", ".", "0 4");
+    check_text("{\"post_processor\":{\"type\":\"RobertaProcessing\",\"sep\":[\"b\",1],\"cls\":[\"a\",0]}," MODEL(
+                   "") "}",
+               ".", "0 4 1");
+    check_text(
+        "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"a\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\","
+        "\"type_id\":0}}],\"special_tokens\":{\"a\":{\"id\":\"a\",\"ids\":[0],\"tokens\":[\"a\"]}}}," MODEL("") "}",
+        ".", "0 4");
 }
 
 static void invalid_utf8_becomes_the_replacement_character(void **state) {
     (void)state;
-    static const struct { const char *bad; size_t n; const char *good; } cases[] = {
-        {"a\xff\xff", 3, "a\xef\xbf\xbd\xef\xbf\xbd"}, {"\xe4\xb8", 2, "\xef\xbf\xbd"}, {"\xed\xa0\x80", 3, "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
-        {"\xf0\x9f\x98z", 4, "\xef\xbf\xbdz"}, {"\xc0\x80", 2, "\xef\xbf\xbd\xef\xbf\xbd"}};
+    static const struct { const char *bad; size_t n; const char *good;
+    } cases[] = {{"a\xff\xff", 3, "a\xef\xbf\xbd\xef\xbf\xbd"},
+                 {"\xe4\xb8", 2, "\xef\xbf\xbd"},
+                 {"\xed\xa0\x80", 3, "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
+                 {"\xf0\x9f\x98z", 4, "\xef\xbf\xbdz"},
+                 {"\xc0\x80", 2, "\xef\xbf\xbd\xef\xbf\xbd"}};
     lq_tokenizer *t = load("gpt2");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         lq_ids a = {0}, b = {0};
@@ -268,7 +293,8 @@ static void check_refused(const char *json, lq_status want, const char *word) {
     lq_ctx ctx = {0};
     lq_tokenizer *t = NULL;
     lq_status st = lq_tokenizer_from_json(&ctx, "hostile", json, strlen(json), &t);
-    if (st != want || !strstr(ctx.msg, word) || t) fail_msg("%.200s: status %d '%s', expected %d and '%s'", json, st, ctx.msg, want, word);
+    if (st != want || !strstr(ctx.msg, word) || t)
+        fail_msg("%.200s: status %d '%s', expected %d and '%s'", json, st, ctx.msg, want, word);
 }
 
 static void hostile_tokenizers_are_refused_with_a_sentence(void **state) {
@@ -285,12 +311,17 @@ static void hostile_tokenizers_are_refused_with_a_sentence(void **state) {
     check_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":\"0\"},\"merges\":[]}}", LQ_ERR_FORMAT, "'a'");
     check_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]}}", LQ_ERR_FORMAT, "share");
     check_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a a\"]}}", LQ_ERR_FORMAT, "result");
-    check_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a b\"]}}", LQ_ERR_FORMAT, "right part");
-    check_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"aa\"]}}", LQ_ERR_FORMAT, "two tokens");
-    check_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[[\"a\"]]}}", LQ_ERR_FORMAT, "two tokens");
+    check_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a b\"]}}", LQ_ERR_FORMAT,
+                  "right part");
+    check_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"aa\"]}}", LQ_ERR_FORMAT,
+                  "two tokens");
+    check_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[[\"a\"]]}}", LQ_ERR_FORMAT,
+                  "two tokens");
     check_refused("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":{}}}", LQ_ERR_FORMAT, "merges");
-    check_refused("{\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"vocab\":{\"<0x-1>\":0},\"merges\":[]}}", LQ_ERR_FORMAT, "<0x-1>");
-    check_refused("{\"model\":{\"type\":\"BPE\",\"byte_fallback\":1,\"vocab\":{\"a\":0},\"merges\":[]}}", LQ_ERR_FORMAT, "byte_fallback");
+    check_refused("{\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"vocab\":{\"<0x-1>\":0},\"merges\":[]}}",
+                  LQ_ERR_FORMAT, "<0x-1>");
+    check_refused("{\"model\":{\"type\":\"BPE\",\"byte_fallback\":1,\"vocab\":{\"a\":0},\"merges\":[]}}", LQ_ERR_FORMAT,
+                  "byte_fallback");
     check_refused("{" MODEL("\"dropout\":0.1,") "}", LQ_ERR_UNSUPPORTED, "dropout");
     check_refused("{" MODEL("\"end_of_word_suffix\":\"</w>\",") "}", LQ_ERR_UNSUPPORTED, "</w>");
     check_refused("{\"added_tokens\":[{\"id\":0,\"content\":\"x\"}]," MODEL("") "}", LQ_ERR_FORMAT, "belongs to");
@@ -300,19 +331,27 @@ static void hostile_tokenizers_are_refused_with_a_sentence(void **state) {
     check_refused(NORM("{\"type\":\"Nmt\"}"), LQ_ERR_UNSUPPORTED, "Nmt");
     check_refused(NORM("{\"type\":\"Replace\",\"pattern\":7,\"content\":\"\"}"), LQ_ERR_FORMAT, "pattern");
     check_refused(PRE("{\"type\":\"BertPreTokenizer\"}"), LQ_ERR_UNSUPPORTED, "BertPreTokenizer");
-    check_refused(PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(a\"},\"behavior\":\"Isolated\",\"invert\":false}"), LQ_ERR_UNSUPPORTED, "(a");
-    check_refused(PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a[^b]]\"},\"behavior\":\"Isolated\",\"invert\":false}"), LQ_ERR_UNSUPPORTED, "set");
-    check_refused(PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Sideways\",\"invert\":false}"), LQ_ERR_UNSUPPORTED, "Sideways");
+    check_refused(PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(a\"},\"behavior\":\"Isolated\",\"invert\":false}"),
+                  LQ_ERR_UNSUPPORTED, "(a");
+    check_refused(
+        PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a[^b]]\"},\"behavior\":\"Isolated\",\"invert\":false}"),
+        LQ_ERR_UNSUPPORTED, "set");
+    check_refused(PRE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Sideways\",\"invert\":false}"),
+                  LQ_ERR_UNSUPPORTED, "Sideways");
     check_refused(PRE("{\"type\":\"Sequence\",\"pretokenizers\":3}"), LQ_ERR_FORMAT, "list");
     check_refused("{\"decoder\":{\"type\":\"CTC\"}," MODEL("") "}", LQ_ERR_UNSUPPORTED, "CTC");
-    check_refused("{\"post_processor\":{\"type\":\"RobertaProcessing\",\"sep\":[\"x\",99],\"cls\":[\"a\",0]}," MODEL("") "}", LQ_ERR_FORMAT, "99");
-    check_refused("{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[]}," MODEL("") "}", LQ_ERR_UNSUPPORTED, "once");
+    check_refused("{\"post_processor\":{\"type\":\"RobertaProcessing\",\"sep\":[\"x\",99],\"cls\":[\"a\",0]}," MODEL(
+                      "") "}",
+                  LQ_ERR_FORMAT, "99");
+    check_refused("{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[]}," MODEL("") "}",
+                  LQ_ERR_UNSUPPORTED, "once");
 }
 
 static void deep_nesting_and_long_lists_are_refused(void **state) {
     (void)state;
     lq_buf b = {0};
-    for (int i = 0; i < 100; i++) assert_true(lq_buf_addf(&b, i ? "{\"type\":\"Sequence\",\"normalizers\":[" : "{\"normalizer\":"));
+    for (int i = 0; i < 100; i++)
+        assert_true(lq_buf_addf(&b, i ? "{\"type\":\"Sequence\",\"normalizers\":[" : "{\"normalizer\":"));
     assert_true(lq_buf_addf(&b, "{\"type\":\"NFC\"}"));
     for (int i = 1; i < 100; i++) assert_true(lq_buf_addf(&b, "]}"));
     assert_true(lq_buf_addf(&b, "," MODEL("") "}"));
@@ -354,7 +393,8 @@ static void damaged_tokenizers_do_no_harm(void **state) {
         lq_tokenizer *t = NULL;
         lq_ids ids = {0};
         lq_ctx ctx = {0};
-        if (!lq_tokenizer_from_json(&ctx, "damaged", b.v, b.n, &t)) (void)lq_tokenizer_encode(&ctx, t, "Hello <s> w\xc3\xb6rld 12", 18, true, true, &ids);
+        if (!lq_tokenizer_from_json(&ctx, "damaged", b.v, b.n, &t))
+            (void)lq_tokenizer_encode(&ctx, t, "Hello <s> w\xc3\xb6rld 12", 18, true, true, &ids);
         lq_ids_free(&ids);
         lq_tokenizer_free(&t);
         b.v[at] = old;

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* For scripts/peers/check_tokenizer.py, not a test: tool_tokenize [flags] TOKENIZER CASES prints one line of ids per case.
- * TOKENIZER: a tokenizer.json, a folder or a GGUF. CASES: repeated 8-byte little-endian length and that many bytes of text.
- *   -s  add what the post-processor adds    -p  special tokens are plain text    -d  decode again, print hex
- *   -j FILE  write lq_tokenizer_json there  -i  print bos, eos, size, kind       -t  print the seconds encoding took to stderr */
+/* For scripts/peers/check_tokenizer.py, not a test: tool_tokenize [flags] TOKENIZER CASES prints one line of ids per
+ * case. TOKENIZER: a tokenizer.json, a folder or a GGUF. CASES: repeated 8-byte little-endian length and that many
+ * bytes of text. -s  add what the post-processor adds    -p  special tokens are plain text    -d  decode again, print
+ * hex -j FILE  write lq_tokenizer_json there  -i  print bos, eos, size, kind       -t  print the seconds encoding took
+ * to stderr */
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -26,7 +27,8 @@ static lq_status open_any(lq_ctx *ctx, const char *path, lq_tokenizer **t) {
     return st;
 }
 
-static lq_status one_case(lq_ctx *ctx, const lq_tokenizer *t, const char *s, size_t n, bool special, bool parse, bool decode) {
+static lq_status one_case(lq_ctx *ctx, const lq_tokenizer *t, const char *s, size_t n, bool special, bool parse,
+                          bool decode) {
     lq_ids ids = {0};
     lq_buf back = {0};
     lq_status st = lq_tokenizer_encode(ctx, t, s, n, special, parse, &ids);
@@ -90,7 +92,8 @@ int main(int argc, char **argv) {
     lq_status st = open_any(&ctx, argv[optind], &t);
     double loaded = lq_now();
     if (!st && info)
-        printf("%d %d %zu %d %s\n", lq_tokenizer_bos(t), lq_tokenizer_eos(t), lq_tokenizer_size(t), lq_tokenizer_adds_bos(t), lq_tokenizer_kind(t));
+        printf("%d %d %zu %d %s\n", lq_tokenizer_bos(t), lq_tokenizer_eos(t), lq_tokenizer_size(t),
+               lq_tokenizer_adds_bos(t), lq_tokenizer_kind(t));
     if (!st && json) st = write_json(&ctx, t, json);
     if (!st) st = lq_file_slurp(&ctx, argv[optind + 1], (size_t)1 << 30, &cases);
     double ready = lq_now();
