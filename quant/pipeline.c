@@ -78,7 +78,7 @@ static lq_status describe(road *r, char fingerprint[65]) {
     if (!r->plan.method->needs) sets[2] = (lq_optset){lq_run_options, &r->run->opts, NULL}; /* calibration decides nothing */
     r->inputs = lq_manifest_inputs(r->ctx, r->src, &st);
     if (st) return st;
-    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,report,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed");
+    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,report,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed,chat-template");
     json_t *all = r->options ? json_pack("{s:s, s:O, s:O, s:s}", "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options, "calibration", r->rows.hash) : NULL;
     if (!all) return lq_oom(r->ctx, 256);
     json_object_set_new(r->options, "method", json_string(r->plan.method->name));
