@@ -37,8 +37,7 @@ static lq_status choose_format(road *r, const lq_format **out) {
     const char *name = r->run->opts.format, *dot = strrchr(lq_path_base(r->run->out ? r->run->out : ""), '.');
     for (const lq_format *const *f = lq_formats; !name && *f && dot; f++)
         if ((*f)->ext && !strcmp((*f)->ext, dot)) name = (*f)->name;
-    if (!name) name = r->run->plan_opts.asym ? "gptq_v2" : "gptq";
-    if (!strcmp(name, "gptq") && r->run->plan_opts.asym) name = "gptq_v2"; /* v1 cannot hold a zero point of 0 */
+    if (!name) name = "gptq";
     *out = lq_format_by_name(name);
     if (*out) return LQ_OK;
     return lq_fail(r->ctx, LQ_ERR_USAGE, "unknown format '%s'; lquant list formats prints the known ones", name);
