@@ -105,8 +105,7 @@ int main(int argc, char **argv) {
     sigaction(SIGINT, &act, NULL);
     sigaction(SIGTERM, &act, NULL);
     sigaction(SIGUSR1, &act, NULL);
-    signal(SIGPIPE, SIG_IGN); /* a full disk or a size limit is an error sentence, not a death */
-    signal(SIGXFSZ, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a size limit is an error sentence, as a full disk is */
     lq_status st = dispatch(&ctx, argc, argv);
     if (!st && fflush(stdout)) st = lq_fail(&ctx, LQ_ERR_IO, "stdout: cannot write");
     if (st) fprintf(stderr, "lquant: %s: %s\n", lq_status_text(st), ctx.msg);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* texts/calibration.txt.zst inside the binary (ELF). The build passes its path, and its hash so that a new text recompiles. */
+/* texts/calibration.txt.zst inside the binary (ELF). The build passes its path. */
 extern const unsigned char lq_builtin_text_zst[], lq_builtin_text_zst_end[];
 
 __asm__(".pushsection .rodata\n"

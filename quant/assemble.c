@@ -41,8 +41,9 @@ static lq_status put_kept(road *r, const lq_row *row) {
 
 static json_t *manifest(road *r) {
     json_t *cal = r->plan.method->needs ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed) : json_null();
-    return json_pack("{s:i, s:s, s:O, s:O, s:o, s:[s], s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options,
-                     "calibration", cal, "config_changes", "quantization_config", "modules", r->modules, "kept", lq_manifest_kept(&r->model->cat));
+    json_t *changed = r->plan.format->quant_config ? json_pack("[s]", "quantization_config") : json_array();
+    return json_pack("{s:i, s:s, s:O, s:O, s:o, s:o, s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options,
+                     "calibration", cal, "config_changes", changed, "modules", r->modules, "kept", lq_manifest_kept(&r->model->cat));
 }
 
 lq_status lq_assemble(road *r) {

@@ -12,7 +12,7 @@
 
 #include <stdio.h>
 
-enum { SCALES_SEARCH, SCALES_MINMAX, SCALES_SIGNED };
+enum { SCALES_SIGNED, SCALES_POSITIVE, SCALES_MINMAX };
 
 typedef struct gptq_opts {
     double damp;
@@ -27,7 +27,8 @@ static const lq_opt options[] = {
     {"no-desc-act", "no-act-order", LQ_OPT_SET, offsetof(gptq_opts, in_order), NULL, NULL, NULL, 0, 0, 1, "process columns in their order"},
     {"static-groups", NULL, LQ_OPT_SET, offsetof(gptq_opts, static_groups), NULL, NULL, NULL, 0, 0, 1,
      "scales before the loop: always so, groups stay contiguous and no g_idx is needed"},
-    {"scales", NULL, LQ_OPT_CHOICE, offsetof(gptq_opts, scales), NULL, "search", "search|minmax|signed", 0, 0, 0, "how group scales are chosen; signed: a search that may use negative ones"},
+    {"scales", NULL, LQ_OPT_CHOICE, offsetof(gptq_opts, scales), NULL, "signed", "signed|positive|minmax", 0, 0, 0,
+     "group scales: searched with either sign, searched, or min-max"},
     {"block-size", NULL, LQ_OPT_INT, offsetof(gptq_opts, block), "N", "128", NULL, 1, 256, 0, "columns per lazy update; changes speed only"},
     {0}};
 
@@ -37,7 +38,7 @@ static lq_status accept(lq_ctx *ctx, const void *opts, uint32_t rows, uint32_t c
 }
 
 static lq_fit fit_of(const gptq_opts *o) {
-    return o->scales == SCALES_MINMAX ? LQ_FIT_MINMAX : o->scales == SCALES_SIGNED ? LQ_FIT_SEARCH_SIGNED : LQ_FIT_SEARCH;
+    return o->scales == SCALES_MINMAX ? LQ_FIT_MINMAX : o->scales == SCALES_POSITIVE ? LQ_FIT_SEARCH : LQ_FIT_SEARCH_SIGNED;
 }
 
 static lq_status fall_back(lq_ctx *ctx, const char *why, const lq_weights *w, const lq_stats *stats, lq_qtensor *q, lq_outcome *o) {

@@ -37,8 +37,7 @@ static lq_status choose_format(road *r, const lq_format **out) {
     const char *name = r->run->opts.format, *dot = strrchr(lq_path_base(r->run->out ? r->run->out : ""), '.');
     for (const lq_format *const *f = lq_formats; !name && *f && dot; f++)
         if ((*f)->ext && !strcmp((*f)->ext, dot)) name = (*f)->name;
-    if (!name) name = r->run->plan_opts.asym ? "gptq_v2" : "gptq";
-    if (!strcmp(name, "gptq") && r->run->plan_opts.asym) name = "gptq_v2"; /* v1 cannot hold a zero point of 0 */
+    if (!name) name = "gptq";
     *out = lq_format_by_name(name);
     if (*out) return LQ_OK;
     return lq_fail(r->ctx, LQ_ERR_USAGE, "unknown format '%s'; lquant list formats prints the known ones", name);
@@ -78,7 +77,7 @@ static lq_status describe(road *r, char fingerprint[65]) {
     if (!r->plan.method->needs) sets[2] = (lq_optset){lq_run_options, &r->run->opts, NULL}; /* calibration decides nothing */
     r->inputs = lq_manifest_inputs(r->ctx, r->src, &st);
     if (st) return st;
-    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,report,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed");
+    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,report,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed,chat-template");
     json_t *all = r->options ? json_pack("{s:s, s:O, s:O, s:s}", "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options, "calibration", r->rows.hash) : NULL;
     if (!all) return lq_oom(r->ctx, 256);
     json_object_set_new(r->options, "method", json_string(r->plan.method->name));

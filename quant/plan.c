@@ -160,7 +160,7 @@ static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_row *row, int64_t
     st = p->format->accept(ctx, &row->scheme, rows, cols);
     if (!st) return LQ_OK;
     char name[64];
-    return lq_note(ctx, st, "%s [%u x %u] as %s (--keep-unfit keeps such linears)", row->name, rows, cols, lq_scheme_name(&row->scheme, name, sizeof name));
+    return lq_note(ctx, st, "%s as %s", row->name, lq_scheme_name(&row->scheme, name, sizeof name));
 }
 
 static void keep(lq_row *row, const lq_plan_opts *o) {

@@ -21,6 +21,7 @@ static lq_status quantize_linear(road *r, const lq_row *row, float *w, const lq_
     lq_status st = m->quantize(r->ctx, r->run->recipe.opts, &in, &row->scheme, stats, &q, &o);
     if (st) return lq_note(r->ctx, st, "%s", row->name);
     q.slot = row->slot;
+    o.tokens = stats ? stats->n : 0;
     struct decode d = {r->model->k, &q, w};
     lq_parallel_for((q.rows + 31) / 32, decode_slice, &d); /* the rest of the block runs on the quantized weights */
     st = lq_unit_add(r, row, &q, &o);

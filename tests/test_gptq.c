@@ -422,20 +422,20 @@ static void columns_are_processed_by_falling_diagonal_and_ties_keep_their_order(
     stats_drop(&stats);
 }
 
-static void act_order_searched_scales_and_one_percent_are_the_defaults(void **state) {
+static void act_order_signed_scales_and_one_percent_are_the_defaults(void **state) {
     (void)state;
     enum { ROWS = 40, COLS = 128 };
     float *w = random_weights(14, ROWS, COLS), *x = random_inputs(14, 500, COLS);
     lq_stats stats = stats_of(x, 500, COLS);
     lq_scheme s = lq_scheme_int(4, 32, true);
-    const char *const other[][2] = {{"no-desc-act", NULL}, {"scales", "minmax"}, {"scales", "signed"}, {"percdamp", "0.1"}};
+    const char *const other[][2] = {{"no-desc-act", NULL}, {"scales", "minmax"}, {"scales", "positive"}, {"percdamp", "0.1"}};
     lq_gptq_factor f;
     lq_gptq_sums sums;
     lq_outcome o;
     lq_qtensor q, same, changed;
     assert_int_equal(lq_gptq_factor_init(NULL, &f, &stats.gram, 0.01, true), LQ_OK);
     assert_int_equal(lq_qtensor_init(NULL, &q, &s, nowhere, ROWS, COLS), LQ_OK);
-    assert_int_equal(lq_grid_fit(NULL, &q, w, f.weight, LQ_FIT_SEARCH), LQ_OK);
+    assert_int_equal(lq_grid_fit(NULL, &q, w, f.weight, LQ_FIT_SEARCH_SIGNED), LQ_OK);
     assert_int_equal(lq_gptq_solve(NULL, &f, w, 128, true, &q, &sums), LQ_OK);
     assert_int_equal(run_gptq(NULL, NULL, NULL, w, ROWS, &stats, &same, &o), LQ_OK);
     assert_true(lq_qtensor_eq(&q, &same));
@@ -469,7 +469,7 @@ int main(void) {
         cmocka_unit_test(a_hessian_that_is_not_finite_is_an_error_that_names_the_linear),
         cmocka_unit_test(outlier_channels_of_a_thousand_leave_the_factor_sound),
         cmocka_unit_test(columns_are_processed_by_falling_diagonal_and_ties_keep_their_order),
-        cmocka_unit_test(act_order_searched_scales_and_one_percent_are_the_defaults),
+        cmocka_unit_test(act_order_signed_scales_and_one_percent_are_the_defaults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
