@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # memory_eval.sh TEXT WORK: peak resident memory of `lquant eval` on a 1B-shaped checkpoint of random weights (4 bits, g64).
-# Allowed: its files' bytes + activations + 64 MB, where activations are
+# Allowed: packed bytes + activations + 64 MB. Packed bytes are those of the GPTQ folder, for lqt too: its frames are compressed in the
+# file and lie unpacked in memory. Activations are
 #   4 * (ctx * hidden          the residual stream
 #      + ctx * 2 * kv          keys and values of one block
 #      + ctx * head_dim        the rope tables
@@ -24,7 +25,8 @@ for format in gptq lqt; do
     [ -e "$out" ] || "$lquant" rtn --bits 4 --group-size 64 --format "$format" -t 2 -q "$work/1b" "$out" >/dev/null
     "$lquant" eval "$out" -f "$text" --ctx "$ctx" --chunks "${CHUNKS:-1}" -t 2 --json -q >"$work/eval-$format.json"
     number() { sed -n "s/^  \"$1\": \([0-9.e+]*\),*\$/\1/p" "$work/eval-$format.json" | head -n 1; }
-    echo "$format $(number model_bytes) $(number peak_memory) $(number tokens_per_second)" |
+    [ "$format" = lqt ] || packed=$(number model_bytes)
+    echo "$format $packed $(number peak_memory) $(number tokens_per_second)" |
         awk -v ctx="$ctx" -v hidden="$hidden" -v heads="$heads" -v kv="$kv" -v vocab="$vocab" '{
             d = hidden / heads
             act = 4 * (ctx * (hidden + 2 * kv * d + d + 2) + 256 * vocab)
