@@ -113,7 +113,7 @@ static lq_status check_memory(road *r) {
         if (lq_model_block_bytes(r->model, (int32_t)b, LQ_LOAD_F32) > block) block = lq_model_block_bytes(r->model, (int32_t)b, LQ_LOAD_F32);
     for (size_t i = 0; i < r->model->cat.n; i++)
         if (r->model->cat.rows[i].quantize && lq_row_cols(&r->model->cat.rows[i]) > k) k = lq_row_cols(&r->model->cat.rows[i]);
-    uint64_t need = block + 28 * k * k + (64u << 20), budget = r->run->opts.max_memory;
+    uint64_t need = block + 16 * k * k + (64u << 20), budget = r->run->opts.max_memory;
     r->cache_budget = machine / 4;
     if (!budget) return LQ_OK;
     if (budget < need)
