@@ -60,8 +60,8 @@ static lq_status gptq_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uin
     LQ_TRY(accept_kind(ctx, s));
     if (!rows || !cols || cols % 32 || rows % 32)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED,
-                       "%u outputs x %u inputs do not fit: both must be multiples of 32; --keep-unfit keeps such linears, --format lqt holds them",
-                       rows, cols);
+                       "%u outputs x %u inputs do not fit: both must be multiples of 32 (the nearest: %u x %u); --keep-unfit keeps such linears, --format lqt holds them",
+                       rows, cols, rows < 32 ? 32 : rows / 32 * 32, cols < 32 ? 32 : cols / 32 * 32);
     uint32_t g = s->scale.tile_c;
     if (g && (g > cols || cols % g))
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "groups of %u do not divide %u inputs; the nearest is --group-size %u", g, cols, nearest_group(cols, g > cols ? cols : g));

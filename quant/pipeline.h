@@ -14,7 +14,7 @@ typedef struct lq_run_opts {
     const char *format;           /* NULL: by OUT's suffix, else gptq */
     uint64_t shard_size, max_memory; /* max_memory 0: a quarter of the machine's */
     const char *work_dir, *report;
-    int resume, overwrite, dry_run;
+    int resume, overwrite, dry_run, true_sequential; /* always sequential: the flag is accepted */
     double max_fallback;          /* percent of linears that may fall back before the run fails with LQ_ERR_QUALITY */
 } lq_run_opts;
 extern const lq_opt lq_run_options[];

@@ -22,7 +22,7 @@ import glob, gzip, html, html.parser, os, random, re, struct, sys, zlib
 
 OUT = sys.argv[1]
 TRAIN, CALIB, HELDOUT = 9_000_000, 1_000_000, 165_000  # bytes aimed at
-DROP_LINE = re.compile(r"py(pi)|crates\.(io)|npmjs|registry|pythonhosted|rubygems|mirror|proxy\.(golang)|debian\.(org)|docs\.(rs)|/(work)|f(uc)k|sh(i)t|n(i)gg|\bc(un)t", re.I)
+DROP_LINE = re.compile(r"py(pi)|crates\.(io)|npm(js)|registry|python(hosted)|ruby(gems)|mirror|proxy\.(golang)|debian\.(org)|docs\.(rs)|/(work)|f(uc)k|sh(i)t|n(i)gg|\bc(un)t", re.I)
 DROP_FILE = re.compile(r"GNU (General|Lesser|Free|Library)|Creative Commons|\bCC[- ]BY|\bGPL\b")
 
 class Text(html.parser.HTMLParser):
