@@ -6,7 +6,6 @@
 #include "core/num.h"
 
 const lq_arch *const lq_archs[] = {&lq_arch_llama, &lq_arch_mistral, &lq_arch_qwen2, &lq_arch_qwen3, NULL};
-const char *const lq_rope_names[LQ_ROPE_KIND_N] = {"default", "linear", "llama3"};
 
 static bool is_listed(const char *const *list, const char *name) {
     for (; *list; list++)
@@ -34,7 +33,8 @@ const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part)
 
 void lq_params_free(lq_params *p) {
     lq_free(p->layer_window);
-    lq_free(p->rope_div);
+    lq_free(p->rope.div);
+    lq_free(p->rope.long_div);
     *p = (lq_params){0};
 }
 
@@ -93,70 +93,4 @@ void lq_arch_widths(const lq_arch *a, const lq_params *p, uint32_t width[T_N]) {
         const lq_arch_name *t = op->kind == LQ_OP_LINEAR ? lq_arch_tensor(a, op->role, LQ_PART_WEIGHT) : NULL;
         width[op->out & ~LQ_OUT_ADD] = t ? lq_params_dim(p, t->rows) : width[op->in[0]];
     }
-}
-
-static double llama3_divisor(double theta, double factor, double low, double high, double original) {
-    double wave = 2 * acos(-1.0) / theta;
-    if (wave < original / high) return 1;
-    if (wave > original / low) return factor;
-    double s = (original / wave - low) / (high - low);
-    return 1 / ((1 - s) / factor + s);
-}
-
-/* Published code works in fp32 and the models were trained with what it gave; at position 2000 the rounding of a frequency
- * is an angle of 1e-4, so it is imitated. */
-void lq_rope_inv_freq(const lq_params *p, double *inv_freq) {
-    uint32_t half = p->head_dim / 2;
-    for (uint32_t j = 0; j < half; j++) {
-        float power = (float)pow(p->rope_base, (float)(2 * j) / (float)p->head_dim);
-        double theta = 1.0f / power;
-        if (p->rope == LQ_ROPE_LINEAR) theta /= p->rope_factor;
-        if (p->rope == LQ_ROPE_LLAMA3) theta /= llama3_divisor(theta, p->rope_factor, p->rope_low, p->rope_high, p->rope_original);
-        if (p->rope_div) theta /= p->rope_div[j];
-        inv_freq[j] = (float)theta;
-    }
-}
-
-/* Between the two wavelengths 1/divisor = (1-s)/factor + s with s = (original/wave - low)/(high - low): a line in 1/wave.
- * Only low/original and high/original can be told from divisors, so original is taken as 8192; where too few divisors lie in
- * between, high = 4 low as in every published model. */
-static void fit_llama3(uint32_t n, const double *x, const double *s, double original, double *low, double *high) {
-    double sx = 0, sy = 0, sxx = 0, sxy = 0;
-    for (uint32_t j = 0; j < n; j++) sx += x[j], sy += s[j], sxx += x[j] * x[j], sxy += x[j] * s[j];
-    *low = n ? original * x[0] / (3 * s[0] + 1) : 1;
-    *high = 4 * *low;
-    if (n > 1) {
-        double slope = (n * sxy - sx * sy) / (n * sxx - sx * sx), shift = (sy - slope * sx) / n, span = original / slope;
-        *low = -shift * span;
-        *high = (1 - shift) * span;
-    }
-    *low = rint(*low * 1e3) / 1e3;
-    *high = rint(*high * 1e3) / 1e3;
-}
-
-bool lq_rope_recover(const lq_params *p, double *factor, double *low, double *high) {
-    enum { ORIGINAL = 8192 };
-    lq_params plain = *p;
-    plain.rope = LQ_ROPE_DEFAULT;
-    plain.rope_div = NULL;
-    uint32_t half = p->head_dim / 2, n = 0;
-    double *theta = LQ_NEWN(double, half), *x = LQ_NEWN(double, half), *s = LQ_NEWN(double, half);
-    bool ok = theta && x && s && p->rope_div;
-    if (ok) {
-        lq_rope_inv_freq(&plain, theta);
-        *factor = p->rope_div[half - 1];
-        for (uint32_t j = 0; j < half; j++) {
-            if (p->rope_div[j] <= 1 || p->rope_div[j] >= *factor) continue;
-            x[n] = theta[j] / (2 * acos(-1.0));
-            s[n++] = (1 / p->rope_div[j] - 1 / *factor) / (1 - 1 / *factor);
-        }
-        fit_llama3(n, x, s, ORIGINAL, low, high);
-        ok = *low > 0 && *high > *low;
-    }
-    for (uint32_t j = 0; ok && j < half; j++)
-        ok = fabs(llama3_divisor(theta[j], *factor, *low, *high, ORIGINAL) / p->rope_div[j] - 1) < 1e-4;
-    lq_free(theta);
-    lq_free(x);
-    lq_free(s);
-    return ok;
 }

@@ -27,19 +27,29 @@ typedef enum lq_feature {         /* what a configuration switches; 0 is always 
 typedef enum lq_dim {             /* an extent that follows from the parameters */
     LQ_DIM_NONE, LQ_DIM_HIDDEN, LQ_DIM_FFN, LQ_DIM_VOCAB, LQ_DIM_Q, LQ_DIM_KV, LQ_DIM_HEAD, LQ_DIM_HALF_HEAD
 } lq_dim;
-typedef enum lq_rope_kind { LQ_ROPE_DEFAULT, LQ_ROPE_LINEAR, LQ_ROPE_LLAMA3, LQ_ROPE_KIND_N } lq_rope_kind;
+typedef enum lq_rope_kind {
+    LQ_ROPE_DEFAULT, LQ_ROPE_LINEAR, LQ_ROPE_LLAMA3, LQ_ROPE_YARN, LQ_ROPE_DYNAMIC, LQ_ROPE_LONGROPE, LQ_ROPE_KIND_N
+} lq_rope_kind;
 extern const char *const lq_rope_names[LQ_ROPE_KIND_N]; /* as in rope_type */
+
+typedef struct lq_rope {          /* rotary positions of one kind of layer */
+    lq_rope_kind kind;
+    uint32_t dim;                 /* coordinates of a head that turn, from its first on; even */
+    double base, factor;
+    double low, high;             /* llama3: low_freq_factor, high_freq_factor. yarn: beta_slow, beta_fast */
+    bool whole;                   /* yarn: the ramp begins and ends at whole coordinates */
+    uint32_t original;            /* original_max_position_embeddings; dynamic: max_position_embeddings */
+    double scale;                 /* on cos and sin (yarn, longrope: attention factor); 0: 1 */
+    double *div;                  /* [dim/2] divisors of the frequencies: a GGUF's rope_freqs.weight; longrope: short_factor. NULL: none */
+    double *long_div;             /* [dim/2] longrope: long_factor, for runs of more than `original` positions */
+} lq_rope;
 
 typedef struct lq_params {        /* from config.json or GGUF metadata, range-checked */
     uint32_t hidden, ffn, n_layers, n_heads, n_kv_heads, head_dim, vocab, max_ctx;
     uint32_t window;              /* sliding window in tokens (a token sees itself and window-1 before it); 0: none */
     uint8_t *layer_window;        /* [n_layers] 1 where the window applies; NULL: everywhere */
     float norm_eps;
-    double rope_base;
-    lq_rope_kind rope;
-    double rope_factor, rope_low, rope_high;
-    uint32_t rope_original;       /* llama3: original_max_position_embeddings */
-    double *rope_div;             /* [head_dim/2] a GGUF's own divisors of the frequencies (rope_freqs.weight); NULL: none */
+    lq_rope rope;
     lq_actfn act;
     bool tied, qkv_bias, o_bias, mlp_bias, qk_norm, rope_tensor;
 } lq_params;
@@ -92,11 +102,12 @@ uint32_t lq_arch_stages(const lq_arch *a, const lq_params *p, int32_t stage[LQ_M
 /* Floats per token of each tensor of the block table; 0: unused. */
 void lq_arch_widths(const lq_arch *a, const lq_params *p, uint32_t width[T_N]);
 
-/* inv_freq[head_dim/2] of the rope variant: theta_j = base^(-2j/d), then scaled. Llama 3: Meta's wavelength rule.
- * Values are exact in fp32, as the published models were trained. */
-void lq_rope_inv_freq(const lq_params *p, double *inv_freq);
-/* llama3 settings (original 8192) that give the divisors par->rope_div; false: none does to 1e-4. */
-bool lq_rope_recover(const lq_params *p, double *factor, double *low, double *high);
+/* inv_freq[dim/2] for runs of at most `positions` tokens: theta_j = base^(-2j/dim), then scaled. Values are exact in fp32, as
+ * the published models were trained. dynamic and longrope depend on the length of the text: here on the room a run was given, so
+ * that prefill and token-by-token decoding agree. */
+void lq_rope_inv_freq(const lq_rope *r, uint32_t positions, double *inv_freq);
+/* llama3 settings (original 8192) that give the divisors r->div; false: none does to 1e-4. */
+bool lq_rope_recover(const lq_rope *r, double *factor, double *low, double *high);
 
 /* The key readers the Llama-like families share. */
 lq_status lq_params_from_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);

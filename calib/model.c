@@ -194,9 +194,9 @@ static lq_status read_rope_div(lq_ctx *ctx, lq_model *m) {
     if (!row) return LQ_OK;
     uint32_t half = m->par.head_dim / 2;
     float *v = LQ_NEWN(float, half);
-    lq_status st = v && (m->par.rope_div = LQ_NEWN(double, half)) ? lq_model_read_f32(ctx, m, row, v) : lq_oom(ctx, half * 8);
+    lq_status st = v && (m->par.rope.div = LQ_NEWN(double, half)) ? lq_model_read_f32(ctx, m, row, v) : lq_oom(ctx, half * 8);
     for (uint32_t j = 0; j < half && !st; j++) {
-        m->par.rope_div[j] = v[j];
+        m->par.rope.div[j] = v[j];
         if (!(v[j] >= 1e-3f && v[j] <= 1e6f))
             st = lq_fail(ctx, LQ_ERR_FORMAT, "tensor '%s': divisor %u is %g, expected 0.001 to 1e6", row->name, j, (double)v[j]);
     }

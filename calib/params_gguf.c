@@ -77,16 +77,17 @@ static lq_status sizes(lq_ctx *ctx, const lq_arch *a, const lq_gguf *g, lq_param
 }
 
 static lq_status rope(lq_ctx *ctx, const lq_arch *a, const lq_gguf *g, lq_params *p) {
-    LQ_TRY(number(ctx, g, a, "rope.freq_base", 10000, 1, 1e15, &p->rope_base));
+    p->rope.dim = p->head_dim;
+    LQ_TRY(number(ctx, g, a, "rope.freq_base", 10000, 1, 1e15, &p->rope.base));
     const lq_gguf_kv *kv = find(g, a, "rope.scaling.type");
     size_t len;
     const char *type = kv ? lq_gguf_str(kv, 0, &len) : NULL;
-    if (type && !strcmp(type, "linear")) p->rope = LQ_ROPE_LINEAR;
+    if (type && !strcmp(type, "linear")) p->rope.kind = LQ_ROPE_LINEAR;
     else if (type && strcmp(type, "none")) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rope scaling '%s' is not supported (none and linear are)", type);
-    LQ_TRY(number(ctx, g, a, "rope.scaling.factor", 1, 0, 1e6, &p->rope_factor));
-    if (!type && p->rope_factor != 1 && p->rope_factor != 0) p->rope = LQ_ROPE_LINEAR; /* older files: a factor without a type */
-    if (p->rope == LQ_ROPE_LINEAR && p->rope_factor < 1e-3)
-        return lq_fail(ctx, LQ_ERR_FORMAT, "linear rope scaling with factor %g", p->rope_factor);
+    LQ_TRY(number(ctx, g, a, "rope.scaling.factor", 1, 0, 1e6, &p->rope.factor));
+    if (!type && p->rope.factor != 1 && p->rope.factor != 0) p->rope.kind = LQ_ROPE_LINEAR; /* older files: a factor without a type */
+    if (p->rope.kind == LQ_ROPE_LINEAR && p->rope.factor < 1e-3)
+        return lq_fail(ctx, LQ_ERR_FORMAT, "linear rope scaling with factor %g", p->rope.factor);
     return LQ_OK;
 }
 

@@ -58,8 +58,8 @@ static lq_status rope_kind(lq_ctx *ctx, const json_t *r, lq_params *p) {
     LQ_TRY(lq_json_string(ctx, r, "rope_type", false, &type));
     if (!type) LQ_TRY(lq_json_string(ctx, r, "type", false, &type));
     if (!type) type = "default";
-    for (int i = 0; i < LQ_ROPE_KIND_N; i++) {
-        p->rope = (lq_rope_kind)i;
+    for (int i = 0; i < LQ_ROPE_YARN; i++) {
+        p->rope.kind = (lq_rope_kind)i;
         if (!strcmp(type, lq_rope_names[i])) return LQ_OK;
     }
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rope type '%s' is not supported (default, linear and llama3 are)", type);
@@ -67,23 +67,24 @@ static lq_status rope_kind(lq_ctx *ctx, const json_t *r, lq_params *p) {
 
 static lq_status rope_scaling(lq_ctx *ctx, const json_t *r, lq_params *p) {
     LQ_TRY(rope_kind(ctx, r, p));
-    if (p->rope == LQ_ROPE_DEFAULT) return LQ_OK;
-    LQ_TRY(positive(ctx, r, "factor", true, 1, 1e-3, 1e6, &p->rope_factor));
-    if (p->rope != LQ_ROPE_LLAMA3) return LQ_OK;
-    LQ_TRY(positive(ctx, r, "low_freq_factor", true, 1, 1e-3, 1e6, &p->rope_low));
-    LQ_TRY(positive(ctx, r, "high_freq_factor", true, 4, 1e-3, 1e6, &p->rope_high));
-    if (p->rope_high <= p->rope_low)
-        return lq_fail(ctx, LQ_ERR_FORMAT, "'high_freq_factor' %g is not above 'low_freq_factor' %g", p->rope_high, p->rope_low);
-    return u32(ctx, r, "original_max_position_embeddings", p->max_ctx, MAX_CTX, &p->rope_original);
+    if (p->rope.kind == LQ_ROPE_DEFAULT) return LQ_OK;
+    LQ_TRY(positive(ctx, r, "factor", true, 1, 1e-3, 1e6, &p->rope.factor));
+    if (p->rope.kind != LQ_ROPE_LLAMA3) return LQ_OK;
+    LQ_TRY(positive(ctx, r, "low_freq_factor", true, 1, 1e-3, 1e6, &p->rope.low));
+    LQ_TRY(positive(ctx, r, "high_freq_factor", true, 4, 1e-3, 1e6, &p->rope.high));
+    if (p->rope.high <= p->rope.low)
+        return lq_fail(ctx, LQ_ERR_FORMAT, "'high_freq_factor' %g is not above 'low_freq_factor' %g", p->rope.high, p->rope.low);
+    return u32(ctx, r, "original_max_position_embeddings", p->max_ctx, MAX_CTX, &p->rope.original);
 }
 
 static lq_status rope(lq_ctx *ctx, const json_t *c, lq_params *p) {
+    p->rope.dim = p->head_dim;
     const json_t *r = json_object_get(c, "rope_scaling");
     if (!r || json_is_null(r) || (json_is_object(r) && !json_object_size(r))) r = json_object_get(c, "rope_parameters");
     if (r && !json_is_null(r) && !json_is_object(r)) return lq_fail(ctx, LQ_ERR_FORMAT, "rope settings are not an object");
     double base, partial;
     LQ_TRY(positive(ctx, c, "rope_theta", false, 10000, 1, 1e15, &base));
-    LQ_TRY(positive(ctx, r, "rope_theta", false, base, 1, 1e15, &p->rope_base));
+    LQ_TRY(positive(ctx, r, "rope_theta", false, base, 1, 1e15, &p->rope.base));
     LQ_TRY(lq_json_real(ctx, c, "partial_rotary_factor", false, 1, &partial));
     LQ_TRY(lq_json_real(ctx, r, "partial_rotary_factor", false, partial, &partial));
     if (partial != 1) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rotary positions on part of a head ('partial_rotary_factor' %g) are not supported", partial);
@@ -146,18 +147,18 @@ lq_status lq_params_from_hf(lq_ctx *ctx, const lq_arch *arch, const json_t *c, l
 }
 
 static json_t *rope_out(lq_ctx *ctx, const lq_params *p, lq_status *st) {
-    double factor = p->rope_factor, low = p->rope_low, high = p->rope_high;
-    int original = (int)p->rope_original;
+    double factor = p->rope.factor, low = p->rope.low, high = p->rope.high;
+    int original = (int)p->rope.original;
     *st = LQ_OK;
-    if (p->rope_div) {
+    if (p->rope.div) {
         original = 8192;
-        if (!lq_rope_recover(p, &factor, &low, &high)) {
+        if (!lq_rope_recover(&p->rope, &factor, &low, &high)) {
             *st = lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor 'rope_freqs.weight' fits no llama3 rope scaling that config.json could say");
             return NULL;
         }
-    } else if (p->rope == LQ_ROPE_DEFAULT) {
+    } else if (p->rope.kind == LQ_ROPE_DEFAULT) {
         return json_null();
-    } else if (p->rope == LQ_ROPE_LINEAR) {
+    } else if (p->rope.kind == LQ_ROPE_LINEAR) {
         return json_pack("{s:s, s:f}", "rope_type", "linear", "factor", factor);
     }
     return json_pack("{s:s, s:f, s:f, s:f, s:i}", "rope_type", "llama3", "factor", factor, "low_freq_factor", low, "high_freq_factor", high,
@@ -194,7 +195,7 @@ lq_status lq_params_to_hf(lq_ctx *ctx, const lq_arch *arch, const lq_params *p, 
                           "model_type", arch->model_types[0], "hidden_size", (int)p->hidden, "intermediate_size", (int)p->ffn,
                           "num_hidden_layers", (int)p->n_layers, "num_attention_heads", (int)p->n_heads, "num_key_value_heads", (int)p->n_kv_heads,
                           "head_dim", (int)p->head_dim, "vocab_size", (int)p->vocab, "max_position_embeddings", (int)p->max_ctx, "rms_norm_eps",
-                          shortest(p->norm_eps), "rope_theta", p->rope_base, "rope_scaling", scaling, "hidden_act", lq_actfn_names[p->act],
+                          shortest(p->norm_eps), "rope_theta", p->rope.base, "rope_scaling", scaling, "hidden_act", lq_actfn_names[p->act],
                           "tie_word_embeddings", p->tied);
     if (!c) return lq_oom(ctx, 0);
     family_out(&arch->family, p, c);

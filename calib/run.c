@@ -13,7 +13,7 @@ static lq_status rope_tables(lq_ctx *ctx, lq_run *r, uint32_t positions) {
     uint64_t n;
     bool ok = inv && lq_mul_ok(positions, half, &n) && (r->cos = LQ_NEWN(float, n)) && (r->sin = LQ_NEWN(float, n));
     if (!ok) return lq_free(inv), lq_oom(ctx, (size_t)positions * half * 8);
-    lq_rope_inv_freq(r->par, inv);
+    lq_rope_inv_freq(&r->par->rope, positions, inv);
     for (uint32_t pos = 0; pos < positions; pos++)
         for (uint32_t j = 0; j < half; j++) {
             double angle = (float)pos * (float)inv[j]; /* rounded as published code rounds it */

@@ -133,12 +133,12 @@ static void no_bias(fixture *f, lq_role a, lq_role b, lq_role c) {
 static void ones(float *v, uint32_t n) {
     for (uint32_t i = 0; v && i < n; i++) v[i] = 1;
 }
-static void off_rope_scaling(fixture *f) { f->m->par.rope = LQ_ROPE_DEFAULT; }
-static void off_rope_base(fixture *f) { f->m->par.rope_base /= 2; }
-static void off_rope_factor(fixture *f) { f->m->par.rope_factor = 2; }
-static void off_rope_low(fixture *f) { f->m->par.rope_low = 0.25; }
-static void off_rope_high(fixture *f) { f->m->par.rope_high = 1.5; }
-static void off_rope_original(fixture *f) { f->m->par.rope_original = 128; }
+static void off_rope_scaling(fixture *f) { f->m->par.rope.kind = LQ_ROPE_DEFAULT; }
+static void off_rope_base(fixture *f) { f->m->par.rope.base /= 2; }
+static void off_rope_factor(fixture *f) { f->m->par.rope.factor = 2; }
+static void off_rope_low(fixture *f) { f->m->par.rope.low = 0.25; }
+static void off_rope_high(fixture *f) { f->m->par.rope.high = 1.5; }
+static void off_rope_original(fixture *f) { f->m->par.rope.original = 128; }
 static void off_window(fixture *f) { f->m->par.window = 0; }
 static void wider_window(fixture *f) { f->m->par.window++; }
 static void off_eps(fixture *f) { f->m->par.norm_eps = 0.1f; }

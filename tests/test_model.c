@@ -347,8 +347,8 @@ static void write_gguf(const lq_model *hf, stored *s, const float *div) {
     kv_u32(&meta, "llama.block_count", p->n_layers), kv_u32(&meta, "llama.feed_forward_length", p->ffn);
     kv_u32(&meta, "llama.attention.head_count", p->n_heads), kv_u32(&meta, "llama.attention.head_count_kv", p->n_kv_heads);
     kv_u32(&meta, "llama.rope.dimension_count", p->head_dim), kv_u32(&meta, "tokenizer.ggml.bos_token_id", 1);
-    kv_f32(&meta, "llama.attention.layer_norm_rms_epsilon", p->norm_eps), kv_f32(&meta, "llama.rope.freq_base", (float)p->rope_base);
-    if (p->rope == LQ_ROPE_LINEAR) kv_text(&meta, "llama.rope.scaling.type", "linear"), kv_f32(&meta, "llama.rope.scaling.factor", (float)p->rope_factor);
+    kv_f32(&meta, "llama.attention.layer_norm_rms_epsilon", p->norm_eps), kv_f32(&meta, "llama.rope.freq_base", (float)p->rope.base);
+    if (p->rope.kind == LQ_ROPE_LINEAR) kv_text(&meta, "llama.rope.scaling.type", "linear"), kv_f32(&meta, "llama.rope.scaling.factor", (float)p->rope.factor);
     for (size_t i = 0; i < hf->cat.n; i++) {
         const lq_row *r = &hf->cat.rows[i];
         size_t at = named(s, r->name), cols = lq_row_cols(r);
@@ -366,7 +366,7 @@ static void write_gguf(const lq_model *hf, stored *s, const float *div) {
         while (data.n % 32) put(&data, "", 1);
     }
     lq_buf file = {0};
-    put(&file, "GGUF\3\0\0\0", 8), put_u64(&file, hf->cat.n + (div ? 1 : 0)), put_u64(&file, p->rope == LQ_ROPE_LINEAR ? 13 : 11);
+    put(&file, "GGUF\3\0\0\0", 8), put_u64(&file, hf->cat.n + (div ? 1 : 0)), put_u64(&file, p->rope.kind == LQ_ROPE_LINEAR ? 13 : 11);
     put(&file, meta.v, meta.n), put(&file, info.v, info.n);
     while (file.n % 32) put(&file, "", 1);
     put(&file, data.v, data.n);
@@ -397,8 +397,8 @@ static void check_gguf(const char *variant, bool divisors) {
     snprintf(path, sizeof path, GOLDEN "%s", variant);
     OK(try_open(path, false, &src, &m));
     lq_params plain = m->par;
-    plain.rope = LQ_ROPE_DEFAULT;
-    lq_rope_inv_freq(&m->par, with), lq_rope_inv_freq(&plain, without);
+    plain.rope.kind = LQ_ROPE_DEFAULT;
+    lq_rope_inv_freq(&m->par.rope, 48, with), lq_rope_inv_freq(&plain.rope, 48, without);
     for (uint32_t j = 0; j < m->par.head_dim / 2; j++) div[j] = (float)(without[j] / with[j]);
     read_stored(variant, &s);
     write_gguf(m, &s, divisors ? div : NULL);
@@ -409,9 +409,9 @@ static void check_gguf(const char *variant, bool divisors) {
     OK(lq_model_config(&ctx, m2, &c));
     lq_params back = {0};
     OK(lq_params_from_hf(&ctx, &lq_arch_llama, c, &back));
-    assert_true(back.norm_eps == m->par.norm_eps && back.rope_base == m->par.rope_base && back.rope == m->par.rope && back.tied == m->par.tied &&
+    assert_true(back.norm_eps == m->par.norm_eps && back.rope.base == m->par.rope.base && back.rope.kind == m->par.rope.kind && back.tied == m->par.tied &&
                 back.qkv_bias == m->par.qkv_bias && back.o_bias == m->par.o_bias && back.mlp_bias == m->par.mlp_bias);
-    lq_rope_inv_freq(&back, without);
+    lq_rope_inv_freq(&back.rope, 48, without);
     for (uint32_t j = 0; j < m->par.head_dim / 2; j++) assert_true(fabs(without[j] / with[j] - 1) < 1e-4);
     assert_int_equal(json_integer_value(json_object_get(c, "bos_token_id")), 1);
     json_decref(c);
@@ -436,15 +436,15 @@ static void llama3_settings_are_recovered_from_the_divisors_of_real_models(void 
     static const struct { double factor; uint32_t dim; } real[] = {{8, 128}, {32, 64}};
     for (int i = 0; i < 2; i++) {
         double with[64], without[64], div[64], factor, low, high;
-        lq_params p = {.head_dim = real[i].dim, .rope_base = 500000, .rope = LQ_ROPE_LLAMA3, .rope_factor = real[i].factor, .rope_low = 1, .rope_high = 4, .rope_original = 8192};
-        lq_rope_inv_freq(&p, with);
-        p.rope = LQ_ROPE_DEFAULT;
-        lq_rope_inv_freq(&p, without);
-        for (uint32_t j = 0; j < p.head_dim / 2; j++) div[j] = (float)(without[j] / with[j]);
-        p.rope_div = div;
+        lq_rope p = {.dim = real[i].dim, .base = 500000, .kind = LQ_ROPE_LLAMA3, .factor = real[i].factor, .low = 1, .high = 4, .original = 8192};
+        lq_rope_inv_freq(&p, 48, with);
+        p.kind = LQ_ROPE_DEFAULT;
+        lq_rope_inv_freq(&p, 48, without);
+        for (uint32_t j = 0; j < p.dim / 2; j++) div[j] = (float)(without[j] / with[j]);
+        p.div = div;
         assert_true(lq_rope_recover(&p, &factor, &low, &high));
         assert_true(fabs(factor - real[i].factor) < 1e-5 && low == 1 && high == 4);
-        div[p.head_dim / 2 - 8] *= 1.5;
+        div[p.dim / 2 - 8] *= 1.5;
         assert_false(lq_rope_recover(&p, &factor, &low, &high));
     }
 }
