@@ -245,6 +245,8 @@ static lq_status load_row(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load how
     if (r->part == LQ_PART_BIAS && of && of->cols) l->lin[r->slot.role].bias = (float *)(void *)mem;
     else if (r->part == LQ_PART_BIAS) l->shift[r->slot.role] = (float *)(void *)mem;
     else l->norm[r->slot.role] = (float *)(void *)mem;
+    if (r->part == LQ_PART_WEIGHT && m->par.norm_plus_one)
+        for (uint64_t i = 0; i < lq_row_elems(r); i++) ((float *)(void *)mem)[i] += 1;
     return LQ_OK;
 }
 

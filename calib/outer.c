@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* What stands before and after the blocks: x = norm(P_in E[id] + pos[offset + position]) and logits = H P_out norm(x) + b; the
- * model's tables say which of these it has. */
+/* What stands before and after the blocks: x = norm(P_in s E[id] + pos[offset + position]) and logits = cap((H P_out norm(x) + b) / c);
+ * the model's tables and parameters say which of these it has. */
 #include "calib/forward.h"
 #include "calib/run.h"
 
+#include <math.h>
 #include <string.h>
 
 static void table_row(const lq_model *m, const lq_linear *e, uint32_t row, float *out) {
@@ -42,6 +43,7 @@ lq_status lq_embed(lq_ctx *ctx, const lq_model *m, const int32_t *ids, uint32_t 
     float *x = in->rows ? LQ_NEWN(float, (size_t)n * e->cols) : out;
     if (!x) return lq_oom(ctx, (size_t)n * e->cols * sizeof *x);
     for (uint32_t i = 0; i < n; i++) table_row(m, e, (uint32_t)ids[i], x + (size_t)i * e->cols);
+    for (size_t i = 0; m->par.embed_scale > 0 && i < (size_t)n * e->cols; i++) x[i] *= m->par.embed_scale;
     lq_status st = in->rows ? lq_linear_apply(ctx, m->k, in, x, n, out) : LQ_OK;
     if (x != out) lq_free(x);
     if (!st) st = add_positions(ctx, m, n, pos, out);
@@ -66,7 +68,15 @@ lq_status lq_head_input(lq_ctx *ctx, const lq_model *m, const float *hidden, uin
     return LQ_OK;
 }
 
-lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits) {
+typedef struct finish { float *v, div, cap; uint32_t cols; } finish;
+static void finish_row(void *arg, size_t i) {
+    const finish *f = arg;
+    float *v = f->v + i * f->cols;
+    for (uint32_t c = 0; f->div > 0 && c < f->cols; c++) v[c] /= f->div;
+    for (uint32_t c = 0; f->cap > 0 && c < f->cols; c++) v[c] = f->cap * tanhf(v[c] / f->cap);
+}
+
+static lq_status multiply(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits) {
     if (!m->outer.lin[LQ_R_PROJ_OUT].rows) return lq_linear_apply(ctx, m->k, head(m), hidden, n, logits);
     float *x = LQ_NEWN(float, (size_t)n * lq_head_width(m));
     if (!x) return lq_oom(ctx, (size_t)n * lq_head_width(m) * sizeof *x);
@@ -74,4 +84,12 @@ lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_
     if (!st) st = lq_linear_apply(ctx, m->k, head(m), x, n, logits);
     lq_free(x);
     return st;
+}
+
+lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits) {
+    const lq_params *p = &m->par;
+    LQ_TRY(multiply(ctx, m, hidden, n, logits));
+    if (p->logit_div > 0 || p->logit_cap > 0)
+        lq_spread(n, (uint64_t)n * p->vocab, finish_row, &(finish){logits, p->logit_div, p->logit_cap, p->vocab});
+    return LQ_OK;
 }

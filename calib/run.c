@@ -8,21 +8,26 @@
 
 enum { RUN_BYTES = 48 << 20, CHUNK_MIN = 256, CHUNK_MAX = 2048, SLICE = 16 }; /* tokens */
 
-static lq_status rope_tables(lq_ctx *ctx, lq_run *r, uint32_t positions) {
-    uint32_t half = r->par->rope.dim / 2;
-    double *inv = LQ_NEWN(double, half);
+static lq_status rope_table(lq_ctx *ctx, const lq_rope *rope, uint32_t positions, float **cosines, float **sines) {
+    uint32_t half = rope->dim / 2;
+    double *inv = LQ_NEWN(double, half), scale = rope->scale > 0 ? rope->scale : 1;
     uint64_t n;
-    bool ok = inv && lq_mul_ok(positions, half, &n) && (r->cos = LQ_NEWN(float, n)) && (r->sin = LQ_NEWN(float, n));
+    bool ok = inv && lq_mul_ok(positions, half, &n) && (*cosines = LQ_NEWN(float, n)) && (*sines = LQ_NEWN(float, n));
     if (!ok) return lq_free(inv), lq_oom(ctx, (size_t)positions * half * 8);
-    lq_rope_inv_freq(&r->par->rope, positions, inv);
+    lq_rope_inv_freq(rope, positions, inv);
     for (uint32_t pos = 0; pos < positions; pos++)
         for (uint32_t j = 0; j < half; j++) {
             double angle = (float)pos * (float)inv[j]; /* rounded as published code rounds it */
-            r->cos[(size_t)pos * half + j] = (float)cos(angle);
-            r->sin[(size_t)pos * half + j] = (float)sin(angle);
+            (*cosines)[(size_t)pos * half + j] = (float)(cos(angle) * scale);
+            (*sines)[(size_t)pos * half + j] = (float)(sin(angle) * scale);
         }
     lq_free(inv);
     return LQ_OK;
+}
+
+static lq_status rope_tables(lq_ctx *ctx, lq_run *r, uint32_t positions) {
+    LQ_TRY(rope_table(ctx, &r->par->rope, positions, &r->turn[0].cos, &r->turn[0].sin));
+    return r->par->two_ropes ? rope_table(ctx, &r->par->local_rope, positions, &r->turn[1].cos, &r->turn[1].sin) : LQ_OK;
 }
 
 static bool callers(int t) { return t == T_RESID || t == T_K || t == T_V; }
@@ -58,8 +63,10 @@ lq_status lq_run_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l) {
 void lq_run_free(lq_run *r) {
     lq_work_free(&r->work);
     lq_free(r->mem);
-    lq_free(r->cos);
-    lq_free(r->sin);
+    for (int i = 0; i < 2; i++) {
+        lq_free(r->turn[i].cos);
+        lq_free(r->turn[i].sin);
+    }
     *r = (lq_run){0};
 }
 
@@ -68,7 +75,7 @@ typedef struct tokens { /* an op that treats every token alike */
     const lq_op *op;
     const float *x, *x2;
     float *y;
-    uint32_t n, width;
+    uint32_t n, width, layer;
     const lq_span *spans;
 } tokens;
 
@@ -91,11 +98,14 @@ void lq_run_norm(const lq_kernels *k, const lq_params *p, const float *gain, con
 static void rope_slice(void *arg, size_t i) {
     const tokens *a = arg;
     const lq_span *s = a->spans;
-    uint32_t d = a->r->par->head_dim, rot = a->r->par->rope.dim, end = slice_end(a, i);
+    const lq_rope *rope = lq_params_rope(a->r->par, a->layer);
+    const float *cosines = a->r->turn[rope != &a->r->par->rope].cos, *sines = a->r->turn[rope != &a->r->par->rope].sin;
+    void (*turn)(float *, uint32_t, uint32_t, uint32_t, const float *, const float *) = rope->pairs ? a->r->k->rope_pairs : a->r->k->rope;
+    uint32_t d = a->r->par->head_dim, end = slice_end(a, i);
     for (uint32_t t = (uint32_t)i * SLICE; t < end; t++) {
         while (t >= s->first + s->n) s++;
-        size_t at = (size_t)(s->pos + t - s->first) * (rot / 2);
-        a->r->k->rope(a->y + (size_t)t * a->width, a->width / d, d, rot, a->r->cos + at, a->r->sin + at);
+        size_t at = (size_t)(s->pos + t - s->first) * (rope->dim / 2);
+        turn(a->y + (size_t)t * a->width, a->width / d, d, rope->dim, cosines + at, sines + at);
     }
 }
 
@@ -129,27 +139,28 @@ static void split_slice(void *arg, size_t i) {
 static void add_slice(void *arg, size_t i) {
     const tokens *a = arg;
     size_t from = i * SLICE * a->width, n = (size_t)slice_end(a, i) * a->width - from;
-    a->r->k->add(a->y + from, a->x + from, n);
+    float scale = a->r->par->resid_scale, *x = a->r->t[T_NONE];
+    for (size_t j = from; scale > 0 && j < from + n; j++) x[j] *= scale;
+    a->r->k->add(a->y + from, x + from, n);
 }
 
-/* LINEAR and NORM: what may be added instead of set. */
-static void linear_or_norm(lq_run *r, const lq_layer *l, const lq_op *op, uint32_t n) {
-    float *x = r->t[op->in[0]], *out = r->t[op->out & ~LQ_OUT_ADD], *y = op->out & LQ_OUT_ADD ? r->t[T_NONE] : out;
-    if (op->kind == LQ_OP_LINEAR) lq_linear_run(r->k, &r->work, &l->lin[op->role], x, n, y);
-    else lq_run_norm(r->k, r->par, l->norm[op->role], l->shift[op->role], x, r->width[op->in[0]], n, y);
-    if (y != out) each_slice(&(tokens){.r = r, .x = y, .y = out, .n = n, .width = r->width[op->out & ~LQ_OUT_ADD]}, add_slice);
+/* Where an op writes, and what is left to do then. */
+static float *target(lq_run *r, const lq_op *op) { return r->t[op->out & LQ_OUT_ADD ? T_NONE : op->out]; }
+static void add_branch(lq_run *r, const lq_op *op, uint32_t n) {
+    int t = op->out & ~LQ_OUT_ADD;
+    if (op->out & LQ_OUT_ADD) each_slice(&(tokens){.r = r, .y = r->t[t], .n = n, .width = r->width[t]}, add_slice);
 }
 
 void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uint32_t to, uint32_t n, const lq_span *spans, uint32_t n_spans) {
     for (const lq_op *op = r->arch->block + from; op < r->arch->block + to; op++) {
         if (!lq_params_has(r->par, op->only_if)) continue;
-        float *x = r->t[op->in[0]], *y = r->t[op->out & ~LQ_OUT_ADD];
+        float *x = r->t[op->in[0]], *y = target(r, op);
         uint32_t width = r->width[op->in[0]], d = r->par->head_dim;
-        tokens a = {.r = r, .op = op, .x = x, .x2 = r->t[op->in[1]], .y = y, .n = n, .width = width, .spans = spans};
+        tokens a = {.r = r, .op = op, .x = x, .x2 = r->t[op->in[1]], .y = y, .n = n, .width = width, .layer = layer, .spans = spans};
         switch (op->kind) {
-        case LQ_OP_NORM:
-        case LQ_OP_LINEAR: linear_or_norm(r, l, op, n); break;
+        case LQ_OP_NORM: lq_run_norm(r->k, r->par, l->norm[op->role], l->shift[op->role], x, width, n, y); break;
         case LQ_OP_HEAD_NORM: lq_run_norm(r->k, r->par, l->norm[op->role], l->shift[op->role], x, d, n * (width / d), y); break;
+        case LQ_OP_LINEAR: lq_linear_run(r->k, &r->work, &l->lin[op->role], x, n, y); break;
         case LQ_OP_SPLIT:
         case LQ_OP_SPLIT_HEADS: each_slice(&a, split_slice); break;
         case LQ_OP_ACT: each_slice(&a, act_slice); break;
@@ -158,5 +169,6 @@ void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uin
         case LQ_OP_GLU: each_slice(&a, glu_slice); break;
         case LQ_OP_END: return;
         }
+        add_branch(r, op, n);
     }
 }

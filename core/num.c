@@ -52,6 +52,15 @@ uint8_t lq_f32_e4m3(float f) {
 float lq_e5m2_f32(uint8_t v) { return lq_f16_f32((uint16_t)(v << 8)); }
 float lq_e8m0_f32(uint8_t v) { return v == 255 ? NAN : ldexpf(1.0f, v - 127); }
 
+uint8_t lq_f32_e8m0(float f) {
+    int e;
+    if (!(f > 0)) return 0;
+    if (isinf(f)) return 254;
+    float m = frexpf(f, &e); /* f = m 2^e, m in [1/2, 1) */
+    e += m >= 0.75f ? 127 : 126;
+    return (uint8_t)(e < 0 ? 0 : e > 254 ? 254 : e);
+}
+
 float lq_round_sig(float f, int sig) {
     if (f == 0 || !isfinite(f)) return f;
     int e;

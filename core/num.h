@@ -19,6 +19,7 @@ float lq_e4m3_f32(uint8_t v);  /* OCP FP8 E4M3FN: bias 7, max 448, 0x7F/0xFF NaN
 uint8_t lq_f32_e4m3(float f);  /* nearest even, saturating at +-448 */
 float lq_e5m2_f32(uint8_t v);
 float lq_e8m0_f32(uint8_t v);  /* 2^(v-127); 255 is NaN */
+uint8_t lq_f32_e8m0(float f);  /* nearest power of two, a tie to the larger; saturating; 0 and negative give the smallest */
 /* f kept to `sig` significant bits (round to nearest even); sig in 1..24. Zero, infinity and NaN pass. */
 float lq_round_sig(float f, int sig);
 

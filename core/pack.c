@@ -27,7 +27,7 @@ void lq_code_put(uint8_t *row, uint32_t bits, size_t k, uint32_t code) {
     }
 }
 
-void lq_codes_unpack(const uint8_t *row, uint32_t bits, size_t n, uint16_t *codes) {
+void lq_codes_unpack(const uint8_t *row, uint32_t bits, size_t n, uint16_t *codes) { /* bits <= 16 */
     uint32_t mask = (1u << bits) - 1, have = 0;
     uint64_t window = 0;
     for (size_t k = 0; k < n; k++) {

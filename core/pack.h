@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* bits in 1..16. get reads and put writes single codes; the row forms do n of them from code 0. */
+/* get reads and put writes single codes of 1..32 bits; the row forms do n codes of at most 16 bits from code 0. */
 uint32_t lq_code_get(const uint8_t *row, uint32_t bits, size_t k);
 void lq_code_put(uint8_t *row, uint32_t bits, size_t k, uint32_t code); /* overwrites */
 void lq_codes_unpack(const uint8_t *row, uint32_t bits, size_t n, uint16_t *codes);

@@ -6,6 +6,7 @@
 #include "core/pack.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static bool plane_eq(const lq_plane_desc *a, const lq_plane_desc *b) {
     return a->dtype == b->dtype && a->sig == b->sig && a->tile_r == b->tile_r && a->tile_c == b->tile_c && a->parent == b->parent && a->span == b->span;
@@ -15,7 +16,8 @@ bool lq_scheme_eq(const lq_scheme *a, const lq_scheme *b) {
     return a->grid.kind == b->grid.kind && a->grid.bits == b->grid.bits && a->grid.vec == b->grid.vec && a->grid.bias == b->grid.bias &&
            a->zero_kind == b->zero_kind && plane_eq(&a->scale, &b->scale) && plane_eq(&a->zero, &b->zero) &&
            a->act.kind == b->act.kind && a->act.dtype == b->act.dtype && a->act.tile == b->act.tile &&
-           a->act.outlier == b->act.outlier && a->act.scope == b->act.scope && a->extra == b->extra;
+           a->act.outlier == b->act.outlier && a->act.scope == b->act.scope && a->extra == b->extra && a->rank == b->rank &&
+           a->sparse == b->sparse;
 }
 
 lq_scheme lq_scheme_int(int bits, int group, bool sym) {
@@ -28,11 +30,21 @@ lq_scheme lq_scheme_int(int bits, int group, bool sym) {
 }
 
 const char *lq_scheme_name(const lq_scheme *s, char *buf, size_t n) {
-    static const char *const kinds[] = {"int", "e2m1-", "e3m2-", "e4m3-", "e5m2-", "lut"};
-    static const char *const zeros[] = {"sym", "asym", "min"};
-    char group[24] = "row";
-    if (s->scale.tile_c) snprintf(group, sizeof group, "g%u", s->scale.tile_c);
-    snprintf(buf, n, "%s%u-%s-%s", kinds[s->grid.kind], s->grid.bits, zeros[s->zero_kind], group);
+    static const char *const kinds[] = {"int", "e2m1-", "e3m2-", "e4m3-", "e5m2-", "lut", "f", "bf", "f"};
+    static const char *const luts[] = {"lut", "nf", "fp", "sign"}, *const acts[] = {"", "-a", "-static-a"};
+    const char *kind = s->grid.kind == LQ_GRID_LUT ? luts[s->grid.bias] : kinds[s->grid.kind], *zero = "";
+    char tile[40] = "", act[40] = "", more[40] = "";
+    if (s->grid.kind == LQ_GRID_INT) zero = s->zero_kind == LQ_ZERO_MIN ? "-min" : s->zero_kind == LQ_ZERO_NONE ? "-sym" : s->zero.dtype == LQ_U8 ? "-asym" : "-fz";
+    if (s->scale.dtype != LQ_NONE) {
+        if (s->scale.tile_r == LQ_FLAT) snprintf(tile, sizeof tile, "-block%u", s->scale.tile_c);
+        else if (s->scale.tile_r != 1) snprintf(tile, sizeof tile, s->scale.tile_r ? "-%ux%u" : "-tensor", s->scale.tile_r, s->scale.tile_c);
+        else snprintf(tile, sizeof tile, s->scale.tile_c ? "-g%u" : "-row", s->scale.tile_c);
+    }
+    if (s->act.kind) snprintf(act, sizeof act, "%s%u%s", acts[s->act.kind], 8 * lq_dtypes[s->act.dtype].bytes, s->act.outlier > 0 ? "-outliers" : "");
+    if (s->extra & LQ_X_OUTLIERS) strcat(more, "-sparse");
+    if (s->extra & LQ_X_OUTLIER_COLS) strcat(more, "-cols");
+    if (s->extra & LQ_X_LOWRANK) snprintf(more + strlen(more), sizeof more - strlen(more), "-r%u", s->rank);
+    snprintf(buf, n, "%s%u%s%s%s%s", kind, s->grid.bits, zero, tile, act, more);
     return buf;
 }
 
@@ -56,11 +68,29 @@ static uint64_t plane_bytes(const lq_plane_desc *d, uint32_t rows, uint32_t cols
     return (uint64_t)n * lq_dtypes[d->dtype].bytes + (uint64_t)parents(d, n) * lq_dtypes[d->parent].bytes;
 }
 
-uint64_t lq_scheme_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols) {
+/* Codes, planes, tables and low rank: what does not depend on the data. */
+static uint64_t dense_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols) {
     uint64_t n = ((uint64_t)cols * s->grid.bits + 7) / 8 * rows + plane_bytes(&s->scale, rows, cols);
     if (s->zero_kind != LQ_ZERO_NONE) /* integer zero points take as many bits as a code in every format */
         n += s->zero.dtype == LQ_U8 ? ((uint64_t)lq_plane_count(&s->zero, rows, cols) * s->grid.bits + 7) / 8 : plane_bytes(&s->zero, rows, cols);
-    if (s->grid.kind == LQ_GRID_LUT) n += ((uint64_t)2 << s->grid.bits) * (s->extra & LQ_X_LUT_PER_ROW ? rows : 1);
+    if (s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA) n += ((uint64_t)2 << s->grid.bits) * (s->extra & LQ_X_LUT_PER_ROW ? rows : 1);
+    return n + (s->extra & LQ_X_LOWRANK ? 2 * (uint64_t)s->rank * ((uint64_t)rows + cols) : 0);
+}
+
+static uint64_t csr_bytes(uint64_t n, uint32_t rows, uint32_t cols) { return n * (cols <= 65536 ? 4 : 6) + 4 * ((uint64_t)rows + 1); }
+static uint64_t cols_bytes(uint64_t n, uint32_t rows) { return n * (4 + 2 * (uint64_t)rows); }
+
+uint64_t lq_scheme_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols) {
+    uint64_t n = dense_bytes(s, rows, cols);
+    if (s->extra & LQ_X_OUTLIERS) n += csr_bytes((uint64_t)rows * cols * s->sparse / 10000, rows, cols);
+    if (s->extra & LQ_X_OUTLIER_COLS) n += cols_bytes(s->sparse < cols ? s->sparse : cols, rows);
+    return n;
+}
+
+uint64_t lq_qtensor_bytes(const lq_qtensor *q) {
+    uint64_t n = dense_bytes(&q->sch, q->rows, q->cols);
+    if (q->sch.extra & LQ_X_OUTLIERS) n += csr_bytes(q->outliers.n, q->rows, q->cols);
+    if (q->sch.extra & LQ_X_OUTLIER_COLS) n += cols_bytes(q->outlier_cols.n, q->rows);
     return n;
 }
 
@@ -76,6 +106,37 @@ static bool plane_init(lq_arena *mem, const lq_plane_desc *d, lq_plane *p, uint3
     return p->v != NULL;
 }
 
+/* NF4: quantiles of the normal distribution (Dettmers et al. 2023, arXiv 2305.14314); FP4: bitsandbytes' order of codes. */
+static const float nf4[16] = {-1, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
+                              -0.09105003625154495f, 0, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+                              0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1};
+static const float fp4[8] = {0, 0.0052083333f, 0.66666667f, 1, 0.33333333f, 0.5f, 0.16666667f, 0.25f};
+
+static void fill_lut(lq_qtensor *q) {
+    uint32_t n = 1u << q->sch.grid.bits;
+    for (uint32_t i = 0; i < n; i++) switch (q->sch.grid.bias) {
+        case LQ_LUT_NF4: q->lut[i] = nf4[i & 15]; break;
+        case LQ_LUT_FP4: q->lut[i] = i & 8 ? -fp4[i & 7] : fp4[i & 7]; break;
+        case LQ_LUT_SIGN: q->lut[i] = i & 1 ? 1 : -1; break;
+        default: break;
+        }
+}
+
+lq_status lq_qtensor_outliers(lq_ctx *ctx, lq_qtensor *q, uint32_t n) {
+    lq_csr *o = &q->outliers;
+    o->n = n;
+    bool ok = (o->row = lq_arena_alloc(q->mem, ((size_t)q->rows + 1) * 4)) && (o->col = lq_arena_alloc(q->mem, (size_t)n * 4 + 4)) &&
+              (o->v = lq_arena_alloc(q->mem, (size_t)n * 2 + 2));
+    return ok ? LQ_OK : lq_oom(ctx, (size_t)n * 6);
+}
+
+lq_status lq_qtensor_outlier_cols(lq_ctx *ctx, lq_qtensor *q, uint32_t n) {
+    lq_cols *o = &q->outlier_cols;
+    o->n = n;
+    bool ok = (o->idx = lq_arena_alloc(q->mem, (size_t)n * 4 + 4)) && (o->v = lq_arena_alloc(q->mem, (size_t)n * q->rows * 2 + 2));
+    return ok ? LQ_OK : lq_oom(ctx, (size_t)n * q->rows * 2);
+}
+
 lq_status lq_qtensor_init(lq_ctx *ctx, lq_qtensor *q, const lq_scheme *s, lq_slot slot, uint32_t rows, uint32_t cols) {
     *q = (lq_qtensor){.sch = *s, .slot = slot, .rows = rows, .cols = cols, .err_w = -1, .err_h = -1};
     q->row_bytes = (((size_t)cols * s->grid.bits + 7) / 8 + 15) / 16 * 16;
@@ -84,7 +145,10 @@ lq_status lq_qtensor_init(lq_ctx *ctx, lq_qtensor *q, const lq_scheme *s, lq_slo
     if (ok && s->grid.kind == LQ_GRID_LUT) {
         q->n_lut = s->extra & LQ_X_LUT_PER_ROW ? rows : 1;
         ok = (q->lut = lq_arena_alloc(q->mem, ((size_t)4 << s->grid.bits) * q->n_lut));
+        if (ok && q->n_lut == 1) fill_lut(q);
     }
+    if (ok && s->extra & LQ_X_LOWRANK)
+        ok = (q->lr.a = lq_arena_alloc(q->mem, (size_t)2 * rows * s->rank)) && (q->lr.b = lq_arena_alloc(q->mem, (size_t)2 * cols * s->rank));
     if (ok && s->extra & LQ_X_PERM) ok = (q->perm = lq_arena_alloc(q->mem, (size_t)cols * 4));
     if (ok) return LQ_OK;
     lq_qtensor_free(q);
@@ -121,19 +185,36 @@ float lq_plane_round(const lq_plane_desc *d, float v) {
     case LQ_F16: return lq_f16_f32(lq_f32_f16(v));
     case LQ_BF16: return lq_bf16_f32(lq_f32_bf16(v));
     case LQ_E4M3: return lq_e4m3_f32(lq_f32_e4m3(v));
+    case LQ_E8M0: return lq_e8m0_f32(lq_f32_e8m0(v));
     case LQ_U8: return v < 0 ? 0 : v > 255 ? 255 : rintf(v);
     case LQ_I8: return v < -128 ? -128 : v > 127 ? 127 : rintf(v);
     default: return v;
     }
 }
 
+static uint8_t nearest_entry(const float *lut, float v) {
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < 256; i++)
+        if (fabsf(lut[i] - v) < fabsf(lut[best] - v)) best = i;
+    return (uint8_t)best;
+}
+
 void lq_plane_set(const lq_plane_desc *d, lq_plane *p, size_t i, float v) {
+    if (d->parent != LQ_NONE) {
+        float up = scalar_get(d->parent, p->parent, d->span ? i / d->span : 0);
+        v = up != 0 ? (v - p->offset) / up : 0;
+    }
+    if (d->dtype == LQ_U8 && p->lut) {
+        ((uint8_t *)p->v)[i] = nearest_entry(p->lut, v);
+        return;
+    }
     v = lq_plane_round(d, v);
     switch (d->dtype) {
     case LQ_F32: ((float *)p->v)[i] = v; break;
     case LQ_F16: ((uint16_t *)p->v)[i] = lq_f32_f16(v); break;
     case LQ_BF16: ((uint16_t *)p->v)[i] = lq_f32_bf16(v); break;
     case LQ_E4M3: ((uint8_t *)p->v)[i] = lq_f32_e4m3(v); break;
+    case LQ_E8M0: ((uint8_t *)p->v)[i] = lq_f32_e8m0(v); break;
     case LQ_U8: ((uint8_t *)p->v)[i] = (uint8_t)v; break;
     case LQ_I8: ((int8_t *)p->v)[i] = (int8_t)v; break;
     default: break;
@@ -153,6 +234,9 @@ float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code) {
     case LQ_GRID_E2M1: return code & 8 ? -e2m1[code & 7] : e2m1[code & 7];
     case LQ_GRID_E4M3: return lq_e4m3_f32((uint8_t)code);
     case LQ_GRID_E5M2: return lq_e5m2_f32((uint8_t)code);
+    case LQ_GRID_F16: return lq_f16_f32((uint16_t)code);
+    case LQ_GRID_BF16: return lq_bf16_f32((uint16_t)code);
+    case LQ_GRID_F32: return lq_bits_f32(code);
     case LQ_GRID_LUT: return q->lut[((size_t)(q->n_lut > 1 ? r : 0) << q->sch.grid.bits) + code];
     case LQ_GRID_E3M2: break;
     }
@@ -160,6 +244,19 @@ float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code) {
     int e = (int)(code >> 2 & 7);
     float v = e ? ldexpf(4 + m, e - 5) : ldexpf(m, -4); /* OCP MX FP6 E3M2: bias 3 */
     return code & 32 ? -v : v;
+}
+
+void lq_qtensor_add_extras(const lq_qtensor *q, uint32_t r, float *w) {
+    const lq_scheme *s = &q->sch;
+    if (s->extra & LQ_X_LOWRANK)
+        for (uint32_t k = 0; k < s->rank; k++) {
+            float a = lq_f16_f32(q->lr.a[(size_t)r * s->rank + k]);
+            for (uint32_t c = 0; c < q->cols; c++) w[c] += a * lq_f16_f32(q->lr.b[(size_t)k * q->cols + c]);
+        }
+    if (s->extra & LQ_X_OUTLIERS && q->outliers.n)
+        for (uint32_t i = q->outliers.row[r]; i < q->outliers.row[r + 1]; i++) w[q->outliers.col[i]] += lq_f16_f32(q->outliers.v[i]);
+    if (s->extra & LQ_X_OUTLIER_COLS)
+        for (uint32_t i = 0; i < q->outlier_cols.n; i++) w[q->outlier_cols.idx[i]] = lq_f16_f32(q->outlier_cols.v[(size_t)r * q->outlier_cols.n + i]);
 }
 
 void lq_qtensor_decode_row(const lq_qtensor *q, uint32_t r, float *out) {
@@ -172,6 +269,7 @@ void lq_qtensor_decode_row(const lq_qtensor *q, uint32_t r, float *out) {
         float w = s->zero_kind == LQ_ZERO_MIN ? scale * a - zero : scale * (a - zero);
         out[q->perm ? q->perm[c] : c] = w;
     }
+    if (s->extra & (LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK)) lq_qtensor_add_extras(q, r, out);
 }
 
 static bool plane_bits_eq(const lq_plane_desc *d, const lq_plane *a, const lq_plane *b, uint32_t rows, uint32_t cols) {

@@ -12,14 +12,19 @@
 #include "core/dtype.h"
 #include "core/mem.h"
 
-typedef enum lq_grid_kind { LQ_GRID_INT, LQ_GRID_E2M1, LQ_GRID_E3M2, LQ_GRID_E4M3, LQ_GRID_E5M2, LQ_GRID_LUT } lq_grid_kind;
+typedef enum lq_grid_kind {
+    LQ_GRID_INT, LQ_GRID_E2M1, LQ_GRID_E3M2, LQ_GRID_E4M3, LQ_GRID_E5M2, LQ_GRID_LUT,
+    LQ_GRID_F16, LQ_GRID_BF16, LQ_GRID_F32 /* the code is the float itself: a matrix a method changed and left unquantized */
+} lq_grid_kind;
+/* What lut holds when grid.kind is LUT (in grid.bias): the method's own values, or a fixed table that lq_qtensor_init fills. */
+typedef enum lq_lut_id { LQ_LUT_DATA, LQ_LUT_NF4, LQ_LUT_FP4, LQ_LUT_SIGN, LQ_LUT_N } lq_lut_id;
 typedef enum lq_zero_kind { LQ_ZERO_NONE, LQ_ZERO_CODE, LQ_ZERO_MIN } lq_zero_kind;
 
 typedef struct lq_grid {     /* what a stored code means before scaling               */
     lq_grid_kind kind;
-    uint8_t bits;            /* stored bits per code, 1..16                           */
+    uint8_t bits;            /* stored bits per code, 1..16; 32 for F32               */
     uint8_t vec;             /* weights per code: 1 (2/4/8: vector codebooks, later)  */
-    int32_t bias;            /* INT: A(q) = q - bias; 8 = symmetric int4, 0 = asym    */
+    int32_t bias;            /* INT: A(q) = q - bias; 8 = symmetric int4, 0 = asym. LUT: lq_lut_id */
 } lq_grid;
 
 #define LQ_FLAT UINT32_MAX   /* tile_r: tiles run over the flattened matrix           */
@@ -40,7 +45,13 @@ typedef struct lq_act {      /* how the activations of this linear are quantized
     uint8_t scope;           /* 0: per row, 1: per batch column (bitsandbytes)        */
 } lq_act;
 
-enum { LQ_X_PERM = 1, LQ_X_PRESCALE = 2, LQ_X_HADAMARD = 4, LQ_X_OUTLIERS = 8, LQ_X_LOWRANK = 16, LQ_X_LUT_PER_ROW = 32 };
+enum {
+    LQ_X_PERM = 1, LQ_X_PRESCALE = 2, LQ_X_HADAMARD = 4,
+    LQ_X_OUTLIERS = 8,       /* a sparse matrix is added to the codes' values                            */
+    LQ_X_LOWRANK = 16,       /* a product of two thin matrices is added                                  */
+    LQ_X_LUT_PER_ROW = 32,
+    LQ_X_OUTLIER_COLS = 64,  /* some columns are kept in F16 and multiplied by activations as they are   */
+};
 
 typedef struct lq_scheme {   /* the TYPE of a quantized matrix: comparable, no data   */
     lq_grid grid;
@@ -48,6 +59,8 @@ typedef struct lq_scheme {   /* the TYPE of a quantized matrix: comparable, no d
     lq_plane_desc scale, zero;
     lq_act act;
     uint32_t extra;          /* LQ_X_*                                                */
+    uint16_t rank;           /* LOWRANK: columns of A                                 */
+    uint16_t sparse;         /* OUTLIERS: at most this many in 10 000 weights of a matrix; OUTLIER_COLS: at most this many columns */
 } lq_scheme;
 
 typedef struct lq_slot {     /* identity of a stored matrix; never a string           */
@@ -57,6 +70,24 @@ typedef struct lq_slot {     /* identity of a stored matrix; never a string     
 } lq_slot;
 
 typedef struct lq_plane { void *v, *parent; const float *lut; float offset; } lq_plane;
+
+typedef struct lq_csr {      /* sparse F16 values, added on top of the codes' */
+    uint32_t n;              /* values                                        */
+    uint32_t *row;           /* [rows + 1] where a row begins                 */
+    uint32_t *col;           /* [n] weight column, ascending in a row         */
+    uint16_t *v;             /* [n] F16                                       */
+} lq_csr;
+
+typedef struct lq_cols {     /* columns kept in F16; their codes mean 0 and their activations are neither rounded nor part of an absmax */
+    uint32_t n;
+    uint32_t *idx;           /* [n] weight column, ascending */
+    uint16_t *v;             /* [rows][n] F16                */
+} lq_cols;
+
+typedef struct lq_lowrank {  /* + a b; the rank is the scheme's */
+    uint16_t *a;             /* [rows][rank] F16 */
+    uint16_t *b;             /* [rank][cols] F16 */
+} lq_lowrank;
 
 typedef struct lq_qtensor {
     lq_scheme sch;
@@ -68,7 +99,11 @@ typedef struct lq_qtensor {
     float *lut;              /* [n_lut][1 << bits]; n_lut = 1 or rows                 */
     uint32_t n_lut;
     uint32_t *perm;          /* [cols] stored column c is weight column perm[c]; NULL = identity */
+    lq_csr outliers;         /* LQ_X_OUTLIERS                                         */
+    lq_cols outlier_cols;    /* LQ_X_OUTLIER_COLS                                     */
+    lq_lowrank lr;           /* LQ_X_LOWRANK                                          */
     float *bias;             /* [rows] linear bias; NULL: none                        */
+    float act_scale;         /* step of static activations; 0: none                   */
     double err_w, err_h;     /* |W-Q|^2/|W|^2 and tr(dHd')/tr(WHW'), filled by the pipeline; negative: not measured */
     lq_arena *mem;           /* owner of every pointer above                          */
 } lq_qtensor;
@@ -82,20 +117,28 @@ const char *lq_scheme_name(const lq_scheme *s, char *buf, size_t n);
 size_t lq_plane_count(const lq_plane_desc *d, uint32_t rows, uint32_t cols);
 /* Tile columns per row of tiles. */
 uint32_t lq_plane_cols(const lq_plane_desc *d, uint32_t cols);
-/* Bytes of codes, planes and tables of a matrix of this scheme: exact storage, row padding not counted. */
+/* Bytes of codes, planes, tables and extras of a matrix of this scheme: exact storage, row padding not counted; sparse parts at
+ * the most the scheme allows. */
 uint64_t lq_scheme_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols);
+uint64_t lq_qtensor_bytes(const lq_qtensor *q); /* the same with the sparse parts as they are */
 double lq_scheme_bpw(const lq_scheme *s, uint32_t rows, uint32_t cols); /* bits per weight, scales and zeros included */
 
-/* Fresh arena, zeroed codes and planes (lut and perm when the scheme says so). */
+/* Fresh arena, zeroed codes and planes (lut, perm, low rank when the scheme says so; the sparse parts are empty). */
 lq_status lq_qtensor_init(lq_ctx *ctx, lq_qtensor *q, const lq_scheme *s, lq_slot slot, uint32_t rows, uint32_t cols);
 void lq_qtensor_free(lq_qtensor *q);
-/* A plane element as float / stored from float with one rounding to the plane's dtype and sig. */
+/* Room for n sparse values or columns of a qtensor whose scheme has them: arrays zeroed, in its arena. */
+lq_status lq_qtensor_outliers(lq_ctx *ctx, lq_qtensor *q, uint32_t n);
+lq_status lq_qtensor_outlier_cols(lq_ctx *ctx, lq_qtensor *q, uint32_t n);
+/* A plane element as float / stored from float with one rounding to the plane's dtype and sig. With a second level the element
+ * is stored relative to its parent, which the caller has set before. */
 float lq_plane_get(const lq_plane_desc *d, const lq_plane *p, size_t i);
 void lq_plane_set(const lq_plane_desc *d, lq_plane *p, size_t i, float v);
-float lq_plane_round(const lq_plane_desc *d, float v); /* what set then get would give */
+float lq_plane_round(const lq_plane_desc *d, float v); /* what set then get would give, without a second level */
 size_t lq_plane_index(const lq_plane_desc *d, uint32_t cols, uint32_t r, uint32_t c); /* element that covers weight (r, c) */
 /* A(code): what a stored code of row r means before scaling. */
 float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code);
+/* w[cols] of row r, weight-column order: low rank and sparse values added, outlier columns set. Part of decode_row. */
+void lq_qtensor_add_extras(const lq_qtensor *q, uint32_t r, float *w);
 /* out[cols], weight-column order: THE definition of the value of a qtensor. */
 void lq_qtensor_decode_row(const lq_qtensor *q, uint32_t r, float *out);
 /* Same scheme, shape and every stored bit equal (errors not compared). */

@@ -40,14 +40,14 @@ static lq_status put_kept(road *r, const lq_row *row) {
 }
 
 static json_t *manifest(road *r) {
-    json_t *cal = r->plan.method->needs ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed) : json_null();
+    json_t *cal = r->needs ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed) : json_null();
     json_t *changed = r->plan.format->quant_config ? json_pack("[s]", "quantization_config") : json_array();
     return json_pack("{s:i, s:s, s:O, s:O, s:o, s:o, s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options,
                      "calibration", cal, "config_changes", changed, "modules", r->modules, "kept", lq_manifest_kept(&r->model->cat));
 }
 
 lq_status lq_assemble(road *r) {
-    json_t *meta = json_pack("{s:[s], s:b, s:b}", "quantizer", "lquant:" LQ_VERSION, "static_groups", 1, "true_sequential", r->plan.method->needs != 0);
+    json_t *meta = json_pack("{s:[s], s:b, s:b}", "quantizer", "lquant:" LQ_VERSION, "static_groups", 1, "true_sequential", r->needs != 0);
     json_t *damp = json_object_get(r->options, "damp-percent");
     if (meta && damp) json_object_set(meta, "damp_percent", damp);
     lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta};

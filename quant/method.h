@@ -12,6 +12,7 @@ typedef struct lq_weights {     /* a linear as a method sees it */
     const char *name;           /* for messages */
     uint32_t rows, cols;
     const float *w;             /* [rows][cols], finite */
+    float fuse_absmax;          /* max |w| over all linears that runtimes fuse with this one, itself included; 0: only itself */
 } lq_weights;
 
 typedef struct lq_outcome {     /* what happened to a linear: goes to the report, a fallback is never silent */
@@ -27,7 +28,10 @@ typedef struct lq_outcome {     /* what happened to a linear: goes to the report
 
 typedef struct lq_method {
     const char *name, *what, *paper;  /* feed --help, `lquant list methods`, the docs */
+    const char *type;                 /* default type (quant/types.h); '*' stands for --bits; NULL: "int*" */
     unsigned needs;                   /* LQ_NEED_*: calibration computes only these; 0: data-free */
+    unsigned (*needs_of)(const void *opts); /* instead of needs where options decide; NULL */
+    void (*refine)(const void *opts, lq_scheme *); /* what the options add to a linear's scheme (outliers, rank ...); NULL */
     const lq_opt *opts;               /* the method's own options; may be NULL */
     size_t opts_size;
     lq_status (*accept)(lq_ctx *, const void *opts, uint32_t rows, uint32_t cols, const lq_scheme *);
@@ -37,4 +41,5 @@ typedef struct lq_method {
 } lq_method;
 extern const lq_method *const lq_methods[]; /* order of `lquant list methods`; NULL ends */
 const lq_method *lq_method_by_name(const char *name);
+unsigned lq_method_needs(const lq_method *m, const void *opts);
 #endif

@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 const lq_opt lq_run_options[] = {
-    {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "NAME", NULL, NULL, 0, 0, 0, "gptq, lqt ... (lquant list formats); default: OUT's suffix, else gptq"},
+    {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "NAME", NULL, NULL, 0, 0, 0, "gptq, lqt ... (lquant list formats); default: OUT's suffix, else gptq where it holds the type, else lqt"},
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(lq_run_opts, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file of a checkpoint folder"},
     {"max-memory", NULL, LQ_OPT_SIZE, offsetof(lq_run_opts, max_memory), "SIZE", NULL, NULL, 0, 0, 0, "activations beyond it go to disk; default: a quarter of the machine's"},
     {"work-dir", "w", LQ_OPT_STRING, offsetof(lq_run_opts, work_dir), "DIR", NULL, NULL, 0, 0, 0, "where they go; default: TMPDIR or /tmp"},
@@ -34,11 +34,20 @@ void lq_run_sets(lq_run *run, lq_optset *sets) {
 
 /* ---- before any weight is touched ---- */
 
+/* gptq where it can hold the type, else our own. */
+static lq_status natural_format(road *r, const char **name) {
+    lq_scheme s;
+    LQ_TRY(lq_plan_base(r->ctx, &r->run->plan_opts, r->run->recipe.method, r->run->recipe.opts, &s));
+    *name = lq_format_by_name("gptq")->accept(NULL, &s, 1024, 1024 * (s.scale.tile_c ? s.scale.tile_c : 1)) ? "lqt" : "gptq";
+    if (**name == 'l') lq_log(r->ctx, LQ_LOG_INFO, "format lqt: the gptq format cannot hold this type");
+    return LQ_OK;
+}
+
 static lq_status choose_format(road *r, const lq_format **out) {
     const char *name = r->run->opts.format, *dot = strrchr(lq_path_base(r->run->out ? r->run->out : ""), '.');
     for (const lq_format *const *f = lq_formats; !name && *f && dot; f++)
         if ((*f)->ext && !strcmp((*f)->ext, dot)) name = (*f)->name;
-    if (!name) name = "gptq";
+    if (!name) LQ_TRY(natural_format(r, &name));
     *out = lq_format_by_name(name);
     if (*out) return LQ_OK;
     return lq_fail(r->ctx, LQ_ERR_USAGE, "unknown format '%s'; lquant list formats prints the known ones", name);
@@ -47,10 +56,11 @@ static lq_status choose_format(road *r, const lq_format **out) {
 static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
+    r->needs = lq_method_needs(method, r->run->recipe.opts);
     LQ_TRY(choose_format(r, &format));
     LQ_TRY(lq_source_open(r->ctx, r->run->in, &r->src));
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
-    LQ_TRY(lq_model_open(r->ctx, r->src, method->needs == 0, &r->model));
+    LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0, &r->model));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
     lq_log(r->ctx, LQ_LOG_INFO, "plan: %s to format %s, %u linears at %.3f bits per weight, %u kept, %.1f MB -> %.1f MB", method->name, format->name,
            r->plan.n_quantized, lq_plan_bpw(&r->plan), r->plan.n_kept, (double)r->plan.bytes_source / 1e6,
@@ -59,7 +69,7 @@ static lq_status open_and_plan(road *r) {
 }
 
 static lq_status gather_rows(road *r) {
-    if (!r->plan.method->needs) {
+    if (!r->needs) {
         lq_log(r->ctx, LQ_LOG_INFO, "%s is data-free: no calibration text is used", r->plan.method->name);
         return LQ_OK;
     }
@@ -75,7 +85,7 @@ static lq_status describe(road *r, char fingerprint[65]) {
     lq_buf text = {0};
     lq_optset sets[LQ_RUN_SETS + 1];
     lq_run_sets(r->run, sets);
-    if (!r->plan.method->needs) sets[2] = (lq_optset){lq_run_options, &r->run->opts, NULL}; /* calibration decides nothing */
+    if (!r->needs) sets[2] = (lq_optset){lq_run_options, &r->run->opts, NULL}; /* calibration decides nothing */
     r->inputs = lq_manifest_inputs(r->ctx, r->src, &st);
     if (st) return st;
     r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,true-sequential,report,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed,chat-template");

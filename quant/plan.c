@@ -27,37 +27,9 @@ lq_dtype lq_float_choice(int index) {
     return types[index];
 }
 
-const lq_type lq_types[] = {
-    {"keep", "as the input has it", 0},
-    {"int2", "2-bit integers", 2}, {"int3", "3-bit integers", 3}, {"int4", "4-bit integers", 4}, {"int8", "8-bit integers", 8},
-    {"W2A16", "int2 under vLLM's naming", 2}, {"W3A16", "int3 under vLLM's naming", 3},
-    {"W4A16", "int4 under vLLM's naming", 4}, {"W8A16", "int8 under vLLM's naming", 8},
-    {0}};
-
-/* What a linear is to become; bits 0: keep. */
-typedef struct want { int bits; int64_t group; bool asym; } want;
-
-static lq_status parse_type(lq_ctx *ctx, const char *text, const want *base, want *out) {
-    *out = *base;
-    size_t n = strcspn(text, "-");
-    const lq_type *t = lq_types;
-    while (t->name && !(strlen(t->name) == n && !memcmp(t->name, text, n))) t++;
-    if (!t->name) return lq_fail(ctx, LQ_ERR_USAGE, "unknown type '%s'; lquant list types prints the known ones", text);
-    out->bits = t->bits;
-    for (const char *p = text + n; *p;) {
-        size_t len = strcspn(++p, "-");
-        char part[16] = "";
-        if (len < sizeof part) memcpy(part, p, len);
-        unsigned g;
-        char tail;
-        if (!strcmp(part, "sym")) out->asym = false;
-        else if (!strcmp(part, "asym")) out->asym = true;
-        else if (!strcmp(part, "row")) out->group = -1;
-        else if (sscanf(part, "g%u%c", &g, &tail) == 1 && g > 0) out->group = g;
-        else return lq_fail(ctx, LQ_ERR_USAGE, "type '%s': '%.*s' is not sym, asym, row or gN", text, (int)len, p);
-        p += len;
-    }
-    return LQ_OK;
+/* What --scheme, or the method, and the options make of a linear that no rule names. */
+static lq_type_defaults defaults_of(const lq_plan_opts *o) {
+    return (lq_type_defaults){.group = o->group, .asym = o->asym, .f16_scales = o->scale_dtype};
 }
 
 static lq_status match(lq_ctx *ctx, const char *regex, size_t n, const char *name, bool *hit) {
@@ -78,22 +50,23 @@ static lq_status match(lq_ctx *ctx, const char *regex, size_t n, const char *nam
     return LQ_OK;
 }
 
-static lq_status rule_type(lq_ctx *ctx, const char *rule, const want *base, size_t *regex_len, want *out) {
+static lq_status rule_type(lq_ctx *ctx, const char *rule, const lq_plan_opts *o, size_t *regex_len, lq_want *out) {
     const char *eq = strrchr(rule, '=');
+    lq_type_defaults d = defaults_of(o);
     if (!eq || eq == rule) return lq_fail(ctx, LQ_ERR_USAGE, "--tensor-type %s: expected REGEX=TYPE", rule);
     *regex_len = (size_t)(eq - rule);
-    return parse_type(ctx, eq + 1, base, out);
+    return lq_type_parse(ctx, eq + 1, &d, out);
 }
 
 /* Every rule is well-formed; one that touches no linear is probably a mistake. */
-static lq_status check_rules(lq_ctx *ctx, const lq_catalog *cat, const lq_plan_opts *o, const want *base) {
+static lq_status check_rules(lq_ctx *ctx, const lq_catalog *cat, const lq_plan_opts *o) {
     for (size_t i = 0; i < o->tensor_type.n + o->ignore.n; i++) {
         bool typed = i < o->tensor_type.n, hit = false;
         const char *rule = typed ? o->tensor_type.v[i] : o->ignore.v[i - o->tensor_type.n];
         size_t n = strlen(rule);
-        want unused;
+        lq_want unused;
         char module[256];
-        if (typed) LQ_TRY(rule_type(ctx, rule, base, &n, &unused));
+        if (typed) LQ_TRY(rule_type(ctx, rule, o, &n, &unused));
         for (size_t k = 0; k < cat->n && !hit; k++)
             if (cat->rows[k].linear && cat->rows[k].part == LQ_PART_WEIGHT)
                 LQ_TRY(match(ctx, rule, n, lq_row_module(&cat->rows[k], module, sizeof module), &hit));
@@ -103,28 +76,28 @@ static lq_status check_rules(lq_ctx *ctx, const lq_catalog *cat, const lq_plan_o
 }
 
 /* The type the options ask for, before group size 0 is settled. */
-static lq_status wanted(lq_ctx *ctx, lq_row *row, const lq_plan_opts *o, const want *base, want *out) {
+static lq_status wanted(lq_ctx *ctx, lq_row *row, const lq_plan_opts *o, const lq_want *base, lq_want *out) {
     char module[256];
     bool hit;
     *out = *base;
     if (row->slot.role == LQ_R_HEAD || row->slot.role == LQ_R_EMBED) {
-        out->bits = 0;
+        out->keep = true;
         row->why_kept = "kept by default";
     }
     lq_row_module(row, module, sizeof module);
     for (size_t i = 0; i < o->tensor_type.n; i++) {
         size_t n = 0;
-        want type;
-        LQ_TRY(rule_type(ctx, o->tensor_type.v[i], base, &n, &type));
+        lq_want type;
+        LQ_TRY(rule_type(ctx, o->tensor_type.v[i], o, &n, &type));
         LQ_TRY(match(ctx, o->tensor_type.v[i], n, module, &hit));
         if (!hit) continue;
         *out = type;
-        row->why_kept = out->bits ? NULL : "--tensor-type";
+        row->why_kept = out->keep ? "--tensor-type" : NULL;
     }
     for (size_t i = 0; i < o->ignore.n; i++) {
         LQ_TRY(match(ctx, o->ignore.v[i], strlen(o->ignore.v[i]), module, &hit));
         if (!hit) continue;
-        out->bits = 0;
+        out->keep = true;
         row->why_kept = "--ignore";
     }
     return LQ_OK;
@@ -145,8 +118,9 @@ static uint64_t gcd(uint64_t a, uint64_t b) {
     return a;
 }
 
-static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_row *row, int64_t group) {
+static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_row *row) {
     uint32_t rows = lq_row_rows(row), cols = lq_row_cols(row);
+    int64_t group = lq_scheme_group(&row->scheme);
     if (group > 0 && cols % (uint64_t)group) {
         int64_t near = largest_group(cols);
         if (near > 0)
@@ -183,8 +157,8 @@ static void tally(lq_plan *p, const lq_row *row) {
     p->bytes_quantized += lq_scheme_bytes(&row->scheme, lq_row_rows(row), lq_row_cols(row));
 }
 
-static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts *o, want w) {
-    if (!w.bits) {
+static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts *o, const lq_want *w) {
+    if (w->keep) {
         keep(row, o);
         return LQ_OK;
     }
@@ -192,9 +166,9 @@ static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts
     if (row->slot.role == LQ_R_EMBED) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: embeddings stay in their source type", row->name);
     row->quantize = true;
     row->why_kept = NULL;
-    row->scheme = lq_scheme_int(w.bits, (int)w.group, !w.asym);
-    if (o->scale_dtype) row->scheme.scale.sig = 0;
-    lq_status st = legal(ctx, p, row, w.group);
+    row->scheme = w->scheme;
+    if (p->method->refine) p->method->refine(p->method_opts, &row->scheme);
+    lq_status st = legal(ctx, p, row);
     if (st == LQ_ERR_UNSUPPORTED && o->keep_unfit) {
         lq_log(ctx, LQ_LOG_WARN, "kept: %s", ctx->msg);
         row->why_kept = "--keep-unfit";
@@ -204,35 +178,49 @@ static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts
     return st;
 }
 
-static lq_status base_want(lq_ctx *ctx, const lq_plan_opts *o, want *base) {
-    *base = (want){.bits = (int)o->bits, .group = o->group, .asym = o->asym};
-    if (!o->scheme) return LQ_OK;
-    want given = *base;
-    LQ_TRY(parse_type(ctx, o->scheme, &given, base));
-    return base->bits ? LQ_OK : lq_fail(ctx, LQ_ERR_USAGE, "--scheme %s: nothing would be quantized", o->scheme);
+static lq_status base_want(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *m, lq_want *base) {
+    char name[64];
+    lq_type_defaults d = defaults_of(o);
+    snprintf(name, sizeof name, "%s", o->scheme ? o->scheme : m->type ? m->type : "int*");
+    char *star = strchr(name, '*'); /* where --bits goes */
+    if (star) *star = (char)('0' + o->bits);
+    lq_status st = lq_type_parse(ctx, name, &d, base);
+    if (st && !o->scheme) return lq_note(ctx, st, "%s with --bits %lld", m->name, (long long)o->bits);
+    if (st) return st;
+    return base->keep ? lq_fail(ctx, LQ_ERR_USAGE, "--scheme %s: nothing would be quantized", name) : LQ_OK;
+}
+
+lq_status lq_plan_base(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *method, const void *method_opts, lq_scheme *out) {
+    lq_want base;
+    LQ_TRY(base_want(ctx, o, method, &base));
+    *out = base.scheme;
+    if (method->refine) method->refine(method_opts, out);
+    return LQ_OK;
 }
 
 lq_status lq_plan_make(lq_ctx *ctx, lq_catalog *cat, const lq_plan_opts *o, const lq_method *method, const void *method_opts,
                        const lq_format *format, lq_plan *out) {
-    want base, *wants = LQ_NEWN(want, cat->n + 1);
+    lq_want base, *wants = LQ_NEWN(lq_want, cat->n + 1);
     *out = (lq_plan){.cat = cat, .method = method, .method_opts = method_opts, .format = format};
     if (!wants) return lq_oom(ctx, cat->n * sizeof *wants);
     lq_status st = LQ_OK;
     uint64_t widths = 0;
-    LQ_GO(base_want(ctx, o, &base));
-    LQ_GO(check_rules(ctx, cat, o, &base));
+    LQ_GO(base_want(ctx, o, method, &base));
+    LQ_GO(check_rules(ctx, cat, o));
     for (size_t i = 0; i < cat->n; i++) {
         lq_row *row = &cat->rows[i];
+        wants[i].keep = true;
         if (!row->linear || row->part != LQ_PART_WEIGHT) continue;
         LQ_GO(wanted(ctx, row, o, &base, &wants[i]));
-        if (wants[i].bits && !wants[i].group && !(o->keep_unfit && lq_row_cols(row) % 32)) widths = gcd(widths, lq_row_cols(row));
+        if (!wants[i].keep && wants[i].open && !(o->keep_unfit && lq_row_cols(row) % 32)) widths = gcd(widths, lq_row_cols(row));
     }
-    out->group = base.group ? base.group : largest_group(widths);
-    if (!base.group && widths) lq_log(ctx, LQ_LOG_INFO, "group size %lld: the largest of 128, 64, 32 that divides every quantized width%s",
-                                      (long long)out->group, out->group < 0 ? " (none does: one scale per row)" : "");
+    int64_t group = base.open ? largest_group(widths) : lq_scheme_group(&base.scheme);
+    if (widths) lq_log(ctx, LQ_LOG_INFO, "group size %lld: the largest of 128, 64, 32 that divides every quantized width%s", (long long)group,
+                       group < 0 ? " (none does: one scale per row)" : "");
+    out->group = group;
     for (size_t i = 0; i < cat->n; i++) {
-        if (!wants[i].group) wants[i].group = out->group;
-        LQ_GO(settle(ctx, out, &cat->rows[i], o, wants[i]));
+        if (wants[i].open) lq_want_group(&wants[i], group);
+        LQ_GO(settle(ctx, out, &cat->rows[i], o, &wants[i]));
         tally(out, &cat->rows[i]);
     }
     if (!out->n_quantized) st = lq_fail(ctx, LQ_ERR_USAGE, "nothing is left to quantize");

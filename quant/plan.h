@@ -6,12 +6,13 @@
 #include "core/options.h"
 #include "formats/sink.h"
 #include "quant/method.h"
+#include "quant/types.h"
 
 typedef struct lq_plan_opts {
     int64_t bits, group;     /* group 0: the largest of 128, 64, 32 that divides every quantized width; -1: one per row */
     int asym;
     int scale_dtype;         /* 0: exact in F16 and BF16; 1: F16 */
-    const char *scheme;      /* NULL or a type of lq_types: sets bits, group and symmetry */
+    const char *scheme;      /* NULL or a type of lq_types, instead of the method's own */
     lq_strlist tensor_type;  /* REGEX=TYPE, on module names; the last match wins */
     lq_strlist ignore;       /* REGEX */
     int keep_unfit;          /* a linear the format cannot hold stays in its source type instead of being refused */
@@ -20,9 +21,6 @@ typedef struct lq_plan_opts {
 extern const lq_opt lq_plan_options[];
 #define LQ_FLOAT_CHOICES "bf16|f16|f32"
 lq_dtype lq_float_choice(int index);
-
-typedef struct lq_type { const char *name, *what; int bits; } lq_type; /* bits 0: keep the source's type */
-extern const lq_type lq_types[];  /* `lquant list types`; each may carry "-sym", "-asym", "-gN", "-row" */
 
 typedef struct lq_plan {
     lq_catalog *cat;         /* rows resolved; borrowed */
@@ -39,6 +37,8 @@ typedef struct lq_plan {
  * LQ_ERR_UNSUPPORTED that names it and the nearest legal setting. */
 lq_status lq_plan_make(lq_ctx *ctx, lq_catalog *cat, const lq_plan_opts *o, const lq_method *method, const void *method_opts,
                        const lq_format *format, lq_plan *out);
+/* The scheme of a linear that no rule names; an open group size counts as 128. */
+lq_status lq_plan_base(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *method, const void *method_opts, lq_scheme *out);
 double lq_plan_bpw(const lq_plan *p);        /* bits per weight of the quantized linears, scales and zeros included */
 void lq_plan_print(const lq_plan *p, FILE *out);
 #endif

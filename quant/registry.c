@@ -13,3 +13,5 @@ const lq_method *lq_method_by_name(const char *name) {
         if (!strcmp((*m)->name, name)) return *m;
     return NULL;
 }
+
+unsigned lq_method_needs(const lq_method *m, const void *opts) { return m->needs_of ? m->needs_of(opts) : m->needs; }

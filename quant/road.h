@@ -12,6 +12,7 @@ typedef struct road {
     lq_source *src;
     lq_model *model;
     lq_plan plan;
+    unsigned needs;            /* LQ_NEED_* of the method with its options; 0: no calibration */
     lq_rows rows;
     lq_job job;
     lq_sink *sink;

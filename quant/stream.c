@@ -84,7 +84,7 @@ static double block_cost(const road *r, int32_t b) {
 
 static lq_status run_block(road *r, uint32_t b) {
     bool done = lq_job_has(&r->job, b);
-    lq_stage_hook hook = {.needs = done ? 0 : r->plan.method->needs, .on_stage = done ? NULL : on_stage, .user = r};
+    lq_stage_hook hook = {.needs = done ? 0 : r->needs, .on_stage = done ? NULL : on_stage, .user = r};
     LQ_TRY(lq_check_cancel(r->ctx));
     lq_status st = lq_model_load(r->ctx, r->model, (int32_t)b, LQ_LOAD_F32);
     if (!st && done) st = lq_unit_each(r, b, replay_linear);
@@ -121,7 +121,7 @@ static lq_status run_head(road *r) {
     lq_stats stats = {0};
     float *x = lq_calloc(T * d, 4), *in = lq_calloc(T * width, 4), *w = lq_calloc(lq_row_elems(row), 4);
     lq_status st = x && in && w ? lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED) : lq_oom(r->ctx, 4 * lq_row_elems(row));
-    if (!st) st = lq_stats_init(r->ctx, &stats, r->plan.method->needs, width);
+    if (!st) st = lq_stats_init(r->ctx, &stats, r->needs, width);
     for (size_t i = 0; i < r->rows.n && !st; i++) {
         uint32_t len = r->rows.len[i];
         st = lq_cache_get(r->ctx, r->resid, i, x, (size_t)len * d);
@@ -152,8 +152,8 @@ static lq_status calibrated(road *r) {
 }
 
 lq_status lq_stream_run(road *r) {
-    r->bar = lq_progress_start(r->ctx, r->plan.method->needs ? "block" : "linear", (double)r->plan.weights);
-    lq_status st = r->plan.method->needs ? calibrated(r) : data_free(r);
+    r->bar = lq_progress_start(r->ctx, r->needs ? "block" : "linear", (double)r->plan.weights);
+    lq_status st = r->needs ? calibrated(r) : data_free(r);
     lq_progress_end(&r->bar);
     return st;
 }

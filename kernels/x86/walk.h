@@ -61,7 +61,7 @@ static inline bool lq_walk_init(lq_walk *w, const lq_qtensor *q) {
     uint32_t st = lq_walk_tile(&s->scale, q->cols), zt = has_zero ? lq_walk_tile(&s->zero, q->cols) : st;
     if (!q->cols || s->grid.vec > 1 || !lq_walk_plane_ok(&s->scale, q->cols)) return false;
     if (has_zero && !lq_walk_plane_ok(&s->zero, q->cols)) return false;
-    if (abs(s->grid.bias) > 1 << 20) return false;
+    if (abs(s->grid.bias) > 1 << 20 || s->extra & ~(uint32_t)(LQ_X_PERM | LQ_X_LUT_PER_ROW)) return false;
     if (s->grid.bits > 4 && (s->grid.bits != 8 || s->grid.kind != LQ_GRID_INT)) return false;
     /* 8 bits: code - bias - z1 must be exact */
     if (s->grid.bits == 8 && has_zero && (s->zero_kind != LQ_ZERO_CODE || !whole)) return false;

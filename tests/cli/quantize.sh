@@ -69,7 +69,7 @@ types_and_ignored_modules_are_honoured() { # test
 
 illegal_requests_are_refused_before_work_starts() { # test
     expect 4 "nearest that does" "$lquant" gptq --bits 4 --group-size 96 "$tiny" "$tmp/out"
-    expect 4 "int5" "$lquant" gptq --bits 5 "$tiny" "$tmp/out"
+    expect 4 "int5" "$lquant" gptq --bits 5 --format gptq "$tiny" "$tmp/out"
     expect 2 "did you mean --bits" "$lquant" gptq --bitz 4 "$tiny" "$tmp/out"
     expect 2 "OUT is missing" "$lquant" gptq "$tiny"
     expect 2 "unknown verb" "$lquant" gpqt "$tiny" "$tmp/out"
