@@ -151,7 +151,7 @@ static lq_cache *embed_rows(fixture *f, uint64_t budget) {
     float *x = LQ_NEWN(float, (size_t)f->n * f->m->par.hidden);
     OK(f, lq_cache_new(&f->ctx, N_SEQ, budget, NULL, &c));
     for (uint32_t i = 0; i < N_SEQ; i++) {
-        for (uint32_t t = 0; t < lens[i]; t++) lq_embed(f->m, f->ids[(t + i) % f->n], x + (size_t)t * f->m->par.hidden);
+        for (uint32_t t = 0; t < lens[i]; t++) OK(f, lq_embed(&f->ctx, f->m, &f->ids[(t + i) % f->n], 1, t, x + (size_t)t * f->m->par.hidden));
         OK(f, lq_cache_put(&f->ctx, c, i, x, (size_t)lens[i] * f->m->par.hidden));
     }
     lq_free(x);
@@ -215,8 +215,7 @@ static void calibration_runs_the_stages_and_leaves_the_forward_stream(void **sta
         assert_int_equal(c.n, lq_block_stages(f.m, 0, stages, 8) * f.m->par.n_layers);
         assert_memory_equal(staged, plain, (size_t)total * d * 4);
         assert_memory_equal(spilled, plain, (size_t)total * d * 4);
-        for (uint32_t t = 0; t < total; t++)
-            f.m->k->rmsnorm(plain + (size_t)t * d, f.m->outer.norm[LQ_R_FINAL_NORM], f.m->par.norm_eps, d, plain + (size_t)t * d);
+        lq_final_norm(f.m, plain, total, plain);
         assert_true(distance(plain, want, (size_t)total * d) < 1e-4);
         lq_free(want), lq_free(staged), lq_free(plain), lq_free(spilled);
         close_golden(&f);
@@ -232,7 +231,7 @@ static lq_status check_first_stage(void *user, int32_t block, const lq_stage *st
     float *x = LQ_NEWN(float, d);
     for (uint32_t i = 0; i < N_SEQ; i++)
         for (uint32_t t = 0; t < lens[i]; t++, n++) {
-            lq_embed(c->f->m, c->f->ids[(t + i) % c->f->n], x);
+            OK(c->f, lq_embed(&c->f->ctx, c->f->m, &c->f->ids[(t + i) % c->f->n], 1, t, x));
             c->f->m->k->rmsnorm(x, c->f->m->layers[0].norm[LQ_R_ATTN_NORM], c->f->m->par.norm_eps, d, x);
             for (uint32_t j = 0; j < d; j++) {
                 absmax[j] = fmax(absmax[j], fabsf(x[j]));
