@@ -246,6 +246,8 @@ float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code) {
     return code & 32 ? -v : v;
 }
 
+lq_dtype lq_grid_dtype(lq_grid_kind k) { return k == LQ_GRID_F16 ? LQ_F16 : k == LQ_GRID_BF16 ? LQ_BF16 : k == LQ_GRID_F32 ? LQ_F32 : LQ_NONE; }
+
 void lq_qtensor_add_sparse(const lq_qtensor *q, uint32_t r, float *w) {
     const lq_cols *kept = &q->outlier_cols;
     if (q->sch.extra & LQ_X_OUTLIERS && q->outliers.n)

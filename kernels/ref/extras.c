@@ -71,10 +71,5 @@ void lq_gemv_extras(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *
 
 lq_dtype lq_qtensor_floats(const lq_qtensor *q) {
     if (q->perm || q->sch.scale.dtype != LQ_NONE || q->sch.zero_kind != LQ_ZERO_NONE) return LQ_NONE;
-    switch (q->sch.grid.kind) {
-    case LQ_GRID_F16: return LQ_F16;
-    case LQ_GRID_BF16: return LQ_BF16;
-    case LQ_GRID_F32: return LQ_F32;
-    default: return LQ_NONE;
-    }
+    return lq_grid_dtype(q->sch.grid.kind);
 }
