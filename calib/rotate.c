@@ -12,7 +12,7 @@ typedef struct walk {
     uint32_t layer;
     basis basis[T_N];
     uint16_t norm[T_N];         /* NORMED: the norm's role */
-    int32_t maker[T_N];         /* LINEAR that wrote the tensor last, as an op; -1: another op */
+    int32_t maker[T_N];         /* LINEAR, or SPLIT of one, that wrote the tensor last, as an op; -1: another op */
     bool flows[T_N];            /* backwards: what stands here ends in the residual stream, unchanged or scaled per token */
     lq_turn turn[LQ_R_N];
     const char *why_stream, *why_heads; /* NULL: legal */
@@ -34,7 +34,7 @@ static void forward_op(walk *w, const lq_op *op, int32_t i) {
         for (int k = 0; k < 3; k++)
             if (op->in[k] && w->basis[op->in[k]] != PLAIN) w->why_stream = "an operation between the residual stream and a matrix cannot be rotated";
     }
-    w->maker[out] = op->kind == LQ_OP_LINEAR ? i : -1;
+    w->maker[out] = op->kind == LQ_OP_LINEAR || ((op->kind == LQ_OP_SPLIT || op->kind == LQ_OP_SPLIT_HEADS) && w->maker[in] >= 0) ? i : -1;
     if (out == T_RESID) return;
     w->basis[out] = op->kind == LQ_OP_NORM && b == STREAM ? NORMED : PLAIN;
     w->norm[out] = (uint16_t)op->role;
@@ -58,7 +58,9 @@ static void heads(walk *w, const lq_op *attn) {
         w->why_heads = "an operation stands between the value projection and attention";
         return;
     }
-    w->turn[block[v].role].out_heads = true;
+    lq_turn *t = &w->turn[block[v].kind == LQ_OP_LINEAR ? block[v].role : block[w->maker[block[v].in[0]]].role];
+    t->out_heads = true;
+    t->split = block[v].kind;
     for (const lq_op *op = attn + 1; op->kind; op++) {
         if (!is_on(w, op)) continue;
         bool reads = op->in[0] == target(attn) || op->in[1] == target(attn) || op->in[2] == target(attn);
@@ -85,7 +87,8 @@ static void walk_layer(walk *w, const lq_model *m, uint32_t layer) {
 
 static lq_turn outer_turn(uint16_t role) {
     switch (role) {
-    case LQ_R_EMBED: return (lq_turn){.in_stream = true};
+    case LQ_R_EMBED:
+    case LQ_R_POS_EMBED: return (lq_turn){.in_stream = true};
     case LQ_R_HEAD: return (lq_turn){.in_stream = true, .gain = LQ_R_FINAL_NORM};
     case LQ_R_FINAL_NORM: return (lq_turn){.one = true};
     default: return (lq_turn){0};
@@ -125,6 +128,11 @@ lq_status lq_model_rotatable(lq_ctx *ctx, const lq_model *m, unsigned what) {
         if (what & LQ_ROTATE_STREAM && w.why_stream) return refuse(ctx, m, "the residual stream", w.why_stream);
         if (what & LQ_ROTATE_HEADS && w.why_heads) return refuse(ctx, m, "the heads", w.why_heads);
     }
+    if (what & LQ_ROTATE_STREAM && m->par.layernorm)
+        return refuse(ctx, m, "the residual stream", "its LayerNorms subtract a mean; without it they would be another architecture's RMSNorms");
+    if (what & LQ_ROTATE_STREAM && m->par.embed_dim) return refuse(ctx, m, "the residual stream", "projections stand between it and the embedding");
+    if (what & LQ_ROTATE_STREAM && lq_catalog_find(&m->cat, (lq_slot){-1, LQ_R_EMBED_NORM, -1}, LQ_PART_WEIGHT))
+        return refuse(ctx, m, "the residual stream", "a norm stands behind the embedding");
     if (what & LQ_ROTATE_STREAM && !lq_catalog_find(&m->cat, (lq_slot){-1, LQ_R_FINAL_NORM, -1}, LQ_PART_WEIGHT))
         return refuse(ctx, m, "the residual stream", "it has no final norm before the head");
     if (what & LQ_ROTATE_STREAM && m->par.tied && !lq_arch_tensor(m->arch, LQ_R_HEAD, LQ_PART_WEIGHT))

@@ -18,6 +18,7 @@ typedef struct lq_turn {         /* what rotation does to the tensors of one rol
     uint16_t gain;               /* lq_role of the norm whose gain goes into the columns; LQ_R_NONE */
     bool in_stream, out_stream;  /* columns and rows times Q */
     bool in_heads, out_heads;    /* the same with R, head by head */
+    lq_op_kind split;            /* how the value heads lie in the rows (lq_split_row); LINEAR: they are all of them */
     bool one;                    /* a norm whose gain went elsewhere */
 } lq_turn;
 

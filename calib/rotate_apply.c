@@ -11,6 +11,7 @@ enum { ROWS = 32, COLS = 8 };
 
 typedef struct job {
     const lq_rotation *r;
+    const lq_params *par;
     lq_turn turn;
     const float *gain;          /* [cols] or NULL */
     uint32_t rows, cols;
@@ -45,6 +46,13 @@ static void row_slice(void *arg, size_t i) {
     }
 }
 
+/* The value heads among the outputs. */
+static void turn_values(const job *j, double *v, double *scratch) {
+    const lq_orthogonal *q = &j->r->heads;
+    uint32_t n = j->turn.split == LQ_OP_LINEAR ? j->rows : lq_part_rows(j->par, LQ_R_V);
+    for (uint32_t at = 0; at + q->n <= n; at += q->n) lq_orthogonal_apply(q, v + lq_split_row(j->par, j->turn.split, LQ_R_V, at), scratch);
+}
+
 static void column_slice(void *arg, size_t i) {
     const job *j = arg;
     uint32_t c0 = (uint32_t)i * COLS, n = j->cols - c0 < COLS ? j->cols - c0 : COLS;
@@ -53,7 +61,7 @@ static void column_slice(void *arg, size_t i) {
         for (uint32_t c = 0; c < n; c++) v[(size_t)c * j->rows + r] = j->wide[(size_t)r * j->cols + c0 + c];
     for (uint32_t c = 0; c < n; c++) {
         if (j->turn.out_stream) lq_orthogonal_apply(&j->r->stream, v + (size_t)c * j->rows, scratch);
-        if (j->turn.out_heads) by_head(&j->r->heads, v + (size_t)c * j->rows, j->rows, scratch);
+        if (j->turn.out_heads) turn_values(j, v + (size_t)c * j->rows, scratch);
     }
     for (uint32_t r = 0; r < j->rows; r++)
         for (uint32_t c = 0; c < n; c++) j->w[(size_t)r * j->cols + c0 + c] = (float)v[(size_t)c * j->rows + r];
@@ -93,7 +101,7 @@ lq_status lq_rotation_apply(lq_ctx *ctx, lq_model *m, const lq_row *row, float *
         return LQ_OK;
     }
     lq_status st = read_gain(ctx, m, row, t, &gain);
-    job j = {.r = m->rotation, .turn = t, .gain = gain, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w};
+    job j = {.r = m->rotation, .par = &m->par, .turn = t, .gain = gain, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w};
     if (!st) st = turn_all(ctx, &j);
     lq_free(j.scratch);
     lq_free(j.wide);
