@@ -94,7 +94,10 @@ static void open_rotated(fixture *f, const char *variant, unsigned what, uint64_
 
 /* Golden models that cannot be turned, and the word of the reason. */
 static const struct { const char *prefix; unsigned what; const char *reason; } refused[] = {
-    {"gemma2", LQ_ROTATE_STREAM, "post-norm"}, {"gemma3", LQ_ROTATE_STREAM, "post-norm"},
+    {"gemma2", LQ_ROTATE_STREAM, "post-norm"},
+    {"gemma3", LQ_ROTATE_STREAM, "post-norm"},
+    {"glm4", LQ_ROTATE_STREAM, "post-norm"},
+    {"bitnet", LQ_ROTATE_HEADS, "between attention and the output projection"},
 };
 
 static const char *reason(const char *variant, unsigned what) {
