@@ -25,5 +25,7 @@ void lq_dequant_extras(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out
 void lq_gemv_extras(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y);
 /* The dtype whose bits are the codes of an unpermuted matrix of floats, else LQ_NONE: such rows are read like stored weights. */
 lq_dtype lq_qtensor_floats(const lq_qtensor *q);
+/* Sum over stored columns [c0, c0 + n) of A(q[r][c]) code[c]; both integers. */
+int64_t lq_codes_dot_c(const lq_qtensor *q, uint32_t r, uint32_t c0, uint32_t n, const float *code);
 float lq_exp_c(float x); /* for tests: the exponential of ref/exp.h, unpacked */
 #endif
