@@ -20,10 +20,18 @@ typedef struct lq_linear {
 
 typedef struct lq_layer {  /* the loaded tensors of one block, by role; absent ones zero */
     lq_linear lin[LQ_R_N];
+    lq_linear *experts;    /* [n_experts][LQ_EXPERT_ROLES] of a block with experts; lin[] of their roles stays zero */
+    uint32_t n_experts;
     float *norm[LQ_R_N];   /* gains, fp32 */
     bool loaded;
     void *mem;             /* one allocation behind every pointer above except the qtensors' own */
 } lq_layer;
+
+/* The linear of a role; expert: -1 or ignored for roles that are none of an expert's. */
+static inline lq_linear *lq_layer_linear(const lq_layer *l, uint32_t role, int32_t expert) {
+    if (!lq_role_is_expert((lq_role)role)) return (lq_linear *)&l->lin[role];
+    return &l->experts[(size_t)expert * LQ_EXPERT_ROLES + (role - LQ_R_EXPERT_GATE)];
+}
 
 typedef struct lq_model {
     lq_source *src;        /* borrowed */
