@@ -6,7 +6,9 @@
 #include "core/num.h"
 
 const lq_arch *const lq_archs[] = {&lq_arch_llama, &lq_arch_mistral, &lq_arch_qwen2, &lq_arch_qwen3,
-                                   &lq_arch_mixtral, &lq_arch_qwen2_moe, &lq_arch_qwen3_moe, &lq_arch_olmoe, NULL};
+                                   &lq_arch_mixtral, &lq_arch_qwen2_moe, &lq_arch_qwen3_moe, &lq_arch_olmoe,
+
+                                  &lq_arch_gemma, &lq_arch_gemma2, &lq_arch_gemma3, &lq_arch_granite, NULL};
 
 static bool is_listed(const char *const *list, const char *name) {
     for (; *list; list++)
@@ -35,8 +37,10 @@ const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part)
 void lq_params_free(lq_params *p) {
     lq_free(p->layer_window);
     lq_free(p->layer_dense);
-    lq_free(p->rope.div);
-    lq_free(p->rope.long_div);
+    for (lq_rope *r = &p->rope; r; r = r == &p->rope ? &p->local_rope : NULL) {
+        lq_free(r->div);
+        lq_free(r->long_div);
+    }
     *p = (lq_params){0};
 }
 
@@ -83,6 +87,10 @@ uint32_t lq_params_dim(const lq_params *p, lq_dim d) {
 
 uint32_t lq_params_window(const lq_params *p, uint32_t layer) {
     return p->layer_window && !p->layer_window[layer] ? 0 : p->window;
+}
+
+const lq_rope *lq_params_rope(const lq_params *p, uint32_t layer) {
+    return p->two_ropes && p->layer_window && p->layer_window[layer] ? &p->local_rope : &p->rope;
 }
 
 uint32_t lq_arch_stages(const lq_arch *a, const lq_params *p, uint32_t layer, int32_t stage[LQ_MAX_OPS]) {

@@ -16,7 +16,7 @@ typedef enum lq_op_kind {
     LQ_OP_MERGE,       /* closes it: out += probability x in[0], expert after expert */
     LQ_OP_TOKEN_GATE   /* out = sigmoid(in[1]) in[0], in[1] one number per token */
 } lq_op_kind;
-typedef enum lq_tensor_id { T_NONE, T_RESID, T_H, T_Q, T_K, T_V, T_A, T_G, T_U, T_F,
+typedef enum lq_tensor_id { T_NONE, T_RESID, T_H, T_Q, T_K, T_V, T_A, T_G, T_U, T_F, T_B, /* T_B: a branch before its norm */
     T_X, T_XG, T_XU, T_XF, T_XY, /* an expert: its tokens, gate, up, their product, output */
     T_SR, T_SG, T_SU, T_SF, T_SY, /* the shared expert, SR: its gate */
     T_N } lq_tensor_id;
@@ -48,6 +48,7 @@ typedef struct lq_rope {          /* rotary positions of one kind of layer */
     uint32_t dim;                 /* coordinates of a head that turn, from its first on; even */
     double base, factor;
     double low, high;             /* llama3: low_freq_factor, high_freq_factor. yarn: beta_slow, beta_fast */
+    bool pairs;                   /* what turns together: coordinates 2j and 2j+1 (GLM), not j and j + dim/2 */
     bool whole;                   /* yarn: the ramp begins and ends at whole coordinates */
     uint32_t original;            /* original_max_position_embeddings; dynamic: max_position_embeddings */
     double scale;                 /* on cos and sin (yarn, longrope: attention factor); 0: 1 */
@@ -60,7 +61,14 @@ typedef struct lq_params {        /* from config.json or GGUF metadata, range-ch
     uint32_t window;              /* sliding window in tokens (a token sees itself and window-1 before it); 0: none */
     uint8_t *layer_window;        /* [n_layers] 1 where the window applies; NULL: everywhere */
     float norm_eps;
-    lq_rope rope;
+    lq_rope rope, local_rope;     /* local_rope: of the layers with a window, when two_ropes */
+    bool two_ropes;
+    bool norm_plus_one;           /* norm gains are stored as w and mean 1 + w; a loaded layer holds 1 + w, catalog reads give w */
+    float embed_scale;            /* of embeddings; 0: none, like the five below */
+    float attn_scale;             /* of q k; 0: 1/sqrt(head_dim) */
+    float attn_cap, logit_cap;    /* c tanh(x / c) of attention scores, of logits */
+    float resid_scale;            /* of what a block adds to the residual stream */
+    float logit_div;              /* of logits, before the cap */
     lq_actfn act;
     bool tied, qkv_bias, o_bias, mlp_bias, qk_norm, rope_tensor;
     uint32_t n_experts, top_k;    /* 0: no mixture of experts */
@@ -74,6 +82,7 @@ bool lq_params_has(const lq_params *p, lq_feature f);       /* somewhere in the 
 bool lq_params_at(const lq_params *p, lq_feature f, uint32_t layer);
 uint32_t lq_params_dim(const lq_params *p, lq_dim d);       /* NONE: 0 */
 uint32_t lq_params_window(const lq_params *p, uint32_t layer); /* of this layer; 0: none */
+const lq_rope *lq_params_rope(const lq_params *p, uint32_t layer);
 
 typedef struct lq_arch_name {     /* a stored tensor: what it is, its names (%d = block, %e = expert), its shape, when it exists */
     lq_role role;
@@ -88,21 +97,31 @@ typedef struct lq_arch_name {     /* a stored tensor: what it is, its names (%d 
 typedef struct lq_arch_stack { lq_role role; const char *hf, *gguf; uint8_t at, of; } lq_arch_stack;
 
 /* What config.json means in this family: values of absent keys (as transformers has them) and keys that only some have. */
-typedef enum lq_window_keys { LQ_WINDOW_NONE, LQ_WINDOW_ALL, LQ_WINDOW_BY_LAYER, LQ_WINDOW_EVEN_LAYERS, LQ_WINDOW_SWITCHED } lq_window_keys;
+typedef enum lq_window_keys { LQ_WINDOW_NONE, LQ_WINDOW_ALL, LQ_WINDOW_BY_LAYER, LQ_WINDOW_ALTERNATE, LQ_WINDOW_EVEN_LAYERS, LQ_WINDOW_SWITCHED } lq_window_keys;
 typedef struct lq_family {
     uint32_t kv_heads, head_dim;  /* 0: n_heads; hidden / n_heads */
+    uint32_t hidden, ffn, layers, heads, vocab; /* 0: the key must be there */
     uint32_t max_ctx, window;
-    lq_window_keys windows;       /* sliding_window ignored | on every layer | use_sliding_window with layer_types (absent: from max_window_layers
-                                   * on; EVEN_LAYERS: the even ones below it) | use_sliding_window for all */
+    lq_window_keys windows;       /* sliding_window ignored | on every layer | use_sliding_window with layer_types | with layer_types or
+                                     on all layers but every window_every-th | with layer_types or on the even layers below max_window_layers | on all */
+    uint32_t window_every;
+    const char *window_every_key; /* NULL: no key changes it */
     bool attention_bias, mlp_bias; /* the key exists */
-    bool qkv_bias, qk_norm;       /* always there */
+    bool o_plain;                 /* attention_bias is about q, k and v only */
+    bool qkv_bias, qk_norm;       /* always there; qkv_bias with o_plain: attention_bias when absent */
+    bool tied;                    /* tie_word_embeddings when absent */
+    double eps;                   /* rms_norm_eps when absent; 0: 1e-6 */
+    double rope_theta, local_theta; /* 0: 10000; one rope for all layers */
+    double partial;               /* partial_rotary_factor when absent; 0: the family has none */
+    bool rope_pairs;
+    uint32_t long_context;        /* Phi-3: original_max_position_embeddings (beside, not in the rope settings) when absent; 0: others */
+    const char *act_key, *act;    /* NULL: "hidden_act", "silu" */
+    bool gelu_is_tanh;            /* "gelu" in old files means gelu_pytorch_tanh */
     const char *hf_class;         /* "LlamaForCausalLM" */
-    double rope_base;             /* 0: 10000 */
-    float norm_eps;               /* 0: 1e-6 */
     struct lq_moe_keys {          /* n NULL: no experts. Keys and their absent values (0: required); ffn NULL: intermediate_size */
         const char *n, *ffn, *shared_ffn;
         uint32_t n_absent, top_k_absent, ffn_absent, shared_absent;
-        bool norm_key, norm_always; /* norm_topk_prob is read | is always true */
+        bool norm_key, norm_always, gguf_norm; /* norm_topk_prob is read | is always true | a GGUF means true */
         bool sparse_keys;         /* decoder_sparse_step and mlp_only_layers are read */
         bool clip;                /* clip_qkv is read */
         bool qkv_bias_key;        /* qkv_bias is read (absent: true) */
@@ -125,6 +144,9 @@ typedef struct lq_arch {
 extern const lq_arch *const lq_archs[]; /* NULL ends */
 extern const lq_arch lq_arch_llama, lq_arch_mistral, lq_arch_qwen2, lq_arch_qwen3;
 extern const lq_arch lq_arch_mixtral, lq_arch_qwen2_moe, lq_arch_qwen3_moe, lq_arch_olmoe;
+extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_granite;
+extern const lq_op lq_llama_block[];          /* tables that other families share */
+extern const lq_arch_name lq_llama_names[];
 const lq_arch *lq_arch_by_model_type(const char *model_type);
 const lq_arch *lq_arch_by_gguf(const char *architecture);
 const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part); /* NULL: none */
@@ -143,6 +165,9 @@ void lq_rope_inv_freq(const lq_rope *r, uint32_t positions, double *inv_freq);
 /* llama3 settings (original 8192) that give the divisors r->div; false: none does to 1e-4. */
 bool lq_rope_recover(const lq_rope *r, double *factor, double *low, double *high);
 
+/* A number in [lo, hi] (absent or null: def, unless required); LQ_ERR_FORMAT names the key. */
+lq_status lq_params_real(lq_ctx *, const json_t *o, const char *key, bool required, double def, double lo, double hi, double *out);
+lq_status lq_params_rope_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
 /* The key readers the Llama-like families share. */
 lq_status lq_params_from_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
 lq_status lq_params_from_gguf(lq_ctx *, const lq_arch *, const lq_gguf *, lq_params *);

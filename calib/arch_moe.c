@@ -111,7 +111,7 @@ static const lq_arch_stack stacks[] = { /* role, HF, GGUF, part, of parts */
 const lq_arch lq_arch_mixtral = {
     .name = "mixtral", .model_types = TYPES("mixtral"), .gguf_archs = TYPES("llama"), .gguf_rope_pairs = true, .block = block, .names = mixtral_names,
     .stacks = stacks,
-    .family = {.kv_heads = 8, .max_ctx = 131072, .windows = LQ_WINDOW_ALL, .hf_class = "MixtralForCausalLM", .rope_base = 1e6, .norm_eps = 1e-5f,
+    .family = {.kv_heads = 8, .max_ctx = 131072, .windows = LQ_WINDOW_ALL, .hf_class = "MixtralForCausalLM", .rope_theta = 1e6, .eps = 1e-5,
                .moe = {.n = "num_local_experts", .n_absent = 8, .top_k_absent = 2, .norm_always = true}}, READERS};
 
 const lq_arch lq_arch_qwen2_moe = {
@@ -129,5 +129,5 @@ const lq_arch lq_arch_qwen3_moe = {
 
 const lq_arch lq_arch_olmoe = {
     .name = "olmoe", .model_types = TYPES("olmoe"), .gguf_archs = TYPES("olmoe"), .block = olmoe_block, .names = olmoe_names, .stacks = stacks,
-    .family = {.max_ctx = 4096, .attention_bias = true, .qk_norm = true, .hf_class = "OlmoeForCausalLM", .norm_eps = 1e-5f,
+    .family = {.max_ctx = 4096, .attention_bias = true, .qk_norm = true, .hf_class = "OlmoeForCausalLM", .eps = 1e-5,
                .moe = {.n = "num_experts", .n_absent = 64, .top_k_absent = 8, .norm_key = true, .clip = true}}, READERS};

@@ -5,6 +5,7 @@
 #include "calib/forward.h"
 #include "calib/run.h"
 
+#include <math.h>
 #include <string.h>
 
 struct lq_state {
@@ -50,6 +51,7 @@ void lq_embed(const lq_model *m, int32_t id, float *out) {
     const lq_linear *e = &m->outer.lin[LQ_R_EMBED];
     if (e->q) m->k->dequant(e->q, (uint32_t)id, 1, out);
     else m->k->decode(e->dtype, (const char *)e->w + (size_t)id * lq_dtype_row_bytes(e->dtype, e->cols), out, e->cols);
+    for (uint32_t i = 0; m->par.embed_scale > 0 && i < e->cols; i++) out[i] *= m->par.embed_scale;
 }
 
 /* One block over n tokens at s->pos.. */
@@ -90,6 +92,18 @@ lq_status lq_forward(lq_ctx *ctx, lq_state *s, const int32_t *ids, uint32_t n, f
     return LQ_OK;
 }
 
+typedef struct finish { float *v, div, cap; uint32_t cols; } finish;
+static void finish_row(void *arg, size_t i) {
+    const finish *f = arg;
+    float *v = f->v + i * f->cols;
+    for (uint32_t c = 0; f->div > 0 && c < f->cols; c++) v[c] /= f->div;
+    for (uint32_t c = 0; f->cap > 0 && c < f->cols; c++) v[c] = f->cap * tanhf(v[c] / f->cap);
+}
+
 lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits) {
-    return lq_linear_apply(ctx, m->k, &m->outer.lin[m->par.tied ? LQ_R_EMBED : LQ_R_HEAD], hidden, n, logits);
+    const lq_params *p = &m->par;
+    LQ_TRY(lq_linear_apply(ctx, m->k, &m->outer.lin[p->tied ? LQ_R_EMBED : LQ_R_HEAD], hidden, n, logits));
+    if (p->logit_div > 0 || p->logit_cap > 0)
+        lq_spread(n, (uint64_t)n * p->vocab, finish_row, &(finish){logits, p->logit_div, p->logit_cap, p->vocab});
+    return LQ_OK;
 }

@@ -218,6 +218,8 @@ static lq_status load_row(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load how
     LQ_TRY(lq_model_read_f32(ctx, m, r, (float *)(void *)mem));
     if (r->part == LQ_PART_BIAS) lq_layer_linear(l, r->slot.role, r->slot.expert)->bias = (float *)(void *)mem;
     else l->norm[r->slot.role] = (float *)(void *)mem;
+    if (r->part == LQ_PART_WEIGHT && m->par.norm_plus_one)
+        for (uint64_t i = 0; i < lq_row_elems(r); i++) ((float *)(void *)mem)[i] += 1;
     return LQ_OK;
 }
 

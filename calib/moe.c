@@ -101,6 +101,7 @@ static void scatter_slice(void *arg, size_t i) {
     for (uint32_t t = (uint32_t)i * SLICE; t < part_end(a, i); t++) {
         const float *x = a->x + (size_t)t * a->width;
         float *y = a->y + (size_t)g->token[a->first + t] * a->width, w = g->weight[a->first + t];
+        if (a->r->par->resid_scale > 0) w *= a->r->par->resid_scale;
         for (uint32_t c = 0; c < a->width; c++) y[c] += w * x[c];
     }
 }

@@ -51,7 +51,7 @@ typedef struct lq_run {
     const lq_params *par;
     uint32_t width[T_N];      /* floats per token of each tensor */
     float *t[T_N];            /* [n][width]; t[T_NONE]: what an ADD adds. T_RESID, T_K, T_V are set by the caller for each chunk */
-    float *cos, *sin;         /* [positions][head_dim/2] */
+    struct { float *cos, *sin; } turn[2]; /* [positions][rope dim/2], times the rope's scale; [1]: of par->local_rope when there are two */
     lq_work work;
     lq_routing routing;
     uint32_t expert;          /* whose linears the ops between ROUTE and MERGE use */

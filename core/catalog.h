@@ -20,6 +20,7 @@
     X(O, "o_proj")               \
     X(Q_NORM, "q_norm")          \
     X(K_NORM, "k_norm")          \
+    X(ATTN_POST_NORM, "attn_post_norm") /* of what attention adds */ \
     X(MLP_NORM, "mlp_norm")      \
     X(GATE, "gate_proj")         \
     X(UP, "up_proj")             \
@@ -32,6 +33,7 @@
     X(SHARED_GATE, "shared_expert.gate_proj") \
     X(SHARED_UP, "shared_expert.up_proj")     \
     X(SHARED_DOWN, "shared_expert.down_proj") \
+    X(MLP_POST_NORM, "mlp_post_norm") \
     X(ROPE_DIV, "rope_freqs") /* a GGUF's divisors of the rotary frequencies; config.json says them as rope_scaling */
 
 typedef enum lq_role {
