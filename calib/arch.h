@@ -10,32 +10,44 @@
 #include "kernels/kernels.h"
 
 typedef enum lq_op_kind {
-    LQ_OP_END, LQ_OP_NORM, LQ_OP_HEAD_NORM, LQ_OP_LINEAR, LQ_OP_ROPE, LQ_OP_ATTN, LQ_OP_GLU,
+    LQ_OP_END, LQ_OP_NORM, LQ_OP_HEAD_NORM, LQ_OP_LINEAR, LQ_OP_SPLIT, LQ_OP_SPLIT_HEADS, LQ_OP_ROPE, LQ_OP_ATTN, LQ_OP_ACT, LQ_OP_GLU,
     LQ_OP_CLAMP,       /* out = in within +-clip_qkv */
-    LQ_OP_ROUTE,       /* opens the experts' table: role scores in[0]; the ops up to MERGE run once per expert, on the tokens routed to it; out: their rows of in[0] */
+    LQ_OP_ROUTE,       /* opens the experts' table: the ops up to MERGE run once per expert, on the tokens that the role's scores of in[0] send it;
+                        * out: those tokens' rows of in[0], unchanged */
     LQ_OP_MERGE,       /* closes it: out += probability x in[0], expert after expert */
-    LQ_OP_TOKEN_GATE   /* out = sigmoid(in[1]) in[0], in[1] one number per token */
+    LQ_OP_TOKEN_GATE,  /* out = sigmoid(in[1]) in[0], in[1] one number per token */
 } lq_op_kind;
-typedef enum lq_tensor_id { T_NONE, T_RESID, T_H, T_Q, T_K, T_V, T_A, T_G, T_U, T_F, T_B, /* T_B: a branch before its norm */
-    T_X, T_XG, T_XU, T_XF, T_XY, /* an expert: its tokens, gate, up, their product, output */
-    T_SR, T_SG, T_SU, T_SF, T_SY, /* the shared expert, SR: its gate */
-    T_N } lq_tensor_id;
-enum { LQ_OUT_ADD = 0x80 };       /* out |= LQ_OUT_ADD: the result is added to the tensor instead of replacing it */
+/* RESID: the residual stream. H, H2: what the branches read. QKV, GU: of fused matrices. B: a branch before its own norm.
+ * X..: an expert's tokens, gate, up, their product, output. S..: the same of the shared expert, SR: its gate */
+typedef enum lq_tensor_id {
+    T_NONE, T_RESID, T_H, T_H2, T_QKV, T_Q, T_K, T_V, T_A, T_GU, T_G, T_U, T_F, T_B,
+    T_X, T_XG, T_XU, T_XF, T_XY, T_SR, T_SG, T_SU, T_SF, T_SY, T_N
+} lq_tensor_id;
+enum { LQ_OUT_ADD = 0x80 };       /* out |= LQ_OUT_ADD (LINEAR, NORM): the result is added to the tensor instead of replacing it */
+enum { LQ_UNLESS = 0x80 };        /* only_if |= LQ_UNLESS: where the feature is off */
+enum { LQ_TRANSPOSED = 0x80 };    /* rows |= LQ_TRANSPOSED: a Hugging Face file has it as [cols][rows] (Conv1D) */
 
+/* NORM: RMSNorm, or LayerNorm where the parameters say so. RESID = NORM(RESID) is a post-norm, RESID += NORM(B) a sandwich.
+ * A fused matrix is one LINEAR and, per part, one op whose role says which part of its output is taken: SPLIT: parts one after
+ * the other; SPLIT_HEADS: per kv head its q heads, its k and its v (lq_split_row). */
 typedef struct lq_op {
     lq_op_kind kind;
     lq_role role;
     uint8_t out;                  /* lq_tensor_id, maybe | LQ_OUT_ADD */
     uint8_t in[3];                /* ATTN: q, k, v. GLU: gate, up */
-    uint8_t only_if;              /* lq_feature that must be on in the parameters */
+    uint8_t only_if;              /* lq_feature that must be on in the parameters, maybe | LQ_UNLESS */
 } lq_op;
 
 typedef enum lq_feature {         /* what a configuration switches; 0 is always on */
     LQ_FEAT_ALWAYS, LQ_FEAT_QK_NORM, LQ_FEAT_QKV_BIAS, LQ_FEAT_O_BIAS, LQ_FEAT_MLP_BIAS, LQ_FEAT_UNTIED, LQ_FEAT_ROPE_TENSOR,
+    LQ_FEAT_POST_NORM,            /* norms of the residual stream after the branches are added */
+    LQ_FEAT_PARALLEL, LQ_FEAT_ONE_NORM, LQ_FEAT_TWO_NORMS, /* both branches read the same stream; through one norm, through one each */
+    LQ_FEAT_NORM_GAIN, LQ_FEAT_FINAL_NORM, LQ_FEAT_PROJ, LQ_FEAT_HEAD_BIAS,
     LQ_FEAT_CLIP_QKV, LQ_FEAT_MOE, LQ_FEAT_SHARED, LQ_FEAT_DENSE /* the last three differ between layers: lq_params_at */
 } lq_feature;
 typedef enum lq_dim {             /* an extent that follows from the parameters */
     LQ_DIM_NONE, LQ_DIM_HIDDEN, LQ_DIM_FFN, LQ_DIM_VOCAB, LQ_DIM_Q, LQ_DIM_KV, LQ_DIM_HEAD, LQ_DIM_HALF_HEAD,
+    LQ_DIM_EMBED, LQ_DIM_POSITIONS, LQ_DIM_QKV, LQ_DIM_GATE_UP,
     LQ_DIM_ONE, LQ_DIM_EXPERTS, LQ_DIM_EXPERT_FFN, LQ_DIM_SHARED_FFN
 } lq_dim;
 typedef enum lq_rope_kind {
@@ -70,7 +82,12 @@ typedef struct lq_params {        /* from config.json or GGUF metadata, range-ch
     float resid_scale;            /* of what a block adds to the residual stream */
     float logit_div;              /* of logits, before the cap */
     lq_actfn act;
+    uint32_t embed_dim;           /* width of the embedding where project_in follows; 0: hidden */
+    uint32_t pos_offset;          /* row of the learned positions that position 0 is */
     bool tied, qkv_bias, o_bias, mlp_bias, qk_norm, rope_tensor;
+    bool layernorm;               /* every NORM is a LayerNorm */
+    bool plain_norm;              /* its norms have neither gain nor bias */
+    bool post_norm, parallel, one_norm, no_final_norm, head_bias;
     uint32_t n_experts, top_k;    /* 0: no mixture of experts */
     uint32_t expert_ffn, shared_ffn; /* widths of an expert and of the shared one (0: none) */
     uint8_t *layer_dense;         /* [n_layers] 1: an ordinary MLP instead of experts; NULL: nowhere */
@@ -78,9 +95,9 @@ typedef struct lq_params {        /* from config.json or GGUF metadata, range-ch
     float clip_qkv;               /* q, k and v are clamped to it; 0: not */
 } lq_params;
 void lq_params_free(lq_params *p);
-bool lq_params_has(const lq_params *p, lq_feature f);       /* somewhere in the model */
-bool lq_params_at(const lq_params *p, lq_feature f, uint32_t layer);
-uint32_t lq_params_dim(const lq_params *p, lq_dim d);       /* NONE: 0 */
+bool lq_params_has(const lq_params *p, uint8_t only_if);     /* an lq_feature, maybe | LQ_UNLESS; of a feature that differs between layers: somewhere */
+bool lq_params_at(const lq_params *p, uint8_t only_if, uint32_t layer);
+uint32_t lq_params_dim(const lq_params *p, uint8_t d);      /* an lq_dim, maybe | LQ_TRANSPOSED; NONE: 0 */
 uint32_t lq_params_window(const lq_params *p, uint32_t layer); /* of this layer; 0: none */
 const lq_rope *lq_params_rope(const lq_params *p, uint32_t layer);
 
@@ -88,9 +105,10 @@ typedef struct lq_arch_name {     /* a stored tensor: what it is, its names (%d 
     lq_role role;
     lq_part part;
     const char *hf, *gguf;
-    uint8_t rows, cols;           /* lq_dim; cols LQ_DIM_NONE: 1-D */
-    uint8_t only_if;              /* lq_feature */
+    uint8_t rows, cols;           /* lq_dim; rows maybe | LQ_TRANSPOSED; cols LQ_DIM_NONE: 1-D */
+    uint8_t only_if;              /* lq_feature, maybe | LQ_UNLESS */
 } lq_arch_name;
+typedef struct lq_respelled { const char *from, *to; } lq_respelled; /* names that begin with `from` may begin with `to` instead */
 
 /* Another way a role is stored: all experts in one tensor [experts][of * rows][cols], where this role's rows are the at-th of `of` parts;
  * of 0: one matrix as usual. Looked for where the first name is absent. */
@@ -131,15 +149,16 @@ typedef struct lq_family {
 typedef struct lq_arch {
     const char *name;                   /* "llama" */
     const char *const *model_types;     /* config.json model_type values accepted, NULL ends; the first is written by convert */
-    const char *const *gguf_archs;      /* general.architecture values, NULL ends */
+    const char *const *gguf_archs;      /* general.architecture values, NULL ends; NULL: not read from GGUF */
     bool gguf_rope_pairs;               /* GGUF stores q/k rows as rope pairs */
     const lq_op *block;                 /* ends with LQ_OP_END */
-    const lq_arch_name *names;          /* role NONE ends */
+    const lq_arch_name *names;          /* role NONE ends; gguf names NULL where llama.cpp has none */
+    const lq_respelled *respelled;      /* other spellings of all names in Hugging Face files; from NULL ends; NULL: none */
     const lq_arch_stack *stacks;        /* role NONE ends; NULL: none */
     lq_family family;
     lq_status (*params_hf)(lq_ctx *, const struct lq_arch *, const json_t *config, lq_params *);
-    lq_status (*params_gguf)(lq_ctx *, const struct lq_arch *, const lq_gguf *, lq_params *);
-    lq_status (*config)(lq_ctx *, const struct lq_arch *, const lq_params *, json_t **out); /* config.json body for convert */
+    lq_status (*params_gguf)(lq_ctx *, const struct lq_arch *, const lq_gguf *, lq_params *); /* NULL with gguf_archs */
+    lq_status (*config)(lq_ctx *, const struct lq_arch *, const lq_params *, json_t **out); /* config.json body for convert from GGUF */
 } lq_arch;
 extern const lq_arch *const lq_archs[]; /* NULL ends */
 extern const lq_arch lq_arch_llama, lq_arch_mistral, lq_arch_qwen2, lq_arch_qwen3;
@@ -148,7 +167,7 @@ extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_gran
 extern const lq_op lq_llama_block[];          /* tables that other families share */
 extern const lq_arch_name lq_llama_names[];
 const lq_arch *lq_arch_by_model_type(const char *model_type);
-const lq_arch *lq_arch_by_gguf(const char *architecture);
+const lq_arch *lq_arch_by_gguf(const char *architecture, bool experts); /* Mixtral is a llama with experts there */
 const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part); /* NULL: none */
 
 /* The walk: stage of each LINEAR and ROUTE of the block table (linears that read one tensor, unwritten in between, share one; a
@@ -157,6 +176,13 @@ enum { LQ_MAX_OPS = 64 };
 uint32_t lq_arch_stages(const lq_arch *a, const lq_params *p, uint32_t layer, int32_t stage[LQ_MAX_OPS]);
 /* Floats per token of each tensor of the block table; 0: unused in every layer. */
 void lq_arch_widths(const lq_arch *a, const lq_params *p, uint32_t width[T_N]);
+
+/* Fused matrices. Which stored matrix holds part Q, K, V, GATE or UP: its role, and in *how the op that takes the part out
+ * (LQ_OP_SPLIT, LQ_OP_SPLIT_HEADS); a matrix of its own: `part` itself and LQ_OP_LINEAR. */
+lq_role lq_arch_holder(const lq_arch *a, const lq_params *p, lq_role part, lq_op_kind *how);
+/* Row of the holder that is row i of the part (LQ_OP_LINEAR: i). */
+uint32_t lq_split_row(const lq_params *p, lq_op_kind how, lq_role part, uint32_t i);
+uint32_t lq_part_rows(const lq_params *p, lq_role part); /* rows of Q, K, V, GATE, UP */
 
 /* inv_freq[dim/2] for runs of at most `positions` tokens: theta_j = base^(-2j/dim), then scaled. Values are exact in fp32, as
  * the published models were trained. dynamic and longrope depend on the length of the text: here on the room a run was given, so
@@ -172,4 +198,8 @@ lq_status lq_params_rope_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_
 lq_status lq_params_from_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
 lq_status lq_params_from_gguf(lq_ctx *, const lq_arch *, const lq_gguf *, lq_params *);
 lq_status lq_params_to_hf(lq_ctx *, const lq_arch *, const lq_params *, json_t **out);
+/* The same and family.moe. */
+lq_status lq_params_moe_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
+lq_status lq_params_moe_gguf(lq_ctx *, const lq_arch *, const lq_gguf *, lq_params *);
+lq_status lq_params_moe_to_hf(lq_ctx *, const lq_arch *, const lq_params *, json_t **out);
 #endif

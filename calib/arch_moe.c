@@ -106,7 +106,7 @@ static const lq_arch_stack stacks[] = { /* role, HF, GGUF, part, of parts */
 };
 
 #define TYPES(...) (const char *const[]){__VA_ARGS__, NULL}
-#define READERS .params_hf = lq_params_from_hf, .params_gguf = lq_params_from_gguf, .config = lq_params_to_hf
+#define READERS .params_hf = lq_params_moe_hf, .params_gguf = lq_params_moe_gguf, .config = lq_params_moe_to_hf
 
 const lq_arch lq_arch_mixtral = {
     .name = "mixtral", .model_types = TYPES("mixtral"), .gguf_archs = TYPES("llama"), .gguf_rope_pairs = true, .block = block, .names = mixtral_names,

@@ -23,6 +23,7 @@ typedef struct lq_layer {  /* the loaded tensors of one block, by role; absent o
     lq_linear *experts;    /* [n_experts][LQ_EXPERT_ROLES] of a block with experts; lin[] of their roles stays zero */
     uint32_t n_experts;
     float *norm[LQ_R_N];   /* gains, fp32 */
+    float *shift[LQ_R_N];  /* biases of LayerNorms, fp32 */
     bool loaded;
     void *mem;             /* one allocation behind every pointer above except the qtensors' own */
 } lq_layer;
@@ -33,14 +34,21 @@ static inline lq_linear *lq_layer_linear(const lq_layer *l, uint32_t role, int32
     return &l->experts[(size_t)expert * LQ_EXPERT_ROLES + (role - LQ_R_EXPERT_GATE)];
 }
 
+typedef struct lq_expert_opts { /* how calibration treats a mixture of experts (calib/experts.c) */
+    double prior;          /* tau; 0: no prior */
+    int64_t prior_tokens;  /* T0; 0: the number of columns */
+    int flat;              /* tokens weigh 1, not their gate probability squared */
+} lq_expert_opts;
+
 typedef struct lq_model {
     lq_source *src;        /* borrowed */
     const lq_arch *arch;   /* NULL: unknown; only the catalog is usable */
     lq_params par;
     lq_catalog cat;
     lq_layer *layers;      /* [par.n_layers] */
-    lq_layer outer;        /* embedding (lin[EMBED]), final norm, head (lin[HEAD]; zero when tied) */
+    lq_layer outer;        /* before: lin[EMBED], POS_EMBED, PROJ_IN; after: final norm, lin[PROJ_OUT], HEAD (zero when tied) */
     const lq_kernels *k;
+    lq_expert_opts expert_opts; /* lq_model_open: prior 1, the rest 0 */
 } lq_model;
 
 /* Architecture by model_type / general.architecture, parameters range-checked, every tensor's name, type and shape checked

@@ -9,6 +9,8 @@
  * scattered; a group holds its tokens in order, so the result depends on shapes only. */
 #include "calib/run.h"
 
+#include <string.h>
+
 enum { SLICE = 16 }; /* tokens */
 
 lq_status lq_routing_init(lq_ctx *ctx, lq_routing *g, const lq_params *p, uint32_t tokens) {

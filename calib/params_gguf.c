@@ -47,7 +47,7 @@ static const lq_gguf_tensor *tensor(const lq_gguf *g, const char *name) {
 static bool has(const lq_gguf *g, const lq_arch *a, lq_role role, lq_part part) {
     char name[128];
     const lq_arch_name *t = lq_arch_tensor(a, role, part);
-    if (!t) return false;
+    if (!t || !t->gguf) return false;
     const char *mark = strstr(t->gguf, "%d");
     if (mark) snprintf(name, sizeof name, "%.*s0%s", (int)(mark - t->gguf), t->gguf, mark + 2);
     else snprintf(name, sizeof name, "%s", t->gguf);
@@ -63,7 +63,7 @@ static lq_status sizes(lq_ctx *ctx, const lq_arch *a, const lq_gguf *g, lq_param
     LQ_TRY(u32(ctx, g, a, "attention.head_count", -1, 4096, &p->n_heads));
     LQ_TRY(u32(ctx, g, a, "attention.head_count_kv", p->n_heads, 4096, &p->n_kv_heads));
     LQ_TRY(u32(ctx, g, a, "expert_count", 0, 4096, &experts));
-    if (experts) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "mixture of experts (%s.expert_count %u) is not supported", a->gguf_archs[0], experts);
+    if (experts && !a->family.moe.n) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "mixture of experts (%s.expert_count %u) is not supported", a->gguf_archs[0], experts);
     if (!p->hidden || !p->ffn || !p->n_layers || !p->max_ctx || !p->n_heads || !p->n_kv_heads || p->n_heads % p->n_kv_heads)
         return lq_fail(ctx, LQ_ERR_FORMAT, "metadata sizes do not fit: embedding %u, feed-forward %u, blocks %u, context %u, heads %u, kv heads %u",
                        p->hidden, p->ffn, p->n_layers, p->max_ctx, p->n_heads, p->n_kv_heads);

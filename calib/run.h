@@ -73,8 +73,8 @@ void lq_run_route(lq_run *r, const lq_layer *l, const lq_op *route, uint32_t n);
 uint32_t lq_run_gather(lq_run *r, const lq_op *route, uint32_t expert, const float **weight);
 /* From ROUTE to MERGE for every expert; returns the MERGE. */
 const lq_op *lq_run_experts(lq_run *r, const lq_layer *l, uint32_t layer, const lq_op *route, uint32_t n);
-/* y[n][hidden] = norm(x), parallel. */
-void lq_run_norm(const lq_kernels *k, const float *x, const float *gain, float eps, uint32_t d, uint32_t n, float *y);
+/* y[n][d] = norm(x): RMSNorm, or LayerNorm where p says so (gain or shift NULL: 1 and 0). y may be x. Parallel. */
+void lq_run_norm(const lq_kernels *k, const lq_params *p, const float *gain, const float *shift, const float *x, uint32_t d, uint32_t n, float *y);
 
 enum { LQ_ATTN_TILE = 64 };   /* queries of one task */
 size_t lq_attn_scratch(uint32_t positions); /* floats per worker */

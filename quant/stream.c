@@ -22,6 +22,7 @@ static lq_status quantize_linear(road *r, const lq_row *row, float *w, const lq_
     if (st) return lq_note(r->ctx, st, "%s", row->name);
     q.slot = row->slot;
     o.tokens = stats ? stats->n : 0;
+    o.expert_tokens = stats && lq_role_is_expert((lq_role)row->slot.role) ? (int64_t)stats->routed : -1;
     struct decode d = {r->model->k, &q, w};
     lq_parallel_for((q.rows + 31) / 32, decode_slice, &d); /* the rest of the block runs on the quantized weights */
     st = lq_unit_add(r, row, &q, &o);
@@ -64,7 +65,8 @@ static lq_status replay_linear(road *r, json_t *entry, const void *p, size_t n) 
     lq_qtensor q;
     LQ_TRY(lq_qtensor_decode(r->ctx, p, n, &q));
     lq_layer *layer = q.slot.block >= 0 && (uint32_t)q.slot.block < r->model->par.n_layers ? &r->model->layers[q.slot.block] : &r->model->outer;
-    lq_linear *lin = q.slot.role < LQ_R_N ? &layer->lin[q.slot.role] : NULL;
+    bool known = q.slot.role < LQ_R_N && (!lq_role_is_expert((lq_role)q.slot.role) || (q.slot.expert >= 0 && (uint32_t)q.slot.expert < layer->n_experts));
+    lq_linear *lin = known ? lq_layer_linear(layer, q.slot.role, q.slot.expert) : NULL;
     lq_status st = LQ_OK;
     if (!lin || !lin->w || lin->rows != q.rows || lin->cols != q.cols) st = lq_fail(r->ctx, LQ_ERR_FORMAT, "%s: a unit does not fit the model", r->job.journal);
     else {
@@ -104,8 +106,8 @@ static lq_status start_stream(road *r) {
     float *x = lq_calloc(T * d, 4);
     lq_status st = x ? LQ_OK : lq_oom(r->ctx, T * d * 4);
     for (size_t i = 0; i < r->rows.n && !st; i++) {
-        for (size_t t = 0; t < r->rows.len[i]; t++) lq_embed(r->model, r->rows.ids[i * T + t], x + t * d);
-        st = lq_cache_put(r->ctx, r->resid, i, x, (size_t)r->rows.len[i] * d);
+        st = lq_embed(r->ctx, r->model, r->rows.ids + i * T, r->rows.len[i], 0, x);
+        if (!st) st = lq_cache_put(r->ctx, r->resid, i, x, (size_t)r->rows.len[i] * d);
     }
     lq_free(x);
     lq_model_unload(r->model, -1);
@@ -115,24 +117,26 @@ static lq_status start_stream(road *r) {
 /* The head reads the final-normed stream; it goes last, through the same path. */
 static lq_status run_head(road *r) {
     const lq_row *row = lq_catalog_find(&r->model->cat, (lq_slot){.block = -1, .role = LQ_R_HEAD, .expert = -1}, LQ_PART_WEIGHT);
-    uint32_t unit = r->model->par.n_layers, d = r->model->par.hidden;
+    uint32_t unit = r->model->par.n_layers, d = r->model->par.hidden, width = lq_head_width(r->model);
     if (!row || !row->quantize || lq_job_has(&r->job, unit)) return LQ_OK;
     size_t T = r->rows.seqlen;
     lq_stats stats = {0};
-    float *x = lq_calloc(T * d, 4), *w = lq_calloc(lq_row_elems(row), 4);
-    lq_status st = x && w ? lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED) : lq_oom(r->ctx, 4 * lq_row_elems(row));
-    if (!st) st = lq_stats_init(r->ctx, &stats, r->needs, d);
+    float *x = lq_calloc(T * d, 4), *in = lq_calloc(T * width, 4), *w = lq_calloc(lq_row_elems(row), 4);
+    lq_status st = x && in && w ? lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED) : lq_oom(r->ctx, 4 * lq_row_elems(row));
+    if (!st) st = lq_stats_init(r->ctx, &stats, r->needs, width);
     for (size_t i = 0; i < r->rows.n && !st; i++) {
         uint32_t len = r->rows.len[i];
         st = lq_cache_get(r->ctx, r->resid, i, x, (size_t)len * d);
-        for (size_t t = 0; t < len; t++) r->model->k->rmsnorm(x + t * d, r->model->outer.norm[LQ_R_FINAL_NORM], r->model->par.norm_eps, d, x + t * d);
-        if (!st) st = lq_stats_add(r->ctx, &stats, x, len);
+        if (!st) lq_final_norm(r->model, x, len, x);
+        if (!st) st = lq_head_input(r->ctx, r->model, x, len, in);
+        if (!st) st = lq_stats_add(r->ctx, &stats, in, len);
     }
     if (!st) st = lq_model_read_f32(r->ctx, r->model, row, w);
     if (!st) st = quantize_linear(r, row, w, &stats);
     lq_stats_free(&stats);
     lq_model_unload(r->model, -1);
     lq_free(x);
+    lq_free(in);
     lq_free(w);
     return st ? st : lq_unit_finish(r, unit);
 }
