@@ -177,6 +177,7 @@ static lq_status run_chunk(lq_walk *w, const lq_chunk *c, void *user) {
     const segment *g = user;
     uint32_t s = g->s;
     lq_run_ops(&w->run, &w->m->layers[w->b], (uint32_t)w->b, w->p.cut[s], w->p.cut[s + 1], c->n, w->spans, c->n_spans);
+    LQ_TRY(lq_work_check(w->ctx, &w->run.work));
     if (s == w->p.n_stages) return LQ_OK;
     LQ_TRY(save_live(w, s + 1, c->index, c->n));
     return g->stats ? lq_stats_add(w->ctx, g->stats, w->run.t[w->p.input[s]], c->n) : LQ_OK;

@@ -37,8 +37,9 @@ typedef struct experts {
 
 typedef struct pass { experts *x; uint32_t at, first, n; lq_stats *stats; } pass; /* stage `at` of experts first .. first + n */
 
-static void ops(lq_walk *w, const experts *x, uint32_t at, uint32_t n) {
+static lq_status ops(lq_walk *w, const experts *x, uint32_t at, uint32_t n) {
     lq_run_ops(&w->run, &w->m->layers[w->b], (uint32_t)w->b, (uint32_t)(x->route + 1 - w->m->arch->block), x->cut[at], n, NULL, 0);
+    return lq_work_check(w->ctx, &w->run.work);
 }
 
 static void take_sample(lq_walk *w, experts *x, uint32_t n) {
@@ -57,7 +58,7 @@ static lq_status gather_stats(lq_walk *w, const lq_chunk *c, void *user) {
         const float *weight;
         uint32_t n = lq_run_gather(&w->run, x->route, p->first + i, &weight);
         if (!n) continue;
-        ops(w, x, p->at, n);
+        LQ_TRY(ops(w, x, p->at, n));
         float *in = w->run.t[x->input[p->at]];
         p->stats[i].routed += n;
         if (w->m->expert_opts.flat) LQ_TRY(lq_stats_add(w->ctx, &p->stats[i], in, n));
@@ -74,8 +75,8 @@ static lq_status sample_stats(lq_walk *w, const experts *x, uint32_t expert, uin
     for (uint32_t t = 0; t < x->n_sample && !st; t += w->run.chunk) {
         uint32_t n = x->n_sample - t < w->run.chunk ? x->n_sample - t : w->run.chunk;
         memcpy(w->run.t[x->route->out], x->sample + t * d, n * d * sizeof(float));
-        ops(w, x, 1, n);
-        st = lq_stats_add(w->ctx, out, w->run.t[x->input[1]], n);
+        st = ops(w, x, 1, n);
+        if (!st) st = lq_stats_add(w->ctx, out, w->run.t[x->input[1]], n);
     }
     return st;
 }

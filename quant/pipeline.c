@@ -56,6 +56,16 @@ static lq_status choose_format(road *r, const lq_format **out) {
     return lq_fail(r->ctx, LQ_ERR_USAGE, "unknown format '%s'; lquant list formats prints the known ones", name);
 }
 
+/* Static activations take their step from calibration, whatever the method. */
+static lq_status static_needs(road *r) {
+    for (size_t i = 0; i < r->model->cat.n; i++) {
+        const lq_row *row = &r->model->cat.rows[i];
+        if (row->quantize && row->scheme.act.kind == LQ_ACT_STATIC) r->needs |= LQ_NEED_ABSMAX;
+    }
+    if (r->needs && !r->model->arch) return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "static activations need calibration, and this architecture cannot be run");
+    return LQ_OK;
+}
+
 unsigned lq_rotation_choice(int index) {
     static const unsigned what[] = {0, LQ_ROTATE_STREAM | LQ_ROTATE_HEADS, LQ_ROTATE_HEADS};
     return what[index];
@@ -78,6 +88,7 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0, &r->model));
     LQ_TRY(rotate(r));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
+    LQ_TRY(static_needs(r));
     lq_log(r->ctx, LQ_LOG_INFO, "plan: %s to format %s, %u linears at %.3f bits per weight, %u kept, %.1f MB -> %.1f MB", method->name, format->name,
            r->plan.n_quantized, lq_plan_bpw(&r->plan), r->plan.n_kept, (double)r->plan.bytes_source / 1e6,
            (double)(r->plan.bytes_quantized + r->plan.bytes_kept) / 1e6);
