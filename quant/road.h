@@ -17,6 +17,7 @@ typedef struct road {
     lq_job job;
     lq_sink *sink;
     lq_source *back;           /* the written checkpoint, read again */
+    lq_source *fisher;         /* --fisher, or NULL */
     lq_cache *resid;
     uint64_t cache_budget;
     lq_buf unit;               /* the unit being built */
@@ -36,6 +37,8 @@ lq_status lq_unit_finish(road *r, uint32_t unit);                               
 lq_status lq_unit_each(road *r, uint32_t unit, lq_linear_fn fn);                            /* every linear of a finished unit */
 lq_status lq_unit_each_done(road *r, lq_linear_fn fn);                                      /* of every finished unit, in order */
 
+lq_status lq_fisher_open(road *r);   /* --fisher takes the place of calibration */
+lq_status lq_fisher_read(road *r, const lq_row *row, float **out); /* *out NULL: none; the caller frees, after a failure too */
 lq_status lq_stream_run(road *r);    /* decides the codes of every linear: all units finished */
 lq_status lq_assemble(road *r);      /* the checkpoint, written from the units into the job's folder */
 lq_status lq_read_back(road *r);     /* read by another code path and compared with the codes the method chose */
