@@ -4,6 +4,7 @@
 #include "calib/run.h"
 
 #include <math.h>
+#include <string.h>
 
 enum { RUN_BYTES = 48 << 20, CHUNK_MIN = 256, CHUNK_MAX = 2048, SLICE = 16 }; /* tokens */
 
@@ -71,6 +72,7 @@ void lq_run_free(lq_run *r) {
 
 typedef struct tokens { /* an op that treats every token alike */
     const lq_run *r;
+    const lq_op *op;
     const float *x, *x2;
     float *y;
     uint32_t n, width, layer;
@@ -80,13 +82,17 @@ typedef struct tokens { /* an op that treats every token alike */
 static uint32_t slice_end(const tokens *a, size_t i) { return (i + 1) * SLICE < a->n ? (uint32_t)(i + 1) * SLICE : a->n; }
 static void each_slice(tokens *a, void (*fn)(void *, size_t)) { lq_spread((a->n + SLICE - 1) / SLICE, (uint64_t)a->n * a->width, fn, a); }
 
-typedef struct norm { const lq_kernels *k; const float *x, *gain; float *y, eps; uint32_t d, n; } norm;
+typedef struct norm { const lq_kernels *k; const lq_params *p; const float *gain, *shift, *x; float *y; uint32_t d, n; } norm;
 static void norm_slice(void *arg, size_t i) {
     const norm *a = arg;
-    for (size_t t = i * SLICE; t < (i + 1) * SLICE && t < a->n; t++) a->k->rmsnorm(a->x + t * a->d, a->gain, a->eps, a->d, a->y + t * a->d);
+    for (size_t t = i * SLICE; t < (i + 1) * SLICE && t < a->n; t++) {
+        const float *x = a->x + t * a->d;
+        if (a->p->layernorm) a->k->layernorm(x, a->gain, a->shift, a->p->norm_eps, a->d, a->y + t * a->d);
+        else a->k->rmsnorm(x, a->gain, a->p->norm_eps, a->d, a->y + t * a->d);
+    }
 }
-void lq_run_norm(const lq_kernels *k, const float *x, const float *gain, float eps, uint32_t d, uint32_t n, float *y) {
-    lq_spread(((size_t)n + SLICE - 1) / SLICE, (uint64_t)n * d, norm_slice, &(norm){k, x, gain, y, eps, d, n});
+void lq_run_norm(const lq_kernels *k, const lq_params *p, const float *gain, const float *shift, const float *x, uint32_t d, uint32_t n, float *y) {
+    lq_spread(((size_t)n + SLICE - 1) / SLICE, (uint64_t)n * d, norm_slice, &(norm){k, p, gain, shift, x, y, d, n});
 }
 
 static void rope_slice(void *arg, size_t i) {
@@ -109,6 +115,27 @@ static void glu_slice(void *arg, size_t i) {
     a->r->k->glu(a->r->par->act, a->x + from, a->x2 + from, a->y + from, n);
 }
 
+static void act_slice(void *arg, size_t i) { /* f(x) is f(x) * 1 */
+    enum { PIECE = 256 };
+    const tokens *a = arg;
+    size_t from = i * SLICE * a->width, n = (size_t)slice_end(a, i) * a->width - from;
+    float ones[PIECE];
+    for (size_t j = 0; j < PIECE; j++) ones[j] = 1;
+    for (size_t at = 0; at < n; at += PIECE)
+        a->r->k->glu(a->r->par->act, a->x + from + at, ones, a->y + from + at, n - at < PIECE ? n - at : PIECE);
+}
+
+/* A part of a fused matrix's output: runs of neighbouring rows. */
+static void split_slice(void *arg, size_t i) {
+    const tokens *a = arg;
+    const lq_params *p = a->r->par;
+    uint32_t end = slice_end(a, i), rows = lq_part_rows(p, a->op->role), run = rows;
+    if (a->op->kind == LQ_OP_SPLIT_HEADS) run = a->op->role == LQ_R_Q ? rows / p->n_kv_heads : p->head_dim;
+    for (uint32_t t = (uint32_t)i * SLICE; t < end; t++)
+        for (uint32_t at = 0; at < rows; at += run)
+            memcpy(a->y + (size_t)t * rows + at, a->x + (size_t)t * a->width + lq_split_row(p, a->op->kind, a->op->role, at), run * sizeof *a->y);
+}
+
 static void add_slice(void *arg, size_t i) {
     const tokens *a = arg;
     size_t from = i * SLICE * a->width, n = (size_t)slice_end(a, i) * a->width - from;
@@ -129,11 +156,14 @@ void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uin
         if (!lq_params_has(r->par, op->only_if)) continue;
         float *x = r->t[op->in[0]], *y = target(r, op);
         uint32_t width = r->width[op->in[0]], d = r->par->head_dim;
-        tokens a = {.r = r, .x = x, .x2 = r->t[op->in[1]], .y = y, .n = n, .width = width, .layer = layer, .spans = spans};
+        tokens a = {.r = r, .op = op, .x = x, .x2 = r->t[op->in[1]], .y = y, .n = n, .width = width, .layer = layer, .spans = spans};
         switch (op->kind) {
-        case LQ_OP_NORM: lq_run_norm(r->k, x, l->norm[op->role], r->par->norm_eps, width, n, y); break;
-        case LQ_OP_HEAD_NORM: lq_run_norm(r->k, x, l->norm[op->role], r->par->norm_eps, d, n * (width / d), y); break;
+        case LQ_OP_NORM: lq_run_norm(r->k, r->par, l->norm[op->role], l->shift[op->role], x, width, n, y); break;
+        case LQ_OP_HEAD_NORM: lq_run_norm(r->k, r->par, l->norm[op->role], l->shift[op->role], x, d, n * (width / d), y); break;
         case LQ_OP_LINEAR: lq_linear_run(r->k, &r->work, &l->lin[op->role], x, n, y); break;
+        case LQ_OP_SPLIT:
+        case LQ_OP_SPLIT_HEADS: each_slice(&a, split_slice); break;
+        case LQ_OP_ACT: each_slice(&a, act_slice); break;
         case LQ_OP_ROPE: each_slice(&a, rope_slice); break;
         case LQ_OP_ATTN: lq_attn(r, lq_params_window(r->par, layer), x, y, spans, n_spans); break;
         case LQ_OP_GLU: each_slice(&a, glu_slice); break;

@@ -28,6 +28,8 @@ typedef struct lq_kernels {
     /* log sum exp of n values; NaN when one is NaN. -log p of value t is this minus x[t]. */
     double (*logsumexp)(const float *x, size_t n);
     void (*add)(float *y, const float *x, size_t n); /* y += x */
+    /* One token: y = (x - mean) / sqrt(variance + eps) * gain + shift; NULL: 1 and 0; y may be x. */
+    void (*layernorm)(const float *x, const float *gain, const float *shift, float eps, uint32_t d, float *y);
     double (*dot)(const float *a, const float *b, size_t n); /* products exact, sums in fp64 in a fixed order */
 } lq_kernels;
 

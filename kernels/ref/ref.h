@@ -10,6 +10,7 @@ void lq_decode_c(lq_dtype t, const void *src, float *dst, size_t n);
 void lq_gemv_c(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y);
 void lq_gemv_fp_c(lq_dtype t, const void *w, size_t stride, uint32_t nr, uint32_t cols, const float *x, float *y);
 void lq_rmsnorm_c(const float *x, const float *gain, float eps, uint32_t d, float *y);
+void lq_layernorm_c(const float *x, const float *gain, const float *shift, float eps, uint32_t d, float *y);
 void lq_rope_c(float *x, uint32_t heads, uint32_t dim, uint32_t rot, const float *cos, const float *sin);
 void lq_rope_pairs_c(float *x, uint32_t heads, uint32_t dim, uint32_t rot, const float *cos, const float *sin);
 void lq_glu_c(lq_actfn f, const float *gate, const float *up, float *y, size_t n);
