@@ -11,7 +11,6 @@ typedef struct binder {
     lq_ctx *ctx;
     lq_model *m;
     bool gguf;
-    const lq_respelled *spelling; /* how the source begins its names; NULL: as the table does */
     uint8_t *taken;          /* [src->n] bound already */
     int32_t stage[LQ_R_N];   /* of each role's LINEAR; -1 */
     int32_t fuse[LQ_R_N];
@@ -111,13 +110,30 @@ static void set_view(binder *b, lq_row *r, const lq_arch_name *t) {
     r->view_heads = t->role == LQ_R_Q ? b->m->par.n_heads : b->m->par.n_kv_heads;
 }
 
+/* Where the tensor is in the source, -1: nowhere; its Hugging Face name as the source spells it (NULL: no memory). */
+static long place_of(binder *b, const lq_arch_name *t, int32_t block, const char **hf) {
+    lq_arena *mem = b->m->cat.mem;
+    *hf = block_name(mem, t->hf, NULL, block);
+    if (b->gguf) {
+        const char *name = t->gguf ? block_name(mem, t->gguf, NULL, block) : NULL;
+        return name ? lq_source_find(b->m->src, name) : -1;
+    }
+    long i = *hf ? lq_source_find(b->m->src, *hf) : -1;
+    for (const lq_respelled *as = b->m->arch->respelled; i < 0 && as && as->from; as++) {
+        const char *name = block_name(mem, t->hf, as, block);
+        i = name ? lq_source_find(b->m->src, name) : -1;
+        if (i >= 0) *hf = name;
+    }
+    return i;
+}
+
 static lq_status bind(binder *b, const lq_arch_name *t, int32_t block) {
     lq_model *m = b->m;
     if (!lq_params_has(&m->par, t->only_if)) return LQ_OK;
-    const char *hf = block_name(m->cat.mem, t->hf, b->spelling, block), *gguf = t->gguf ? block_name(m->cat.mem, t->gguf, NULL, block) : NULL;
+    const char *hf, *gguf = t->gguf ? block_name(m->cat.mem, t->gguf, NULL, block) : NULL;
+    long i = place_of(b, t, block, &hf);
     if (!hf || (!gguf && t->gguf)) return lq_oom(b->ctx, 64);
     if (b->gguf && !gguf) return lq_fail(b->ctx, LQ_ERR_UNSUPPORTED, "'%s' has no name in GGUF files", hf);
-    long i = lq_source_find(m->src, b->gguf ? gguf : hf);
     if (i < 0) {
         if (!b->missing++) snprintf(b->first, sizeof b->first, "%s", b->gguf ? gguf : hf);
         return LQ_OK;
@@ -190,23 +206,11 @@ static lq_status bind_rest(binder *b) {
     return LQ_OK;
 }
 
-/* The place of an outer tensor in the source under a spelling; -1. */
-static long place_of(binder *b, lq_role role, const lq_respelled *as) {
-    const lq_arch_name *t = lq_arch_tensor(b->m->arch, role, LQ_PART_WEIGHT);
-    const char *name = !t ? NULL : !b->gguf ? block_name(b->m->cat.mem, t->hf, as, -1) : t->gguf ? block_name(b->m->cat.mem, t->gguf, NULL, -1) : NULL;
-    return name ? lq_source_find(b->m->src, name) : -1;
-}
-
-/* How the embedding is spelled, all names are. */
-static void find_spelling(binder *b) {
-    const lq_respelled *s = b->gguf || place_of(b, LQ_R_EMBED, NULL) >= 0 ? NULL : b->m->arch->respelled;
-    for (; s && s->from; s++)
-        if (place_of(b, LQ_R_EMBED, s) >= 0) b->spelling = s;
-}
-
 /* As transformers 5 has it: a head that is stored beside a tied embedding is used. */
 static void untie_stored_head(binder *b) {
-    if (place_of(b, LQ_R_HEAD, b->spelling) >= 0) b->m->par.tied = false;
+    const lq_arch_name *t = lq_arch_tensor(b->m->arch, LQ_R_HEAD, LQ_PART_WEIGHT);
+    const char *name;
+    if (t && place_of(b, t, -1, &name) >= 0) b->m->par.tied = false;
 }
 
 static lq_status make_catalog(lq_ctx *ctx, lq_model *m) {
@@ -220,7 +224,6 @@ static lq_status make_catalog(lq_ctx *ctx, lq_model *m) {
     const char *type = m->src->config ? json_string_value(json_object_get(m->src->config, "model_type")) : m->arch ? m->arch->model_types[0] : NULL;
     if (type && !(m->cat.model_type = copy_name(m->cat.mem, type))) LQ_GO(lq_oom(ctx, strlen(type)));
     if (m->arch) {
-        find_spelling(&b);
         untie_stored_head(&b);
         m->cat.tied = m->par.tied;
         LQ_GO(bind_known(&b));
