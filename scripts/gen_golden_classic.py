@@ -4,7 +4,7 @@
   gen_golden_classic.py OUT_DIR        (folders of tests/golden/forward)
 
 Made with Python 3.11, torch 2.13.0+cpu, transformers 5.23.0, safetensors 0.8.0.
-Per variant: config.json, model.safetensors (F32), golden.safetensors with input_ids I32 [32] and logits F32 [32, vocab]. Two blocks;
+Per variant: config.json, model.safetensors (F32), golden.safetensors with input_ids I32 [48] and logits F32 [48, vocab]. Two blocks;
 every weight, gain and bias random; weights rounded to bf16 so that the files compress. config.json has the keys of the published files.
 """
 import json, os, shutil, sys
@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-LEN, VOCAB = 32, 48
+LEN, VOCAB = 48, 64
 IDS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0, torch_dtype="float32", use_cache=False, vocab_size=VOCAB)
 OPT = dict(IDS, model_type="opt", architectures=["OPTForCausalLM"], hidden_size=32, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4,
-           max_position_embeddings=40, word_embed_proj_dim=32, do_layer_norm_before=True, activation_function="relu", dropout=0.0)
-GPT2 = dict(IDS, model_type="gpt2", architectures=["GPT2LMHeadModel"], n_embd=32, n_layer=2, n_head=4, n_positions=40, n_ctx=40,
+           max_position_embeddings=48, word_embed_proj_dim=32, do_layer_norm_before=True, activation_function="relu", dropout=0.0)
+GPT2 = dict(IDS, model_type="gpt2", architectures=["GPT2LMHeadModel"], n_embd=32, n_layer=2, n_head=4, n_positions=48, n_ctx=48,
             layer_norm_epsilon=1e-5, activation_function="gelu_new", attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
 NEOX = dict(IDS, model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"], hidden_size=32, intermediate_size=40, num_hidden_layers=2,
             num_attention_heads=2, max_position_embeddings=64, layer_norm_eps=1e-5, hidden_act="gelu", rotary_pct=0.25, rotary_emb_base=10000,
