@@ -187,6 +187,7 @@ static lq_status run_chunk(walk *w, uint32_t s, const group *g, uint32_t t0, uin
     uint32_t n_spans = make_spans(w, g, t0, n);
     LQ_TRY(load_live(w, s, chunk, n));
     lq_run_ops(r, &w->m->layers[w->b], (uint32_t)w->b, w->p.cut[s], w->p.cut[s + 1], n, w->spans, n_spans);
+    LQ_TRY(lq_work_check(w->ctx, &r->work));
     if (last) return LQ_OK;
     LQ_TRY(save_live(w, s + 1, chunk, n));
     return stats ? lq_stats_add(w->ctx, stats, r->t[w->p.input[s]], n) : LQ_OK;

@@ -13,19 +13,30 @@ static inline void lq_spread(size_t n, uint64_t work, void (*fn)(void *arg, size
         for (size_t i = 0; i < n; i++) fn(arg, i);
 }
 
+typedef struct lq_fault {     /* what went wrong in a linear, kept until somebody asks */
+    lq_status st;
+    const char *name;         /* of the weight; NULL: unknown */
+    uint32_t col;
+} lq_fault;
+
 typedef struct lq_work {      /* scratch of each worker thread; holds no result */
     float *v;
     size_t per;               /* floats of one worker */
     int workers;
+    lq_fault *fault;          /* [workers] */
 } lq_work;
 /* At least `per` floats for each of lq_threads() workers. */
 lq_status lq_work_fit(lq_ctx *ctx, lq_work *w, size_t per);
 float *lq_work_mine(const lq_work *w);
 void lq_work_free(lq_work *w);
+/* The first fault since the last call: activations that are to be rounded and are not finite (LQ_ERR_QUALITY), out of memory. */
+lq_status lq_work_check(lq_ctx *ctx, lq_work *w);
 
 size_t lq_linear_scratch(const lq_linear *lin); /* floats per worker */
 /* lq_linear_apply with the caller's scratch. */
 void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y);
+/* A linear whose scheme rounds activations, without its bias; panel: rows per task, as lq_linear_scratch counts them. */
+void lq_act_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, uint32_t panel, const float *x, uint32_t n, float *y);
 
 typedef struct lq_span {      /* consecutive tokens of one sequence inside a chunk */
     uint32_t first, n;        /* rows of the chunk */
