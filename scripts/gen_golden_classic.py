@@ -41,8 +41,8 @@ VARIANTS = {  # name: (config, how tensor names are changed in the file)
     "falcon_11b": (dict(FALCON, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1, ffn_hidden_size=40, bias=True,
                         tie_word_embeddings=False, rope_theta=500042.0), {}),
     "falcon_serial": (dict(FALCON, parallel_attn=False, multi_query=False, bias=True, ffn_hidden_size=40), {}),
-    "phi": (PHI, {}),
-    "phi_qk": (dict(PHI, qk_layernorm=True, num_key_value_heads=4, partial_rotary_factor=0.75), {}),
+    "phi2": (PHI, {}),
+    "phi2_qk": (dict(PHI, qk_layernorm=True, num_key_value_heads=4, partial_rotary_factor=0.75), {}),
 }
 
 

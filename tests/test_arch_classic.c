@@ -119,12 +119,12 @@ static const off_switch switches[] = {
     {"falcon_11b", off_one_norm, "one norm"},        {"falcon_11b", off_qkv_bias, "qkv bias"},
     {"falcon_11b", off_down_bias, "down bias"},      {"falcon_11b", off_base, "rope base"},
     {"falcon_serial", on_parallel, "serial residual"}, {"falcon_serial", other_split, "split by heads"},
-    {"falcon_serial", off_mlp_shift, "mlp norm's bias"}, {"phi", off_attn_shift, "norm's bias"},
-    {"phi", off_partial, "partial rotation"},        {"phi", off_head_bias, "head bias"},
-    {"phi", off_k_bias, "k bias"},                   {"phi", off_q_bias, "q bias"},
-    {"phi", off_act, "activation"},                  {"phi", off_untied, "untied head"},
-    {"phi_qk", off_qk_norm, "q/k norms"},            {"phi_qk", off_q_shift, "q norm's bias"},
-    {"phi_qk", off_k_gain, "k norm's gain"},         {"phi_qk", off_partial, "partial rotation"},
+    {"falcon_serial", off_mlp_shift, "mlp norm's bias"}, {"phi2", off_attn_shift, "norm's bias"},
+    {"phi2", off_partial, "partial rotation"},        {"phi2", off_head_bias, "head bias"},
+    {"phi2", off_k_bias, "k bias"},                   {"phi2", off_q_bias, "q bias"},
+    {"phi2", off_act, "activation"},                  {"phi2", off_untied, "untied head"},
+    {"phi2_qk", off_qk_norm, "q/k norms"},            {"phi2_qk", off_q_shift, "q norm's bias"},
+    {"phi2_qk", off_k_gain, "k norm's gain"},         {"phi2_qk", off_partial, "partial rotation"},
 };
 
 static void every_field_moves_the_logits(void **state) {
@@ -189,7 +189,7 @@ static void rows_lie_where_falcon_has_them(void **state) {
 static void branches_of_one_norm_share_a_stage_but_not_a_fuse_group(void **state) {
     (void)state;
     fixture f;
-    open_golden(&f, "phi");
+    open_golden(&f, "phi2");
     static const struct { lq_role role; int stage, fuse; } want[] = {{LQ_R_Q, 0, 0}, {LQ_R_K, 0, 0}, {LQ_R_V, 0, 0}, {LQ_R_UP, 0, -1},
                                                                      {LQ_R_O, 1, -1}, {LQ_R_DOWN, 2, -1}};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
