@@ -50,6 +50,7 @@ static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, flo
     if (st) return lq_note(r->ctx, st, "%s", row->name);
     q.slot = row->slot;
     o.tokens = stats ? stats->n : 0;
+    o.expert_tokens = stats && lq_role_is_expert((lq_role)row->slot.role) ? (int64_t)stats->routed : -1;
     if (q.sch.act.kind == LQ_ACT_STATIC) q.act_scale = static_step(&q, stats);
     st = lq_unit_add(r, row, &q, &o);
     if (st) return lq_qtensor_free(&q), st;
@@ -92,7 +93,8 @@ static lq_status replay_linear(road *r, json_t *entry, const void *p, size_t n) 
     lq_qtensor q;
     LQ_TRY(lq_qtensor_decode(r->ctx, p, n, &q));
     lq_layer *layer = q.slot.block >= 0 && (uint32_t)q.slot.block < r->model->par.n_layers ? &r->model->layers[q.slot.block] : &r->model->outer;
-    lq_linear *lin = q.slot.role < LQ_R_N ? &layer->lin[q.slot.role] : NULL;
+    bool known = q.slot.role < LQ_R_N && (!lq_role_is_expert((lq_role)q.slot.role) || (q.slot.expert >= 0 && (uint32_t)q.slot.expert < layer->n_experts));
+    lq_linear *lin = known ? lq_layer_linear(layer, q.slot.role, q.slot.expert) : NULL;
     if (lin && lin->w && lin->rows == q.rows && lin->cols == q.cols) return take_place(r, lin, lin->w, &q);
     lq_qtensor_free(&q);
     return lq_fail(r->ctx, LQ_ERR_FORMAT, "%s: a unit does not fit the model", r->job.journal);

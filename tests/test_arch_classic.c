@@ -205,7 +205,7 @@ static void a_stage_of_a_post_norm_block_reads_the_stream(void **state) {
     fixture f;
     int32_t stage[LQ_MAX_OPS];
     open_golden(&f, "opt_350m");
-    uint32_t n = lq_arch_stages(f.m->arch, &f.m->par, stage);
+    uint32_t n = lq_arch_stages(f.m->arch, &f.m->par, 0, stage);
     int n_resid = 0;
     for (uint32_t i = 0; i < n; i++) n_resid += stage[i] >= 0 && f.m->arch->block[i].in[0] == T_RESID;
     assert_int_equal(n_resid, 4); /* q, k, v, fc1 */

@@ -104,6 +104,7 @@ static const struct { const char *prefix; unsigned what; const char *reason; } r
     {"gpt_neox", LQ_ROTATE_STREAM, "LayerNorm"},
     {"falcon", LQ_ROTATE_STREAM, "LayerNorm"},
     {"phi2", LQ_ROTATE_STREAM, "LayerNorm"},
+    {"olmoe", LQ_ROTATE_HEADS, "between the value projection and attention"}, /* clip_qkv */
 };
 
 static const char *reason(const char *variant, unsigned what) {
