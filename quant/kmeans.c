@@ -10,7 +10,6 @@
 #include "quant/kmeans.h"
 
 #include "core/num.h"
-#include "core/pack.h"
 #include "core/thread.h"
 
 #include <stdlib.h>
@@ -144,24 +143,4 @@ lq_status lq_lut_fit(lq_ctx *ctx, lq_qtensor *q, const float *w, const float *h,
     for (size_t i = 0; j.room && i < workers; i++) lq_kmeans_free(&j.room[i]);
     lq_free(j.room);
     return st;
-}
-
-typedef struct round_job { lq_qtensor *q; const float *w; } round_job;
-
-static void round_row(void *arg, size_t r) {
-    const round_job *j = arg;
-    lq_qtensor *q = j->q;
-    uint32_t n = 1u << q->sch.grid.bits;
-    const float *t = q->lut + (q->n_lut > 1 ? r * n : 0), *w = j->w + r * q->cols;
-    for (uint32_t c = 0; c < q->cols; c++) {
-        uint32_t best = 0;
-        for (uint32_t i = 1; i < n; i++)
-            if (fabsf(t[i] - w[c]) < fabsf(t[best] - w[c])) best = i;
-        lq_code_put(q->codes + r * q->row_bytes, q->sch.grid.bits, c, best);
-    }
-}
-
-void lq_lut_round(lq_qtensor *q, const float *w) {
-    round_job j = {q, w};
-    lq_parallel_for(q->rows, round_row, &j);
 }

@@ -25,6 +25,4 @@ double lq_kmeans_run(lq_kmeans *m, size_t n, uint32_t k, double *center);
  * row r at h + r * stride (stride 0: one row for all); NULL: all one. skip[rows][cols]: points that are left out, or NULL. Parallel
  * over rows. LQ_ERR_RESOURCE; LQ_ERR_UNSUPPORTED for another grid. */
 lq_status lq_lut_fit(lq_ctx *ctx, lq_qtensor *q, const float *w, const float *h, size_t stride, const uint8_t *skip);
-/* Codes of q: nearest table entry, ties to the lower code. Parallel over rows. */
-void lq_lut_round(lq_qtensor *q, const float *w);
 #endif

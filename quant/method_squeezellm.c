@@ -9,6 +9,7 @@
 #include "core/num.h"
 #include "core/pack.h"
 #include "core/thread.h"
+#include "quant/grid.h"
 #include "quant/kmeans.h"
 #include "quant/method.h"
 #include "quant/proxy.h"
@@ -34,7 +35,7 @@ static void refine(const void *opts, lq_scheme *s) {
 static lq_status accept(lq_ctx *ctx, const void *opts, uint32_t rows, uint32_t cols, const lq_scheme *s) {
     char name[64];
     (void)opts, (void)rows, (void)cols;
-    bool own = s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA && s->extra & LQ_X_LUT_PER_ROW && s->grid.bits <= 8;
+    bool own = s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA && s->extra & LQ_X_LUT_PER_ROW && s->grid.bits <= 4;
     if (own && s->scale.dtype == LQ_NONE && s->zero_kind == LQ_ZERO_NONE && !(s->extra & ~(uint32_t)(LQ_X_LUT_PER_ROW | LQ_X_OUTLIERS))) return LQ_OK;
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: squeezellm makes lut2, lut3 and lut4", lq_scheme_name(s, name, sizeof name));
 }
@@ -100,7 +101,7 @@ static lq_status quantize(lq_ctx *ctx, const void *opts, const lq_weights *w, co
     LQ_GO(sensitivities(ctx, w, measured ? stats : NULL, &h, &stride));
     if (s->extra & LQ_X_OUTLIERS) LQ_GO(choose_sparse(ctx, opts, w, h, stride, mark));
     LQ_GO(lq_lut_fit(ctx, out, w->w, h, stride, mark));
-    lq_lut_round(out, w->w);
+    lq_grid_round(out, w->w);
     if (s->extra & LQ_X_OUTLIERS) LQ_GO(fill_sparse(ctx, w, mark, out));
     LQ_GO(lq_weight_error(ctx, w->w, out, &o->err_w));
     if (measured) LQ_GO(lq_proxy_error(ctx, w->w, out, &stats->gram, &o->err_h));
