@@ -99,7 +99,8 @@ double lq_kmeans_run(lq_kmeans *m, size_t n, uint32_t k, double *center) {
         center[c] = mean + (s.hx[end] - s.hx[j]) / (s.h[end] - s.h[j]);
         end = j;
     }
-    for (uint32_t c = used; c < k; c++) center[c] = center[used - 1];
+    for (uint32_t c = 1; c < k; c++) /* equal points on both sides of a border: rounding must not swap their centers */
+        if (c >= used || center[c] < center[c - 1]) center[c] = center[c - 1];
     return least;
 }
 
@@ -115,7 +116,7 @@ typedef struct fit_job {
 
 static float entry(double v) {
     float f = (float)(v > 65504 ? 65504 : v < -65504 ? -65504 : v);
-    return lq_f16_f32(lq_f32_f16(f));
+    return lq_f16_f32(lq_f32_f16(f)) + 0.0f; /* never -0 */
 }
 
 static void fit_row(void *arg, size_t r) {
