@@ -89,7 +89,8 @@ typedef struct lq_arch_name {     /* a stored tensor: what it is, its names (%d 
     uint8_t rows, cols;           /* lq_dim; rows maybe | LQ_TRANSPOSED; cols LQ_DIM_NONE: 1-D */
     uint8_t only_if;              /* lq_feature, maybe | LQ_UNLESS */
 } lq_arch_name;
-typedef struct lq_respelled { const char *from, *to; } lq_respelled; /* names that begin with `from` may begin with `to` instead */
+/* Names that begin with `from` may begin with `to` instead; then the others have `rest` before them (NULL: nothing). */
+typedef struct lq_respelled { const char *from, *to, *rest; } lq_respelled;
 
 /* What config.json means in this family: values of absent keys (as transformers has them) and keys that only some have. */
 typedef enum lq_window_keys { LQ_WINDOW_NONE, LQ_WINDOW_ALL, LQ_WINDOW_BY_LAYER, LQ_WINDOW_ALTERNATE } lq_window_keys;
@@ -130,9 +131,13 @@ typedef struct lq_arch {
 } lq_arch;
 extern const lq_arch *const lq_archs[]; /* NULL ends */
 extern const lq_arch lq_arch_llama, lq_arch_mistral, lq_arch_qwen2, lq_arch_qwen3;
-extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_granite, lq_arch_phi3, lq_arch_glm, lq_arch_glm4, lq_arch_bitnet;
+extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_granite, lq_arch_phi3, lq_arch_glm, lq_arch_glm4, lq_arch_bitnet, lq_arch_qwen2_vl, lq_arch_qwen3_vl;
 extern const lq_op lq_llama_block[];          /* tables that other families share */
 extern const lq_arch_name lq_llama_names[];
+/* Multimodal models whose text tower runs like a language model of its own as long as the text is all there is. *text: the
+ * configuration of the tower (inside `config`, or `config` itself when it is no such model); *model_type: of the tower. */
+lq_status lq_text_config(lq_ctx *, const json_t *config, const json_t **text, const char **model_type);
+extern const lq_respelled lq_wrapper_names[]; /* where such models keep the tower's tensors; from NULL ends */
 const lq_arch *lq_arch_by_model_type(const char *model_type);
 const lq_arch *lq_arch_by_gguf(const char *architecture);
 const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part); /* NULL: none */

@@ -23,6 +23,7 @@ typedef struct binder {
 static char *block_name(lq_arena *mem, const char *pattern, const lq_respelled *as, int32_t b) {
     const char *head = "";
     if (as && !strncmp(pattern, as->from, strlen(as->from))) pattern += strlen(as->from), head = as->to;
+    else if (as && as->rest) head = as->rest;
     size_t room = strlen(head) + strlen(pattern) + 16;
     char *name = lq_arena_alloc(mem, room);
     const char *mark = strstr(pattern, "%d");
@@ -41,7 +42,7 @@ static lq_status find_arch(lq_ctx *ctx, lq_model *m) {
     const char *name = NULL;
     size_t len;
     if (m->src->config) {
-        LQ_TRY(lq_json_string(ctx, m->src->config, "model_type", true, &name));
+        LQ_TRY(lq_text_config(ctx, m->src->config, &m->config, &name));
         m->arch = lq_arch_by_model_type(name);
     } else if (m->src->gguf) {
         const lq_gguf_kv *kv = lq_gguf_find(m->src->gguf, "general.architecture");
@@ -57,7 +58,7 @@ static lq_status read_params(lq_ctx *ctx, lq_model *m) {
     if (!m->src->config && !m->arch->params_gguf)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "architecture '%s' is not read from GGUF, only from Hugging Face folders", m->arch->name);
     if (!m->src->config) return m->arch->params_gguf(ctx, m->arch, m->src->gguf, &m->par);
-    lq_status st = m->arch->params_hf(ctx, m->arch, m->src->config, &m->par);
+    lq_status st = m->arch->params_hf(ctx, m->arch, m->config, &m->par);
     return st ? lq_note(ctx, st, "config.json") : LQ_OK;
 }
 
@@ -199,14 +200,17 @@ static long place_of(binder *b, lq_role role, const lq_respelled *as) {
 
 /* How the embedding is spelled, all names are. */
 static void find_spelling(binder *b) {
-    const lq_respelled *s = b->gguf || place_of(b, LQ_R_EMBED, NULL) >= 0 ? NULL : b->m->arch->respelled;
-    for (; s && s->from; s++)
-        if (place_of(b, LQ_R_EMBED, s) >= 0) b->spelling = s;
+    const lq_respelled *lists[] = {b->m->arch->respelled, b->m->config != b->m->src->config ? lq_wrapper_names : NULL};
+    if (b->gguf || place_of(b, LQ_R_EMBED, NULL) >= 0) return;
+    for (int i = 0; i < 2; i++)
+        for (const lq_respelled *s = lists[i]; s && s->from && !b->spelling; s++)
+            if (place_of(b, LQ_R_EMBED, s) >= 0) b->spelling = s;
 }
 
 /* As transformers 5 has it: a head that is stored beside a tied embedding is used. */
 static void untie_stored_head(binder *b) {
     if (place_of(b, LQ_R_HEAD, b->spelling) >= 0) b->m->par.tied = false;
+    else if (b->m->config != b->m->src->config) b->m->par.tied = true; /* the whole model's configuration says so, with defaults of its own */
 }
 
 static lq_status make_catalog(lq_ctx *ctx, lq_model *m) {
