@@ -156,8 +156,9 @@ lq_status lq_qtensor_init(lq_ctx *ctx, lq_qtensor *q, const lq_scheme *s, lq_slo
 }
 
 void lq_qtensor_free(lq_qtensor *q) {
-    lq_arena_free(&q->mem);
+    lq_arena *mem = q->mem; /* q itself may live in it */
     *q = (lq_qtensor){0};
+    lq_arena_free(&mem);
 }
 
 static float scalar_get(lq_dtype t, const void *v, size_t i) {

@@ -79,6 +79,8 @@ json_t *lq_manifest_module(const lq_row *row, const lq_outcome *o) {
     if (o->err_h_rtn >= 0) bad |= json_object_set_new(m, "rel_err_rtn", json_real(o->err_h_rtn));
     if (o->damp >= 0) bad |= json_object_set_new(m, "damp", json_real(o->damp));
     if (o->tokens) bad |= json_object_set_new(m, "tokens", json_integer((json_int_t)o->tokens));
+    if (row->slot.expert >= 0 && lq_role_is_expert((lq_role)row->slot.role)) bad |= json_object_set_new(m, "expert", json_integer(row->slot.expert));
+    if (o->expert_tokens >= 0) bad |= json_object_set_new(m, "expert_tokens", json_integer((json_int_t)o->expert_tokens));
     if (o->dead_cols) bad |= json_object_set_new(m, "dead_columns", json_integer(o->dead_cols));
     if (o->guarded_rows) bad |= json_object_set_new(m, "guarded_rows", json_integer(o->guarded_rows));
     if (o->fallback[0]) bad |= json_object_set_new(m, "fallback", json_string(o->fallback));

@@ -80,7 +80,7 @@ static lq_status wanted(lq_ctx *ctx, lq_row *row, const lq_plan_opts *o, const l
     char module[256];
     bool hit;
     *out = *base;
-    if (row->slot.role == LQ_R_HEAD || row->slot.role == LQ_R_EMBED) {
+    if (row->slot.role == LQ_R_HEAD || row->slot.role == LQ_R_EMBED || lq_role_is_router((lq_role)row->slot.role)) {
         out->keep = true;
         row->why_kept = "kept by default";
     }

@@ -18,5 +18,7 @@ void lq_softmax_c(float *x, size_t n, float scale);
 double lq_logsumexp_c(const float *x, size_t n);
 void lq_add_c(float *y, const float *x, size_t n);
 double lq_dot_c(const float *a, const float *b, size_t n);
+/* Sum over stored columns [c0, c0 + n) of A(q[r][c]) code[c]; both integers. */
+int64_t lq_codes_dot_c(const lq_qtensor *q, uint32_t r, uint32_t c0, uint32_t n, const float *code);
 float lq_exp_c(float x); /* for tests: the exponential of ref/exp.h, unpacked */
 #endif
