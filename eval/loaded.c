@@ -44,7 +44,7 @@ lq_weight lq_weight_of(const lq_model *m) {
         bool quantized = r->dtype == LQ_NONE;
         if (quantized) {
             w.quantized++;
-            q_bits += 8.0 * (double)lq_scheme_bytes(&m->src->entries[r->source].scheme, lq_row_rows(r), lq_row_cols(r));
+            q_bits += 8.0 * (double)lq_entry_q_bytes(&m->src->entries[r->source]);
             q_elems += (double)lq_row_elems(r);
         }
         if (!r->linear || r->slot.block < 0) continue;

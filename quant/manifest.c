@@ -69,10 +69,10 @@ json_t *lq_manifest_calibration(const lq_rows *rows, int64_t seed) {
                      "seed", (json_int_t)seed, "bos", rows->bos, "sha256", rows->hash);
 }
 
-json_t *lq_manifest_module(const lq_row *row, const lq_outcome *o) {
+json_t *lq_manifest_module(const lq_row *row, const lq_qtensor *q, const lq_outcome *o) {
     char module[256], type[64];
-    json_t *m = json_pack("{s:s, s:[I,I], s:s, s:s, s:f}", "name", lq_row_module(row, module, sizeof module), "shape", (json_int_t)lq_row_rows(row),
-                          (json_int_t)lq_row_cols(row), "type", lq_scheme_name(&row->scheme, type, sizeof type), "method", o->method, "err_w", o->err_w);
+    json_t *m = json_pack("{s:s, s:[I,I], s:s, s:I, s:s, s:f}", "name", lq_row_module(row, module, sizeof module), "shape", (json_int_t)lq_row_rows(row),
+                          (json_int_t)lq_row_cols(row), "type", lq_scheme_name(&row->scheme, type, sizeof type), "bytes", (json_int_t)lq_qtensor_bytes(q), "method", o->method, "err_w", o->err_w);
     if (!m) return NULL;
     int bad = 0;
     if (o->err_h >= 0) bad |= json_object_set_new(m, "rel_err", json_real(o->err_h));
