@@ -4,7 +4,7 @@
  * three are the token's position. The first files keep the tower's settings at the top of config.json and its tensors unprefixed. */
 #include "calib/arch.h"
 
-static const lq_respelled names[] = {{"model.", "model.language_model.", NULL}, {NULL, NULL, NULL}};
+static const lq_respelled names[] = {{"model.", "model.language_model."}, {NULL, NULL}};
 
 const lq_arch lq_arch_qwen2_vl = {
     .name = "qwen2_vl", .model_types = (const char *const[]){"qwen2_vl_text", "qwen2_5_vl_text", "qwen2_vl", "qwen2_5_vl", NULL},

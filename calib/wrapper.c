@@ -17,10 +17,11 @@ static const wrapper wrappers[] = {
 
 /* As published (transformers before 4.52 wrote so), and since. */
 const lq_respelled lq_wrapper_names[] = {
-    {"model.", "language_model.model.", "language_model."},
-    {"model.", "model.language_model.", NULL},
-    {"model.", "model.text_model.", NULL},
-    {NULL, NULL, NULL},
+    {"model.", "language_model.model."},
+    {"lm_head.", "language_model.lm_head."},
+    {"model.", "model.language_model."},
+    {"model.", "model.text_model."},
+    {NULL, NULL},
 };
 
 lq_status lq_text_config(lq_ctx *ctx, const json_t *config, const json_t **text, const char **model_type) {
