@@ -11,8 +11,9 @@ enum { SLICE = 64 }; /* columns; sums run over tokens in order, whatever the thr
 lq_status lq_stats_init(lq_ctx *ctx, lq_stats *s, unsigned needs, uint32_t cols) {
     *s = (lq_stats){.needs = needs, .cols = cols};
     lq_status st = LQ_OK;
-    if (needs & ~(unsigned)(LQ_NEED_ABSMAX | LQ_NEED_GRAM)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "statistics of kind %u are not gathered yet", needs);
+    if (needs & ~(unsigned)(LQ_NEED_ABSMAX | LQ_NEED_GRAM | LQ_NEED_SQUARES)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "statistics of kind %u are not gathered yet", needs);
     if (needs & LQ_NEED_ABSMAX && !((s->absmax = LQ_NEWN(float, cols)) && (s->abssum = LQ_NEWN(double, cols)))) st = lq_oom(ctx, (size_t)cols * 12);
+    if (!st && needs & LQ_NEED_SQUARES && !(s->squares = LQ_NEWN(double, cols))) st = lq_oom(ctx, (size_t)cols * 8);
     if (!st && needs & LQ_NEED_GRAM) st = lq_gram_init(ctx, &s->gram, cols);
     if (st) lq_stats_free(s);
     return st;
@@ -45,6 +46,20 @@ static void add_slice(void *arg, size_t i) {
     }
 }
 
+static void square_slice(void *arg, size_t i) {
+    const job *j = arg;
+    uint32_t c0 = (uint32_t)i * SLICE, c1 = j->s->cols - c0 < SLICE ? j->s->cols : c0 + SLICE;
+    for (uint32_t t = 0; t < j->n; t++)
+        for (uint32_t c = c0; c < c1; c++) {
+            double x = j->x[(size_t)t * j->s->cols + c];
+            j->s->squares[c] += x * x;
+        }
+}
+
+double lq_stats_second(const lq_stats *s, uint32_t c) {
+    return s->needs & LQ_NEED_GRAM ? lq_gram_at(&s->gram, c, c) : s->needs & LQ_NEED_SQUARES ? s->squares[c] : -1;
+}
+
 lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
     size_t slices = (s->cols + SLICE - 1) / SLICE;
     job j = {s, x, n, lq_alloc(slices)};
@@ -55,6 +70,7 @@ lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
         if (j.bad[i]) st = lq_fail(ctx, LQ_ERR_QUALITY, "the activations are not finite in column %zu", i * SLICE + j.bad[i] - 1);
     lq_free(j.bad);
     if (st) return st;
+    if (s->needs & LQ_NEED_SQUARES) lq_parallel_for(slices, square_slice, &j);
     if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
     s->n += n;
     return LQ_OK;
@@ -63,6 +79,7 @@ lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
 void lq_stats_free(lq_stats *s) {
     lq_free(s->absmax);
     lq_free(s->abssum);
+    lq_free(s->squares);
     lq_gram_free(&s->gram);
     *s = (lq_stats){0};
 }

@@ -5,7 +5,7 @@
 #define LQ_STATS_H
 #include "kernels/linalg.h"
 
-enum { LQ_NEED_ABSMAX = 1, LQ_NEED_GRAM = 2, LQ_NEED_SAMPLES = 4, LQ_NEED_CROSS = 8 };
+enum { LQ_NEED_ABSMAX = 1, LQ_NEED_GRAM = 2, LQ_NEED_SAMPLES = 4, LQ_NEED_CROSS = 8, LQ_NEED_SQUARES = 16 };
 
 typedef struct lq_stats {
     unsigned needs;
@@ -13,10 +13,13 @@ typedef struct lq_stats {
     uint64_t n;        /* tokens seen */
     float *absmax;     /* [cols] max |x|      (ABSMAX) */
     double *abssum;    /* [cols] sum |x|      (ABSMAX) */
+    double *squares;   /* [cols] sum x^2        (SQUARES) */
     lq_gram gram;      /* sum x x^T           (GRAM) */
 } lq_stats;
 lq_status lq_stats_init(lq_ctx *ctx, lq_stats *s, unsigned needs, uint32_t cols);
 /* x[n][cols]; LQ_ERR_QUALITY when a value is not finite, naming the column. */
 lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n);
+/* sum x^2 of a column: of the Gram matrix, else of SQUARES; negative when neither was gathered. */
+double lq_stats_second(const lq_stats *s, uint32_t c);
 void lq_stats_free(lq_stats *s);
 #endif
