@@ -5,6 +5,7 @@
 #include "core/thread.h"
 
 #include <math.h>
+#include <string.h>
 
 enum { SLICE = 64 }; /* columns; sums run over tokens in order, whatever the thread count */
 
@@ -56,11 +57,16 @@ static void square_slice(void *arg, size_t i) {
         }
 }
 
+static void add_squares(lq_stats *s, const float *x, uint32_t n) {
+    if (s->needs & LQ_NEED_SQUARES) lq_parallel_for((s->cols + SLICE - 1) / SLICE, square_slice, &(job){s, x, n, NULL});
+}
+
 double lq_stats_second(const lq_stats *s, uint32_t c) {
     return s->needs & LQ_NEED_GRAM ? lq_gram_at(&s->gram, c, c) : s->needs & LQ_NEED_SQUARES ? s->squares[c] : -1;
 }
 
-lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
+/* Maxima, sums, and the check that every value is finite. */
+static lq_status scan(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
     size_t slices = (s->cols + SLICE - 1) / SLICE;
     job j = {s, x, n, lq_alloc(slices)};
     if (!j.bad) return lq_oom(ctx, slices);
@@ -69,11 +75,50 @@ lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
     for (size_t i = 0; i < slices && !st; i++)
         if (j.bad[i]) st = lq_fail(ctx, LQ_ERR_QUALITY, "the activations are not finite in column %zu", i * SLICE + j.bad[i] - 1);
     lq_free(j.bad);
-    if (st) return st;
-    if (s->needs & LQ_NEED_SQUARES) lq_parallel_for(slices, square_slice, &j);
+    return st;
+}
+
+lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
+    LQ_TRY(scan(ctx, s, x, n));
+    add_squares(s, x, n);
     if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
     s->n += n;
     return LQ_OK;
+}
+
+lq_status lq_stats_add_weighted(lq_ctx *ctx, lq_stats *s, float *x, const float *w, uint32_t n) {
+    LQ_TRY(scan(ctx, s, x, n));
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t c = 0; c < s->cols; c++) x[(size_t)t * s->cols + c] *= w[t];
+    add_squares(s, x, n);
+    if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
+    s->n += n;
+    return LQ_OK;
+}
+
+static double total(const double *v, uint32_t n) {
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++) sum += v[i];
+    return sum;
+}
+
+static void shrink_squares(lq_stats *s, const lq_stats *prior, double c, bool empty) {
+    double own = total(s->squares, s->cols), other = total(prior->squares, s->cols), f = empty ? 1 : other > 0 ? c * own / other : 0;
+    for (uint32_t i = 0; i < s->cols; i++) s->squares[i] += f * prior->squares[i];
+}
+
+void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c) {
+    bool empty = !s->n;
+    if (s->needs & LQ_NEED_GRAM) {
+        double own = lq_gram_trace(&s->gram), other = lq_gram_trace(&prior->gram);
+        lq_gram_mix(&s->gram, &prior->gram, empty ? 1 : other > 0 ? c * own / other : 0);
+    }
+    if (s->needs & LQ_NEED_SQUARES) shrink_squares(s, prior, c, empty);
+    if (!empty) return;
+    s->n = s->gram.n = prior->n;
+    if (!(s->needs & LQ_NEED_ABSMAX)) return;
+    memcpy(s->absmax, prior->absmax, s->cols * sizeof *s->absmax);
+    memcpy(s->abssum, prior->abssum, s->cols * sizeof *s->abssum);
 }
 
 void lq_stats_free(lq_stats *s) {

@@ -78,7 +78,7 @@ static lq_status put_gram(lq_ctx *ctx, lq_stats_writer *w, const char *item, con
 lq_status lq_stats_put(lq_ctx *ctx, lq_stats_writer *w, const char *name, const lq_stats *s) {
     unsigned want = LQ_NEED_ABSMAX | LQ_NEED_SQUARES | (w->gram ? LQ_NEED_GRAM : 0);
     if ((s->needs & want) != want) return lq_fail(ctx, LQ_ERR_INTERNAL, "%s: statistics of kind %u, %u are written", name, s->needs, want);
-    int64_t tokens[2] = {(int64_t)s->n, 0};
+    int64_t tokens[2] = {(int64_t)s->n, (int64_t)s->routed};
     LQ_TRY(put_part(ctx, w, name, TOKENS, tokens, sizeof tokens));
     LQ_TRY(put_part(ctx, w, name, SQUARES, s->squares, s->cols * sizeof *s->squares));
     LQ_TRY(put_part(ctx, w, name, ABS, s->abssum, s->cols * sizeof *s->abssum));
@@ -201,7 +201,7 @@ static lq_status possible(lq_ctx *ctx, const char *name, const lq_stats *s) {
     for (uint32_t c = 0; c < s->cols; c++) {
         double sq = s->squares[c], sum = s->abssum[c], most = (double)s->absmax[c];
         bool ok = isfinite(sq) && isfinite(sum) && isfinite(most) && sq >= 0 && sum >= 0 && most >= 0 && most <= sum * (1 + 1e-6) &&
-                  sum <= most * (double)s->n * (1 + 1e-6) && sq <= most * sum * (1 + 1e-6);
+                  sum <= most * (double)s->n * (1 + 1e-6) && (s->routed || sq <= most * sum * (1 + 1e-6)); /* an expert's squares are weighted and shrunk */
         if (!ok) return lq_fail(ctx, LQ_ERR_FORMAT, "%s: column %u has impossible statistics (sum of squares %g, of magnitudes %g, largest %g)", name, c, sq, sum, most);
     }
     return LQ_OK;
@@ -234,7 +234,7 @@ lq_status lq_stats_read(lq_ctx *ctx, const lq_stats_file *f, const char *name, b
     LQ_TRY(lq_stats_init(ctx, out, LQ_NEED_ABSMAX | LQ_NEED_SQUARES | (gram && f->gram ? LQ_NEED_GRAM : 0), item->cols));
     lq_status st = read_part(ctx, f, name, TOKENS, tokens);
     if (!st && (tokens[0] < 0 || tokens[1] < 0 || tokens[1] > tokens[0])) st = lq_fail(ctx, LQ_ERR_FORMAT, "%s: %lld tokens, %lld routed", name, (long long)tokens[0], (long long)tokens[1]);
-    if (!st) out->n = (uint64_t)tokens[0];
+    if (!st) out->n = (uint64_t)tokens[0], out->routed = (uint64_t)tokens[1];
     if (!st) st = read_part(ctx, f, name, SQUARES, out->squares);
     if (!st) st = read_part(ctx, f, name, ABS, out->abssum);
     if (!st) st = read_part(ctx, f, name, MAX, out->absmax);

@@ -11,7 +11,8 @@
  *   ITEM.gram      F64 [k(k+1)/2]   sum of x x^T, lower triangle row by row; in files with Hessians
  *   identity       U8  [n]          JSON: {"lquant_stats": 1, "model": {...}, "weights": hex, "calibration": [{...}, ...]}
  *
- * Everything but absmax is a sum, so files of disjoint samples merge by adding. */
+ * Everything but absmax is a sum, so files of disjoint samples merge by adding. An expert's sum_x2 and gram are weighted and hold
+ * their prior already (calib/experts.c), which adding does not undo. */
 #ifndef LQ_STATS_FILE_H
 #define LQ_STATS_FILE_H
 #include "calib/stats.h"
