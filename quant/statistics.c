@@ -58,7 +58,7 @@ static json_t *rotation(const lq_model *m) {
 }
 
 json_t *lq_statistics_model(const lq_model *m) {
-    return json_pack("{s:s, s:o, s:o, s:o}", "architecture", m->arch ? m->arch->name : "", "parameters", parameters(m), "linears", linears(m), "rotation", rotation(m));
+    return json_pack("{s:s, s:o, s:o, s:o}", "architecture", m->arch ? m->arch->name : "", "rotation", rotation(m), "parameters", parameters(m), "linears", linears(m));
 }
 
 /* One digest of the weight files' digests, whatever their names. */
