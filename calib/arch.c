@@ -5,7 +5,8 @@
 
 #include "core/num.h"
 
-const lq_arch *const lq_archs[] = {&lq_arch_llama, &lq_arch_mistral, &lq_arch_qwen2, &lq_arch_qwen3, NULL};
+const lq_arch *const lq_archs[] = {&lq_arch_llama, &lq_arch_mistral, &lq_arch_qwen2, &lq_arch_qwen3,
+                                  &lq_arch_gemma, &lq_arch_gemma2, &lq_arch_gemma3, &lq_arch_granite, NULL};
 
 static bool is_listed(const char *const *list, const char *name) {
     for (; *list; list++)
@@ -21,7 +22,7 @@ const lq_arch *lq_arch_by_model_type(const char *model_type) {
 
 const lq_arch *lq_arch_by_gguf(const char *architecture) {
     for (const lq_arch *const *a = lq_archs; *a; a++)
-        if (is_listed((*a)->gguf_archs, architecture)) return *a;
+        if ((*a)->gguf_archs && is_listed((*a)->gguf_archs, architecture)) return *a;
     return NULL;
 }
 
@@ -33,13 +34,16 @@ const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part)
 
 void lq_params_free(lq_params *p) {
     lq_free(p->layer_window);
-    lq_free(p->rope.div);
-    lq_free(p->rope.long_div);
+    for (lq_rope *r = &p->rope; r; r = r == &p->rope ? &p->local_rope : NULL) {
+        lq_free(r->div);
+        lq_free(r->long_div);
+    }
     *p = (lq_params){0};
 }
 
-bool lq_params_has(const lq_params *p, lq_feature f) {
-    switch (f) {
+bool lq_params_has(const lq_params *p, uint8_t only_if) {
+    if (only_if & LQ_UNLESS) return !lq_params_has(p, only_if & ~LQ_UNLESS);
+    switch ((lq_feature)only_if) {
     case LQ_FEAT_ALWAYS: return true;
     case LQ_FEAT_QK_NORM: return p->qk_norm;
     case LQ_FEAT_QKV_BIAS: return p->qkv_bias;
@@ -47,12 +51,20 @@ bool lq_params_has(const lq_params *p, lq_feature f) {
     case LQ_FEAT_MLP_BIAS: return p->mlp_bias;
     case LQ_FEAT_UNTIED: return !p->tied;
     case LQ_FEAT_ROPE_TENSOR: return p->rope_tensor;
+    case LQ_FEAT_POST_NORM: return p->post_norm;
+    case LQ_FEAT_PARALLEL: return p->parallel;
+    case LQ_FEAT_ONE_NORM: return p->parallel && p->one_norm;
+    case LQ_FEAT_TWO_NORMS: return p->parallel && !p->one_norm;
+    case LQ_FEAT_NORM_GAIN: return !p->plain_norm;
+    case LQ_FEAT_FINAL_NORM: return !p->no_final_norm && !p->plain_norm;
+    case LQ_FEAT_PROJ: return p->embed_dim > 0;
+    case LQ_FEAT_HEAD_BIAS: return p->head_bias;
     }
     return false;
 }
 
-uint32_t lq_params_dim(const lq_params *p, lq_dim d) {
-    switch (d) {
+uint32_t lq_params_dim(const lq_params *p, uint8_t d) {
+    switch ((lq_dim)(d & ~LQ_TRANSPOSED)) {
     case LQ_DIM_NONE: return 0;
     case LQ_DIM_HIDDEN: return p->hidden;
     case LQ_DIM_FFN: return p->ffn;
@@ -61,12 +73,20 @@ uint32_t lq_params_dim(const lq_params *p, lq_dim d) {
     case LQ_DIM_KV: return p->n_kv_heads * p->head_dim;
     case LQ_DIM_HEAD: return p->head_dim;
     case LQ_DIM_HALF_HEAD: return p->head_dim / 2;
+    case LQ_DIM_EMBED: return p->embed_dim ? p->embed_dim : p->hidden;
+    case LQ_DIM_POSITIONS: return p->max_ctx + p->pos_offset;
+    case LQ_DIM_QKV: return (p->n_heads + 2 * p->n_kv_heads) * p->head_dim;
+    case LQ_DIM_GATE_UP: return 2 * p->ffn;
     }
     return 0;
 }
 
 uint32_t lq_params_window(const lq_params *p, uint32_t layer) {
     return p->layer_window && !p->layer_window[layer] ? 0 : p->window;
+}
+
+const lq_rope *lq_params_rope(const lq_params *p, uint32_t layer) {
+    return p->two_ropes && p->layer_window && p->layer_window[layer] ? &p->local_rope : &p->rope;
 }
 
 uint32_t lq_arch_stages(const lq_arch *a, const lq_params *p, int32_t stage[LQ_MAX_OPS]) {
@@ -91,6 +111,30 @@ void lq_arch_widths(const lq_arch *a, const lq_params *p, uint32_t width[T_N]) {
     width[T_RESID] = p->hidden;
     for (const lq_op *op = a->block; op->kind; op++) {
         const lq_arch_name *t = op->kind == LQ_OP_LINEAR ? lq_arch_tensor(a, op->role, LQ_PART_WEIGHT) : NULL;
-        width[op->out & ~LQ_OUT_ADD] = t ? lq_params_dim(p, t->rows) : width[op->in[0]];
+        bool part = op->kind == LQ_OP_SPLIT || op->kind == LQ_OP_SPLIT_HEADS;
+        width[op->out & ~LQ_OUT_ADD] = t ? lq_params_dim(p, t->rows) : part ? lq_part_rows(p, op->role) : width[op->in[0]];
     }
+}
+
+uint32_t lq_part_rows(const lq_params *p, lq_role part) {
+    return lq_params_dim(p, part == LQ_R_Q ? LQ_DIM_Q : part == LQ_R_K || part == LQ_R_V ? LQ_DIM_KV : LQ_DIM_FFN);
+}
+
+lq_role lq_arch_holder(const lq_arch *a, const lq_params *p, lq_role part, lq_op_kind *how) {
+    *how = LQ_OP_LINEAR;
+    for (const lq_op *op = a->block; op->kind; op++) {
+        if ((op->kind != LQ_OP_SPLIT && op->kind != LQ_OP_SPLIT_HEADS) || op->role != part || !lq_params_has(p, op->only_if)) continue;
+        *how = op->kind;
+        for (const lq_op *lin = op; lin-- > a->block;)
+            if (lin->kind == LQ_OP_LINEAR && lin->out == op->in[0] && lq_params_has(p, lin->only_if)) return lin->role;
+    }
+    return part;
+}
+
+uint32_t lq_split_row(const lq_params *p, lq_op_kind how, lq_role part, uint32_t i) {
+    uint32_t q = p->n_heads * p->head_dim, kv = p->n_kv_heads * p->head_dim, d = p->head_dim, per = p->n_heads / p->n_kv_heads;
+    if (how == LQ_OP_SPLIT) return i + (part == LQ_R_K ? q : part == LQ_R_V ? q + kv : part == LQ_R_UP ? p->ffn : 0);
+    if (how != LQ_OP_SPLIT_HEADS) return i;
+    uint32_t head = i / d, group = part == LQ_R_Q ? head / per : head, in = part == LQ_R_Q ? head % per : part == LQ_R_K ? per : per + 1;
+    return (group * (per + 2) + in) * d + i % d;
 }

@@ -9,23 +9,33 @@
 #include "formats/gguf.h"
 #include "kernels/kernels.h"
 
-typedef enum lq_op_kind { LQ_OP_END, LQ_OP_NORM, LQ_OP_HEAD_NORM, LQ_OP_LINEAR, LQ_OP_ROPE, LQ_OP_ATTN, LQ_OP_GLU } lq_op_kind;
-typedef enum lq_tensor_id { T_NONE, T_RESID, T_H, T_Q, T_K, T_V, T_A, T_G, T_U, T_F, T_N } lq_tensor_id;
-enum { LQ_OUT_ADD = 0x80 };       /* out |= LQ_OUT_ADD: the result is added to the tensor instead of replacing it */
+typedef enum lq_op_kind { LQ_OP_END, LQ_OP_NORM, LQ_OP_HEAD_NORM, LQ_OP_LINEAR, LQ_OP_SPLIT, LQ_OP_SPLIT_HEADS, LQ_OP_ROPE, LQ_OP_ATTN, LQ_OP_ACT, LQ_OP_GLU } lq_op_kind;
+/* RESID: the residual stream. H, H2: what the branches read. QKV, GU: of fused matrices. B: a branch before its own norm. */
+typedef enum lq_tensor_id { T_NONE, T_RESID, T_H, T_H2, T_QKV, T_Q, T_K, T_V, T_A, T_GU, T_G, T_U, T_F, T_B, T_N } lq_tensor_id;
+enum { LQ_OUT_ADD = 0x80 };       /* out |= LQ_OUT_ADD (LINEAR, NORM): the result is added to the tensor instead of replacing it */
+enum { LQ_UNLESS = 0x80 };        /* only_if |= LQ_UNLESS: where the feature is off */
+enum { LQ_TRANSPOSED = 0x80 };    /* rows |= LQ_TRANSPOSED: a Hugging Face file has it as [cols][rows] (Conv1D) */
 
+/* NORM: RMSNorm, or LayerNorm where the parameters say so. RESID = NORM(RESID) is a post-norm, RESID += NORM(B) a sandwich.
+ * A fused matrix is one LINEAR and, per part, one op whose role says which part of its output is taken: SPLIT: parts one after
+ * the other; SPLIT_HEADS: per kv head its q heads, its k and its v (lq_split_row). */
 typedef struct lq_op {
     lq_op_kind kind;
     lq_role role;
     uint8_t out;                  /* lq_tensor_id, maybe | LQ_OUT_ADD */
     uint8_t in[3];                /* ATTN: q, k, v. GLU: gate, up */
-    uint8_t only_if;              /* lq_feature that must be on in the parameters */
+    uint8_t only_if;              /* lq_feature that must be on in the parameters, maybe | LQ_UNLESS */
 } lq_op;
 
 typedef enum lq_feature {         /* what a configuration switches; 0 is always on */
-    LQ_FEAT_ALWAYS, LQ_FEAT_QK_NORM, LQ_FEAT_QKV_BIAS, LQ_FEAT_O_BIAS, LQ_FEAT_MLP_BIAS, LQ_FEAT_UNTIED, LQ_FEAT_ROPE_TENSOR
+    LQ_FEAT_ALWAYS, LQ_FEAT_QK_NORM, LQ_FEAT_QKV_BIAS, LQ_FEAT_O_BIAS, LQ_FEAT_MLP_BIAS, LQ_FEAT_UNTIED, LQ_FEAT_ROPE_TENSOR,
+    LQ_FEAT_POST_NORM,            /* norms of the residual stream after the branches are added */
+    LQ_FEAT_PARALLEL, LQ_FEAT_ONE_NORM, LQ_FEAT_TWO_NORMS, /* both branches read the same stream; through one norm, through one each */
+    LQ_FEAT_NORM_GAIN, LQ_FEAT_FINAL_NORM, LQ_FEAT_PROJ, LQ_FEAT_HEAD_BIAS
 } lq_feature;
 typedef enum lq_dim {             /* an extent that follows from the parameters */
-    LQ_DIM_NONE, LQ_DIM_HIDDEN, LQ_DIM_FFN, LQ_DIM_VOCAB, LQ_DIM_Q, LQ_DIM_KV, LQ_DIM_HEAD, LQ_DIM_HALF_HEAD
+    LQ_DIM_NONE, LQ_DIM_HIDDEN, LQ_DIM_FFN, LQ_DIM_VOCAB, LQ_DIM_Q, LQ_DIM_KV, LQ_DIM_HEAD, LQ_DIM_HALF_HEAD,
+    LQ_DIM_EMBED, LQ_DIM_POSITIONS, LQ_DIM_QKV, LQ_DIM_GATE_UP
 } lq_dim;
 typedef enum lq_rope_kind {
     LQ_ROPE_DEFAULT, LQ_ROPE_LINEAR, LQ_ROPE_LLAMA3, LQ_ROPE_YARN, LQ_ROPE_DYNAMIC, LQ_ROPE_LONGROPE, LQ_ROPE_KIND_N
@@ -37,6 +47,7 @@ typedef struct lq_rope {          /* rotary positions of one kind of layer */
     uint32_t dim;                 /* coordinates of a head that turn, from its first on; even */
     double base, factor;
     double low, high;             /* llama3: low_freq_factor, high_freq_factor. yarn: beta_slow, beta_fast */
+    bool pairs;                   /* what turns together: coordinates 2j and 2j+1 (GLM), not j and j + dim/2 */
     bool whole;                   /* yarn: the ramp begins and ends at whole coordinates */
     uint32_t original;            /* original_max_position_embeddings; dynamic: max_position_embeddings */
     double scale;                 /* on cos and sin (yarn, longrope: attention factor); 0: 1 */
@@ -49,48 +60,79 @@ typedef struct lq_params {        /* from config.json or GGUF metadata, range-ch
     uint32_t window;              /* sliding window in tokens (a token sees itself and window-1 before it); 0: none */
     uint8_t *layer_window;        /* [n_layers] 1 where the window applies; NULL: everywhere */
     float norm_eps;
-    lq_rope rope;
+    lq_rope rope, local_rope;     /* local_rope: of the layers with a window, when two_ropes */
+    bool two_ropes;
+    bool norm_plus_one;           /* norm gains are stored as w and mean 1 + w; a loaded layer holds 1 + w, catalog reads give w */
+    float embed_scale;            /* of embeddings; 0: none, like the five below */
+    float attn_scale;             /* of q k; 0: 1/sqrt(head_dim) */
+    float attn_cap, logit_cap;    /* c tanh(x / c) of attention scores, of logits */
+    float resid_scale;            /* of what a block adds to the residual stream */
+    float logit_div;              /* of logits, before the cap */
     lq_actfn act;
+    uint32_t embed_dim;           /* width of the embedding where project_in follows; 0: hidden */
+    uint32_t pos_offset;          /* row of the learned positions that position 0 is */
     bool tied, qkv_bias, o_bias, mlp_bias, qk_norm, rope_tensor;
+    bool layernorm;               /* every NORM is a LayerNorm */
+    bool plain_norm;              /* its norms have neither gain nor bias */
+    bool post_norm, parallel, one_norm, no_final_norm, head_bias;
 } lq_params;
 void lq_params_free(lq_params *p);
-bool lq_params_has(const lq_params *p, lq_feature f);
-uint32_t lq_params_dim(const lq_params *p, lq_dim d);       /* NONE: 0 */
+bool lq_params_has(const lq_params *p, uint8_t only_if);     /* an lq_feature, maybe | LQ_UNLESS */
+uint32_t lq_params_dim(const lq_params *p, uint8_t d);      /* an lq_dim, maybe | LQ_TRANSPOSED; NONE: 0 */
 uint32_t lq_params_window(const lq_params *p, uint32_t layer); /* of this layer; 0: none */
+const lq_rope *lq_params_rope(const lq_params *p, uint32_t layer);
 
 typedef struct lq_arch_name {     /* a stored tensor: what it is, its names (%d = block), its shape, when it exists */
     lq_role role;
     lq_part part;
     const char *hf, *gguf;
-    uint8_t rows, cols;           /* lq_dim; cols LQ_DIM_NONE: 1-D */
-    uint8_t only_if;              /* lq_feature */
+    uint8_t rows, cols;           /* lq_dim; rows maybe | LQ_TRANSPOSED; cols LQ_DIM_NONE: 1-D */
+    uint8_t only_if;              /* lq_feature, maybe | LQ_UNLESS */
 } lq_arch_name;
+typedef struct lq_respelled { const char *from, *to; } lq_respelled; /* names that begin with `from` may begin with `to` instead */
 
 /* What config.json means in this family: values of absent keys (as transformers has them) and keys that only some have. */
-typedef enum lq_window_keys { LQ_WINDOW_NONE, LQ_WINDOW_ALL, LQ_WINDOW_BY_LAYER } lq_window_keys;
+typedef enum lq_window_keys { LQ_WINDOW_NONE, LQ_WINDOW_ALL, LQ_WINDOW_BY_LAYER, LQ_WINDOW_ALTERNATE } lq_window_keys;
 typedef struct lq_family {
     uint32_t kv_heads, head_dim;  /* 0: n_heads; hidden / n_heads */
+    uint32_t hidden, ffn, layers, heads, vocab; /* 0: the key must be there */
     uint32_t max_ctx, window;
-    lq_window_keys windows;       /* sliding_window ignored | on every layer | use_sliding_window with layer_types */
+    lq_window_keys windows;       /* sliding_window ignored | on every layer | use_sliding_window with layer_types | with layer_types or
+                                     on all layers but every window_every-th */
+    uint32_t window_every;
+    const char *window_every_key; /* NULL: no key changes it */
     bool attention_bias, mlp_bias; /* the key exists */
-    bool qkv_bias, qk_norm;       /* always there */
+    bool o_plain;                 /* attention_bias is about q, k and v only */
+    bool qkv_bias, qk_norm;       /* always there; qkv_bias with o_plain: attention_bias when absent */
+    bool tied;                    /* tie_word_embeddings when absent */
+    double eps;                   /* rms_norm_eps when absent; 0: 1e-6 */
+    double rope_theta, local_theta; /* 0: 10000; one rope for all layers */
+    double partial;               /* partial_rotary_factor when absent; 0: the family has none */
+    bool rope_pairs;
+    uint32_t long_context;        /* Phi-3: original_max_position_embeddings (beside, not in the rope settings) when absent; 0: others */
+    const char *act_key, *act;    /* NULL: "hidden_act", "silu" */
+    bool gelu_is_tanh;            /* "gelu" in old files means gelu_pytorch_tanh */
     const char *hf_class;         /* "LlamaForCausalLM" */
 } lq_family;
 
 typedef struct lq_arch {
     const char *name;                   /* "llama" */
     const char *const *model_types;     /* config.json model_type values accepted, NULL ends; the first is written by convert */
-    const char *const *gguf_archs;      /* general.architecture values, NULL ends */
+    const char *const *gguf_archs;      /* general.architecture values, NULL ends; NULL: not read from GGUF */
     bool gguf_rope_pairs;               /* GGUF stores q/k rows as rope pairs */
     const lq_op *block;                 /* ends with LQ_OP_END */
-    const lq_arch_name *names;          /* role NONE ends */
+    const lq_arch_name *names;          /* role NONE ends; gguf names NULL where llama.cpp has none */
+    const lq_respelled *respelled;      /* other spellings of all names in Hugging Face files; from NULL ends; NULL: none */
     lq_family family;
     lq_status (*params_hf)(lq_ctx *, const struct lq_arch *, const json_t *config, lq_params *);
-    lq_status (*params_gguf)(lq_ctx *, const struct lq_arch *, const lq_gguf *, lq_params *);
-    lq_status (*config)(lq_ctx *, const struct lq_arch *, const lq_params *, json_t **out); /* config.json body for convert */
+    lq_status (*params_gguf)(lq_ctx *, const struct lq_arch *, const lq_gguf *, lq_params *); /* NULL with gguf_archs */
+    lq_status (*config)(lq_ctx *, const struct lq_arch *, const lq_params *, json_t **out); /* config.json body for convert from GGUF */
 } lq_arch;
 extern const lq_arch *const lq_archs[]; /* NULL ends */
 extern const lq_arch lq_arch_llama, lq_arch_mistral, lq_arch_qwen2, lq_arch_qwen3;
+extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_granite;
+extern const lq_op lq_llama_block[];          /* tables that other families share */
+extern const lq_arch_name lq_llama_names[];
 const lq_arch *lq_arch_by_model_type(const char *model_type);
 const lq_arch *lq_arch_by_gguf(const char *architecture);
 const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part); /* NULL: none */
@@ -102,6 +144,13 @@ uint32_t lq_arch_stages(const lq_arch *a, const lq_params *p, int32_t stage[LQ_M
 /* Floats per token of each tensor of the block table; 0: unused. */
 void lq_arch_widths(const lq_arch *a, const lq_params *p, uint32_t width[T_N]);
 
+/* Fused matrices. Which stored matrix holds part Q, K, V, GATE or UP: its role, and in *how the op that takes the part out
+ * (LQ_OP_SPLIT, LQ_OP_SPLIT_HEADS); a matrix of its own: `part` itself and LQ_OP_LINEAR. */
+lq_role lq_arch_holder(const lq_arch *a, const lq_params *p, lq_role part, lq_op_kind *how);
+/* Row of the holder that is row i of the part (LQ_OP_LINEAR: i). */
+uint32_t lq_split_row(const lq_params *p, lq_op_kind how, lq_role part, uint32_t i);
+uint32_t lq_part_rows(const lq_params *p, lq_role part); /* rows of Q, K, V, GATE, UP */
+
 /* inv_freq[dim/2] for runs of at most `positions` tokens: theta_j = base^(-2j/dim), then scaled. Values are exact in fp32, as
  * the published models were trained. dynamic and longrope depend on the length of the text: here on the room a run was given, so
  * that prefill and token-by-token decoding agree. */
@@ -109,6 +158,9 @@ void lq_rope_inv_freq(const lq_rope *r, uint32_t positions, double *inv_freq);
 /* llama3 settings (original 8192) that give the divisors r->div; false: none does to 1e-4. */
 bool lq_rope_recover(const lq_rope *r, double *factor, double *low, double *high);
 
+/* A number in [lo, hi] (absent or null: def, unless required); LQ_ERR_FORMAT names the key. */
+lq_status lq_params_real(lq_ctx *, const json_t *o, const char *key, bool required, double def, double lo, double hi, double *out);
+lq_status lq_params_rope_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
 /* The key readers the Llama-like families share. */
 lq_status lq_params_from_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
 lq_status lq_params_from_gguf(lq_ctx *, const lq_arch *, const lq_gguf *, lq_params *);

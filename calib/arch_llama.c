@@ -7,7 +7,7 @@
  * Llama (Touvron et al. 2023), SmolLM2; Mistral: attention window; Qwen2: q/k/v biases; Qwen3: per-head norms of q and k. */
 #include "calib/arch.h"
 
-static const lq_op block[] = { /* kind, role, out (SET unless ADD), {in}, only_if */
+const lq_op lq_llama_block[] = { /* kind, role, out (SET unless ADD), {in}, only_if */
     {LQ_OP_NORM, LQ_R_ATTN_NORM, T_H, {T_RESID}, 0},
     {LQ_OP_LINEAR, LQ_R_Q, T_Q, {T_H}, 0},
     {LQ_OP_LINEAR, LQ_R_K, T_K, {T_H}, 0},
@@ -29,7 +29,7 @@ static const lq_op block[] = { /* kind, role, out (SET unless ADD), {in}, only_i
 #define HF "model.layers.%d."
 #define W LQ_PART_WEIGHT
 #define B LQ_PART_BIAS
-static const lq_arch_name names[] = { /* in the order of the catalog: before, block, after (final norm on) */
+const lq_arch_name lq_llama_names[] = { /* in the order of the catalog: before, block, after (final norm on) */
     {LQ_R_EMBED, W, "model.embed_tokens.weight", "token_embd.weight", LQ_DIM_VOCAB, LQ_DIM_HIDDEN, 0},
     {LQ_R_ROPE_DIV, W, "rope_freqs.weight", "rope_freqs.weight", LQ_DIM_HALF_HEAD, 0, LQ_FEAT_ROPE_TENSOR},
     {LQ_R_ATTN_NORM, W, HF "input_layernorm.weight", "blk.%d.attn_norm.weight", LQ_DIM_HIDDEN, 0, 0},
@@ -59,19 +59,21 @@ static const lq_arch_name names[] = { /* in the order of the catalog: before, bl
 #define READERS .params_hf = lq_params_from_hf, .params_gguf = lq_params_from_gguf, .config = lq_params_to_hf
 
 const lq_arch lq_arch_llama = {
-    .name = "llama", .model_types = TYPES("llama"), .gguf_archs = TYPES("llama"), .gguf_rope_pairs = true, .block = block, .names = names,
+    .name = "llama", .model_types = TYPES("llama"), .gguf_archs = TYPES("llama"), .gguf_rope_pairs = true, .block = lq_llama_block,
+    .names = lq_llama_names,
     .family = {.max_ctx = 2048, .attention_bias = true, .mlp_bias = true, .hf_class = "LlamaForCausalLM"}, READERS};
 
 const lq_arch lq_arch_mistral = {
-    .name = "mistral", .model_types = TYPES("mistral"), .gguf_archs = TYPES("mistral"), .gguf_rope_pairs = true, .block = block, .names = names,
+    .name = "mistral", .model_types = TYPES("mistral"), .gguf_archs = TYPES("mistral"), .gguf_rope_pairs = true, .block = lq_llama_block,
+    .names = lq_llama_names,
     .family = {.kv_heads = 8, .max_ctx = 131072, .window = 4096, .windows = LQ_WINDOW_ALL, .hf_class = "MistralForCausalLM"}, READERS};
 
 const lq_arch lq_arch_qwen2 = {
-    .name = "qwen2", .model_types = TYPES("qwen2"), .gguf_archs = TYPES("qwen2"), .block = block, .names = names,
+    .name = "qwen2", .model_types = TYPES("qwen2"), .gguf_archs = TYPES("qwen2"), .block = lq_llama_block, .names = lq_llama_names,
     .family = {.kv_heads = 32, .max_ctx = 32768, .window = 4096, .windows = LQ_WINDOW_BY_LAYER, .qkv_bias = true, .hf_class = "Qwen2ForCausalLM"},
     READERS};
 
 const lq_arch lq_arch_qwen3 = {
-    .name = "qwen3", .model_types = TYPES("qwen3"), .gguf_archs = TYPES("qwen3"), .block = block, .names = names,
+    .name = "qwen3", .model_types = TYPES("qwen3"), .gguf_archs = TYPES("qwen3"), .block = lq_llama_block, .names = lq_llama_names,
     .family = {.kv_heads = 32, .head_dim = 128, .max_ctx = 32768, .window = 4096, .windows = LQ_WINDOW_BY_LAYER, .attention_bias = true,
                .qk_norm = true, .hf_class = "Qwen3ForCausalLM"}, READERS};

@@ -4,7 +4,7 @@
  *
  *   S = Q K^T over the keys the tile can see;  P = softmax(S / sqrt(d)) with the rest of each row zero;  out = P V
  *
- * so that scores of one tile are all that ever exists. A tile's keys start at its first query's window and end at its last
+ * (1/sqrt(d) is the scale unless the parameters state another; Gemma 2 caps the scaled scores by c tanh(s / c)), so that scores of one tile are all that ever exists. A tile's keys start at its first query's window and end at its last
  * query; the split follows from the shape alone. */
 #include "calib/run.h"
 
@@ -35,6 +35,10 @@ typedef struct call {
     uint32_t tile;
 } call;
 
+static void capped(float *score, uint32_t n, float scale, float cap) {
+    for (uint32_t i = 0; i < n; i++) score[i] = cap * tanhf(score[i] * scale / cap);
+}
+
 static void attend(const call *a, uint32_t t0, uint32_t head) {
     const lq_params *p = a->r->par;
     const lq_span *s = a->span;
@@ -42,13 +46,14 @@ static void attend(const call *a, uint32_t t0, uint32_t head) {
     uint32_t n = s->n - t0 < a->tile ? s->n - t0 : a->tile, pos = s->pos + t0;
     uint32_t k0 = a->window && pos + 1 > a->window ? pos + 1 - a->window : 0, nk = pos + n - k0;
     const float *q = a->q + (size_t)(s->first + t0) * ldq + head * d, *k = s->keys + (size_t)k0 * ldk + kv * d, *v = s->values + (size_t)k0 * ldk + kv * d;
-    float *score = lq_work_mine(&a->r->work), scale = 1 / sqrtf((float)d);
+    float *score = lq_work_mine(&a->r->work), scale = p->attn_scale > 0 ? p->attn_scale : 1 / sqrtf((float)d);
     lq_gemm_nt(q, ldq, k, ldk, score, nk, n, nk, d, false);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t end = pos + i + 1 - k0, begin = a->window && pos + i + 1 > a->window ? pos + i + 1 - a->window - k0 : 0;
         float *row = score + (size_t)i * nk;
         memset(row, 0, begin * sizeof *row);
-        a->r->k->softmax(row + begin, end - begin, scale);
+        if (p->attn_cap > 0) capped(row + begin, end - begin, scale, p->attn_cap);
+        a->r->k->softmax(row + begin, end - begin, p->attn_cap > 0 ? 1 : scale);
         memset(row + end, 0, (nk - end) * sizeof *row);
     }
     lq_gemm_nn(score, nk, v, ldk, a->out + (size_t)(s->first + t0) * ldq + head * d, ldq, n, d, nk, 1, false);

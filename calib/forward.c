@@ -17,6 +17,8 @@ struct lq_state {
 static lq_status new_state(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, uint32_t kv_layers, lq_state **out) {
     *out = NULL;
     if (!m->arch || !max_ctx) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a model of unknown architecture cannot be run");
+    if (lq_arch_tensor(m->arch, LQ_R_POS_EMBED, LQ_PART_WEIGHT) && max_ctx > m->par.max_ctx)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a context of %u tokens: the model has learned positions for %u", max_ctx, m->par.max_ctx);
     lq_state *s = *out = LQ_NEW(lq_state);
     if (!s) return lq_oom(ctx, sizeof *s);
     *s = (lq_state){.m = m, .max_ctx = max_ctx, .kv_layers = kv_layers};
@@ -46,12 +48,6 @@ void lq_state_free(lq_state **s) {
     *s = NULL;
 }
 
-void lq_embed(const lq_model *m, int32_t id, float *out) {
-    const lq_linear *e = &m->outer.lin[LQ_R_EMBED];
-    if (e->q) m->k->dequant(e->q, (uint32_t)id, 1, out);
-    else m->k->decode(e->dtype, (const char *)e->w + (size_t)id * lq_dtype_row_bytes(e->dtype, e->cols), out, e->cols);
-}
-
 /* One block over n tokens at s->pos.. */
 static void run_block(lq_state *s, uint32_t layer, uint32_t n, float *hidden) {
     lq_run *r = &s->run;
@@ -74,22 +70,14 @@ lq_status lq_forward(lq_ctx *ctx, lq_state *s, const int32_t *ids, uint32_t n, f
     if (!n) return LQ_OK;
     if (n > s->max_ctx - s->pos) return lq_fail(ctx, LQ_ERR_INTERNAL, "%u tokens at position %u of a context of %u", n, s->pos, s->max_ctx);
     if (!m->outer.loaded) return lq_fail(ctx, LQ_ERR_INTERNAL, "the embedding is not loaded");
-    for (uint32_t i = 0; i < n; i++) {
-        if (ids[i] < 0 || (uint32_t)ids[i] >= m->par.vocab)
-            return lq_fail(ctx, LQ_ERR_FORMAT, "token id %d, the vocabulary has %u", ids[i], m->par.vocab);
-        lq_embed(m, ids[i], hidden + (size_t)i * m->par.hidden);
-    }
+    LQ_TRY(lq_embed(ctx, m, ids, n, s->pos, hidden));
     for (uint32_t b = 0; b < m->par.n_layers; b++) {
         if (!m->layers[b].loaded) return lq_fail(ctx, LQ_ERR_INTERNAL, "block %u is not loaded", b);
         LQ_TRY(lq_run_fit(ctx, &s->run, &m->layers[b]));
         LQ_TRY(lq_check_cancel(ctx));
         run_block(s, b, n, hidden);
     }
-    lq_run_norm(m->k, hidden, m->outer.norm[LQ_R_FINAL_NORM], m->par.norm_eps, m->par.hidden, n, hidden);
+    lq_final_norm(m, hidden, n, hidden);
     s->pos += n;
     return LQ_OK;
-}
-
-lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits) {
-    return lq_linear_apply(ctx, m->k, &m->outer.lin[m->par.tied ? LQ_R_EMBED : LQ_R_HEAD], hidden, n, logits);
 }

@@ -10,8 +10,14 @@
 /* y[n][rows] = x[n][cols] W^T + bias on whatever the linear holds. One token: GEMV on the codes; more: row panels are
  * decoded into cache-sized scratch and multiplied. Parallel inside, same bits at any thread count. */
 lq_status lq_linear_apply(lq_ctx *ctx, const lq_kernels *k, const lq_linear *lin, const float *x, uint32_t n, float *y);
-/* Row `id` of the embedding as float[hidden]. */
-void lq_embed(const lq_model *m, int32_t id, float *out);
+/* Before the blocks: the residual stream [n][hidden] of tokens at positions pos, pos+1 .. of their sequence: rows of the embedding,
+ * project_in, learned positions, the embedding's own norm, as far as the model has them. Ids are checked against the vocabulary. */
+lq_status lq_embed(lq_ctx *ctx, const lq_model *m, const int32_t *ids, uint32_t n, uint32_t pos, float *out);
+/* After the blocks: the final norm, where there is one; y[n][hidden] may be x. */
+void lq_final_norm(const lq_model *m, const float *x, uint32_t n, float *y);
+/* What the head's matrix multiplies, of final-normed states: themselves, or project_out of them. y[n][lq_head_width(m)]. */
+lq_status lq_head_input(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *y);
+uint32_t lq_head_width(const lq_model *m);
 
 /* One running sequence with its KV cache (fp32). Blocks must be loaded (lq_model_load_all). */
 typedef struct lq_state lq_state;

@@ -11,6 +11,7 @@ typedef struct binder {
     lq_ctx *ctx;
     lq_model *m;
     bool gguf;
+    const lq_respelled *spelling; /* how the source begins its names; NULL: as the table does */
     uint8_t *taken;          /* [src->n] bound already */
     int32_t stage[LQ_R_N];   /* of each role's LINEAR; -1 */
     int32_t fuse[LQ_R_N];
@@ -18,12 +19,16 @@ typedef struct binder {
     char first[160];         /* name of the first missing tensor */
 } binder;
 
-static char *block_name(lq_arena *mem, const char *pattern, int32_t b) {
-    char *name = lq_arena_alloc(mem, strlen(pattern) + 16);
+/* The name of a tensor of block b; `as` respells its beginning (NULL: not). */
+static char *block_name(lq_arena *mem, const char *pattern, const lq_respelled *as, int32_t b) {
+    const char *head = "";
+    if (as && !strncmp(pattern, as->from, strlen(as->from))) pattern += strlen(as->from), head = as->to;
+    size_t room = strlen(head) + strlen(pattern) + 16;
+    char *name = lq_arena_alloc(mem, room);
     const char *mark = strstr(pattern, "%d");
     if (!name) return NULL;
-    if (mark) snprintf(name, strlen(pattern) + 16, "%.*s%d%s", (int)(mark - pattern), pattern, b, mark + 2);
-    else strcpy(name, pattern);
+    if (mark) snprintf(name, room, "%s%.*s%d%s", head, (int)(mark - pattern), pattern, b, mark + 2);
+    else snprintf(name, room, "%s%s", head, pattern);
     return name;
 }
 
@@ -49,6 +54,8 @@ static lq_status find_arch(lq_ctx *ctx, lq_model *m) {
 }
 
 static lq_status read_params(lq_ctx *ctx, lq_model *m) {
+    if (!m->src->config && !m->arch->params_gguf)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "architecture '%s' is not read from GGUF, only from Hugging Face folders", m->arch->name);
     if (!m->src->config) return m->arch->params_gguf(ctx, m->arch, m->src->gguf, &m->par);
     lq_status st = m->arch->params_hf(ctx, m->arch, m->src->config, &m->par);
     return st ? lq_note(ctx, st, "config.json") : LQ_OK;
@@ -61,8 +68,15 @@ static void shape_text(char *buf, size_t n, uint32_t ndim, const uint64_t *shape
     if (at < n) snprintf(buf + at, n - at, "]");
 }
 
+/* A float tensor of a file with Hugging Face names that is stored [cols][rows]; codes never are. */
+static bool is_turned(const binder *b, const lq_arch_name *t, const lq_entry *e) {
+    return t->rows & LQ_TRANSPOSED && !b->gguf && e->dtype != LQ_NONE;
+}
+
 static lq_status check(binder *b, const lq_arch_name *t, const lq_entry *e) {
-    uint64_t want[2] = {lq_params_dim(&b->m->par, t->rows), lq_params_dim(&b->m->par, t->cols)};
+    bool turned = is_turned(b, t, e);
+    uint8_t rows = turned ? t->cols : t->rows, cols = turned ? t->rows : t->cols;
+    uint64_t want[2] = {lq_params_dim(&b->m->par, rows), lq_params_dim(&b->m->par, cols)};
     uint32_t ndim = t->cols ? 2 : 1;
     bool fits = e->ndim == ndim && e->shape[0] == want[0] && (ndim < 2 || e->shape[1] == want[1]);
     if (!fits) {
@@ -71,7 +85,7 @@ static lq_status check(binder *b, const lq_arch_name *t, const lq_entry *e) {
         shape_text(expected, sizeof expected, ndim, want);
         return lq_fail(b->ctx, LQ_ERR_FORMAT, "tensor '%s': shape %s, the configuration says %s", e->name, has, expected);
     }
-    if (e->dtype == LQ_NONE ? ndim == 2 : lq_dtype_is_weight(e->dtype) && (ndim == 2 || lq_dtypes[e->dtype].block == 1)) return LQ_OK;
+    if (e->dtype == LQ_NONE ? ndim == 2 : lq_dtype_is_weight(e->dtype) && ((ndim == 2 && !turned) || lq_dtypes[e->dtype].block == 1)) return LQ_OK;
     return lq_fail(b->ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': type %s is not a weight", e->name, lq_dtypes[e->dtype].name);
 }
 
@@ -84,8 +98,14 @@ static lq_row *new_row(binder *b, size_t i) {
     return r;
 }
 
-/* Rows of q and k that GGUF stores as rope pairs. */
+/* Rows of q and k that GGUF stores as rope pairs; matrices stored [cols][rows]. */
 static void set_view(binder *b, lq_row *r, const lq_arch_name *t) {
+    r->transposed = t->rows & LQ_TRANSPOSED;
+    if (is_turned(b, t, &b->m->src->entries[r->source])) {
+        r->view = LQ_VIEW_TRANSPOSED;
+        r->shape[0] = lq_params_dim(&b->m->par, t->rows);
+        r->shape[1] = lq_params_dim(&b->m->par, t->cols);
+    }
     if (!b->gguf || !b->m->arch->gguf_rope_pairs || (t->role != LQ_R_Q && t->role != LQ_R_K)) return;
     r->view = LQ_VIEW_ROPE_PAIRS;
     r->view_heads = t->role == LQ_R_Q ? b->m->par.n_heads : b->m->par.n_kv_heads;
@@ -94,8 +114,9 @@ static void set_view(binder *b, lq_row *r, const lq_arch_name *t) {
 static lq_status bind(binder *b, const lq_arch_name *t, int32_t block) {
     lq_model *m = b->m;
     if (!lq_params_has(&m->par, t->only_if)) return LQ_OK;
-    const char *hf = block_name(m->cat.mem, t->hf, block), *gguf = block_name(m->cat.mem, t->gguf, block);
-    if (!hf || !gguf) return lq_oom(b->ctx, 64);
+    const char *hf = block_name(m->cat.mem, t->hf, b->spelling, block), *gguf = t->gguf ? block_name(m->cat.mem, t->gguf, NULL, block) : NULL;
+    if (!hf || (!gguf && t->gguf)) return lq_oom(b->ctx, 64);
+    if (b->gguf && !gguf) return lq_fail(b->ctx, LQ_ERR_UNSUPPORTED, "'%s' has no name in GGUF files", hf);
     long i = lq_source_find(m->src, b->gguf ? gguf : hf);
     if (i < 0) {
         if (!b->missing++) snprintf(b->first, sizeof b->first, "%s", b->gguf ? gguf : hf);
@@ -114,18 +135,23 @@ static lq_status bind(binder *b, const lq_arch_name *t, int32_t block) {
     return LQ_OK;
 }
 
-/* Stage and fuse group of each role: linears of a stage of several are fused by runtimes. */
+/* Runtimes fuse q, k and v, and gate and up. */
+static int family_of(lq_role r) { return r == LQ_R_Q || r == LQ_R_K || r == LQ_R_V ? 0 : r == LQ_R_GATE || r == LQ_R_UP ? 1 : -1; }
+
+/* Stage of each role, and its fuse group where more than one linear of its stage and family is there. */
 static void number_roles(binder *b) {
-    int32_t stage[LQ_MAX_OPS], size[LQ_MAX_OPS] = {0}, group[LQ_MAX_OPS], groups = 0;
+    int32_t stage[LQ_MAX_OPS], size[LQ_MAX_OPS][2] = {{0}}, group[LQ_MAX_OPS][2], groups = 0;
+    const lq_op *op = b->m->arch->block;
     for (int r = 0; r < LQ_R_N; r++) b->stage[r] = b->fuse[r] = -1;
     uint32_t n = lq_arch_stages(b->m->arch, &b->m->par, stage);
     for (uint32_t i = 0; i < n; i++)
-        if (stage[i] >= 0) size[stage[i]]++;
-    for (int s = 0; s < LQ_MAX_OPS; s++) group[s] = size[s] > 1 ? groups++ : -1;
+        if (stage[i] >= 0 && family_of(op[i].role) >= 0) size[stage[i]][family_of(op[i].role)]++;
+    for (int s = 0; s < LQ_MAX_OPS; s++)
+        for (int f = 0; f < 2; f++) group[s][f] = size[s][f] > 1 ? groups++ : -1;
     for (uint32_t i = 0; i < n; i++) {
         if (stage[i] < 0) continue;
-        b->stage[b->m->arch->block[i].role] = stage[i];
-        b->fuse[b->m->arch->block[i].role] = group[stage[i]];
+        b->stage[op[i].role] = stage[i];
+        if (family_of(op[i].role) >= 0) b->fuse[op[i].role] = group[stage[i]][family_of(op[i].role)];
     }
 }
 
@@ -164,25 +190,41 @@ static lq_status bind_rest(binder *b) {
     return LQ_OK;
 }
 
+/* The place of an outer tensor in the source under a spelling; -1. */
+static long place_of(binder *b, lq_role role, const lq_respelled *as) {
+    const lq_arch_name *t = lq_arch_tensor(b->m->arch, role, LQ_PART_WEIGHT);
+    const char *name = !t ? NULL : !b->gguf ? block_name(b->m->cat.mem, t->hf, as, -1) : t->gguf ? block_name(b->m->cat.mem, t->gguf, NULL, -1) : NULL;
+    return name ? lq_source_find(b->m->src, name) : -1;
+}
+
+/* How the embedding is spelled, all names are. */
+static void find_spelling(binder *b) {
+    const lq_respelled *s = b->gguf || place_of(b, LQ_R_EMBED, NULL) >= 0 ? NULL : b->m->arch->respelled;
+    for (; s && s->from; s++)
+        if (place_of(b, LQ_R_EMBED, s) >= 0) b->spelling = s;
+}
+
 /* As transformers 5 has it: a head that is stored beside a tied embedding is used. */
 static void untie_stored_head(binder *b) {
-    const lq_arch_name *t = b->m->arch ? lq_arch_tensor(b->m->arch, LQ_R_HEAD, LQ_PART_WEIGHT) : NULL;
-    if (t && lq_source_find(b->m->src, b->gguf ? t->gguf : t->hf) >= 0) b->m->par.tied = false;
+    if (place_of(b, LQ_R_HEAD, b->spelling) >= 0) b->m->par.tied = false;
 }
 
 static lq_status make_catalog(lq_ctx *ctx, lq_model *m) {
     binder b = {.ctx = ctx, .m = m, .gguf = !m->src->config && m->src->gguf};
     lq_status st;
-    untie_stored_head(&b);
     m->cat.n_blocks = m->arch ? m->par.n_layers : 0;
-    m->cat.tied = m->arch && m->par.tied;
     m->cat.model_type = "";
     bool ok = (m->cat.mem = lq_arena_new()) && (b.taken = lq_alloc(m->src->n)) && m->src->n < SIZE_MAX / sizeof(lq_row) &&
               (m->cat.rows = lq_arena_alloc(m->cat.mem, m->src->n * sizeof(lq_row)));
     if (!ok) LQ_GO(lq_oom(ctx, m->src->n * sizeof(lq_row)));
     const char *type = m->src->config ? json_string_value(json_object_get(m->src->config, "model_type")) : m->arch ? m->arch->model_types[0] : NULL;
     if (type && !(m->cat.model_type = copy_name(m->cat.mem, type))) LQ_GO(lq_oom(ctx, strlen(type)));
-    if (m->arch) LQ_GO(bind_known(&b));
+    if (m->arch) {
+        find_spelling(&b);
+        untie_stored_head(&b);
+        m->cat.tied = m->par.tied;
+        LQ_GO(bind_known(&b));
+    }
     LQ_GO(bind_rest(&b));
 done:
     lq_free(b.taken);

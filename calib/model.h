@@ -21,6 +21,7 @@ typedef struct lq_linear {
 typedef struct lq_layer {  /* the loaded tensors of one block, by role; absent ones zero */
     lq_linear lin[LQ_R_N];
     float *norm[LQ_R_N];   /* gains, fp32 */
+    float *shift[LQ_R_N];  /* biases of LayerNorms, fp32 */
     bool loaded;
     void *mem;             /* one allocation behind every pointer above except the qtensors' own */
 } lq_layer;
@@ -31,7 +32,7 @@ typedef struct lq_model {
     lq_params par;
     lq_catalog cat;
     lq_layer *layers;      /* [par.n_layers] */
-    lq_layer outer;        /* embedding (lin[EMBED]), final norm, head (lin[HEAD]; zero when tied) */
+    lq_layer outer;        /* before: lin[EMBED], POS_EMBED, PROJ_IN; after: final norm, lin[PROJ_OUT], HEAD (zero when tied) */
     const lq_kernels *k;
 } lq_model;
 

@@ -12,10 +12,11 @@ enum { SLAB = 4 << 20, SLICE = 64 };
 
 typedef struct shape { uint64_t rows, cols; size_t bytes; } shape; /* bytes: of a stored row */
 
-/* A vector is read as rows of one element, as the source counts them. */
+/* As stored. A vector is read as rows of one element, as the source counts them. */
 static shape shape_of(const lq_row *r) {
     shape s = {.rows = r->ndim ? r->shape[0] : 1, .cols = 1};
     for (uint32_t i = 1; i < r->ndim; i++) s.cols *= r->shape[i];
+    if (r->view == LQ_VIEW_TRANSPOSED) s.rows = r->shape[1], s.cols = r->shape[0];
     s.bytes = r->dtype == LQ_NONE ? 0 : lq_dtype_row_bytes(r->dtype, s.cols);
     return s;
 }
@@ -77,12 +78,31 @@ static int64_t one_row(const job *j, const char *src, char *dst) {
     return lq_dtype_is_weight(t) ? bad_blocks(j, src) : -1;
 }
 
+/* Stored row r becomes column row0 + r, piece by piece: rows 0.. of it are s.cols apart, which is what it has. */
+static int64_t one_column(const job *j, uint64_t r) {
+    enum { PIECE = 256 };
+    double aligned[PIECE];
+    char *piece = (char *)aligned;
+    size_t size = lq_dtypes[j->row->dtype].bytes, unit = j->f32 ? 4 : size;
+    for (uint64_t at = 0; at < j->s.cols; at += PIECE) {
+        job part = *j;
+        part.s.cols = j->s.cols - at < PIECE ? j->s.cols - at : PIECE;
+        part.s.bytes = part.s.cols * size;
+        int64_t bad = one_row(&part, j->src + r * j->s.bytes + at * size, piece);
+        for (uint64_t c = 0; c < part.s.cols; c++) memcpy(j->dst + ((at + c) * j->s.rows + j->row0 + r) * unit, piece + c * unit, unit);
+        if (bad >= 0) return (int64_t)at + bad;
+    }
+    return -1;
+}
+
 static void convert_slice(void *arg, size_t i) {
     const job *j = arg;
     uint64_t end = (i + 1) * SLICE < j->rows ? (i + 1) * SLICE : j->rows;
     size_t stride = j->f32 ? j->s.cols * 4 : j->s.bytes;
     for (uint64_t r = i * SLICE; r < end; r++) {
-        int64_t bad = one_row(j, j->src + r * j->s.bytes, j->dst + model_row(j->row, j->s.rows, j->row0 + r) * stride);
+        int64_t bad = j->row->view == LQ_VIEW_TRANSPOSED
+                          ? one_column(j, r)
+                          : one_row(j, j->src + r * j->s.bytes, j->dst + model_row(j->row, j->s.rows, j->row0 + r) * stride);
         if (bad >= 0 && j->bad[i] < 0) j->bad[i] = (int64_t)(r * j->s.cols) + bad;
     }
 }
@@ -91,6 +111,11 @@ static lq_status finite(lq_ctx *ctx, const job *j) {
     for (uint64_t i = 0; i < (j->rows + SLICE - 1) / SLICE; i++) {
         if (j->bad[i] < 0) continue;
         uint64_t r = model_row(j->row, j->s.rows, j->row0 + (uint64_t)j->bad[i] / j->s.cols), c = (uint64_t)j->bad[i] % j->s.cols;
+        if (j->row->view == LQ_VIEW_TRANSPOSED) {
+            uint64_t swap = r;
+            r = c;
+            c = swap;
+        }
         return lq_fail(ctx, LQ_ERR_FORMAT, "tensor '%s': row %llu, column %llu is NaN or infinite", j->row->name, (unsigned long long)r,
                        (unsigned long long)c);
     }
@@ -216,8 +241,12 @@ static lq_status load_matrix(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load 
 static lq_status load_row(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load how, lq_layer *l, char *mem) {
     if (is_matrix(r)) return load_matrix(ctx, m, r, how, &l->lin[r->slot.role], mem);
     LQ_TRY(lq_model_read_f32(ctx, m, r, (float *)(void *)mem));
-    if (r->part == LQ_PART_BIAS) l->lin[r->slot.role].bias = (float *)(void *)mem;
+    const lq_arch_name *of = lq_arch_tensor(m->arch, (lq_role)r->slot.role, LQ_PART_WEIGHT);
+    if (r->part == LQ_PART_BIAS && of && of->cols) l->lin[r->slot.role].bias = (float *)(void *)mem;
+    else if (r->part == LQ_PART_BIAS) l->shift[r->slot.role] = (float *)(void *)mem;
     else l->norm[r->slot.role] = (float *)(void *)mem;
+    if (r->part == LQ_PART_WEIGHT && m->par.norm_plus_one)
+        for (uint64_t i = 0; i < lq_row_elems(r); i++) ((float *)(void *)mem)[i] += 1;
     return LQ_OK;
 }
 

@@ -47,7 +47,7 @@ static const lq_gguf_tensor *tensor(const lq_gguf *g, const char *name) {
 static bool has(const lq_gguf *g, const lq_arch *a, lq_role role, lq_part part) {
     char name[128];
     const lq_arch_name *t = lq_arch_tensor(a, role, part);
-    if (!t) return false;
+    if (!t || !t->gguf) return false;
     const char *mark = strstr(t->gguf, "%d");
     if (mark) snprintf(name, sizeof name, "%.*s0%s", (int)(mark - t->gguf), t->gguf, mark + 2);
     else snprintf(name, sizeof name, "%s", t->gguf);

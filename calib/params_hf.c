@@ -11,21 +11,21 @@
 
 enum { MAX_HIDDEN = 1 << 20, MAX_FFN = 1 << 22, MAX_LAYERS = 1024, MAX_HEADS = 4096, MAX_HEAD_DIM = 1024, MAX_VOCAB = 1 << 24, MAX_CTX = 1 << 28 };
 
-/* def < 0: required */
+/* def <= 0: required */
 static lq_status u32(lq_ctx *ctx, const json_t *c, const char *key, int64_t def, int64_t hi, uint32_t *out) {
     int64_t v;
-    LQ_TRY(lq_json_int(ctx, c, key, def < 0, def, 1, hi, &v));
+    LQ_TRY(lq_json_int(ctx, c, key, def <= 0, def, 1, hi, &v));
     *out = (uint32_t)v;
     return LQ_OK;
 }
 
 static lq_status sizes(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
-    LQ_TRY(u32(ctx, c, "hidden_size", -1, MAX_HIDDEN, &p->hidden));
-    LQ_TRY(u32(ctx, c, "intermediate_size", -1, MAX_FFN, &p->ffn));
-    LQ_TRY(u32(ctx, c, "num_hidden_layers", -1, MAX_LAYERS, &p->n_layers));
-    LQ_TRY(u32(ctx, c, "vocab_size", -1, MAX_VOCAB, &p->vocab));
+    LQ_TRY(u32(ctx, c, "hidden_size", f->hidden, MAX_HIDDEN, &p->hidden));
+    LQ_TRY(u32(ctx, c, "intermediate_size", f->ffn, MAX_FFN, &p->ffn));
+    LQ_TRY(u32(ctx, c, "num_hidden_layers", f->layers, MAX_LAYERS, &p->n_layers));
+    LQ_TRY(u32(ctx, c, "vocab_size", f->vocab, MAX_VOCAB, &p->vocab));
     LQ_TRY(u32(ctx, c, "max_position_embeddings", f->max_ctx, MAX_CTX, &p->max_ctx));
-    LQ_TRY(u32(ctx, c, "num_attention_heads", -1, MAX_HEADS, &p->n_heads));
+    LQ_TRY(u32(ctx, c, "num_attention_heads", f->heads, MAX_HEADS, &p->n_heads));
     LQ_TRY(u32(ctx, c, "num_key_value_heads", f->kv_heads ? f->kv_heads : p->n_heads, MAX_HEADS, &p->n_kv_heads));
     if (p->n_heads % p->n_kv_heads)
         return lq_fail(ctx, LQ_ERR_FORMAT, "'num_key_value_heads' %u does not divide 'num_attention_heads' %u", p->n_kv_heads, p->n_heads);
@@ -36,10 +36,12 @@ static lq_status sizes(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_para
     return LQ_OK;
 }
 
-static lq_status activation(lq_ctx *ctx, const json_t *c, lq_params *p) {
+static lq_status activation(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
     const char *name;
-    LQ_TRY(lq_json_string(ctx, c, "hidden_act", false, &name));
-    if (!name || !strcmp(name, "swish")) name = "silu";
+    LQ_TRY(lq_json_string(ctx, c, f->act_key ? f->act_key : "hidden_act", false, &name));
+    if (!name) name = f->act ? f->act : "silu";
+    if (!strcmp(name, "swish")) name = "silu";
+    if (f->gelu_is_tanh && !strcmp(name, "gelu")) name = "gelu_pytorch_tanh";
     for (int i = 0; i < LQ_ACTFN_N; i++) {
         p->act = (lq_actfn)i;
         if (!strcmp(name, lq_actfn_names[i])) return LQ_OK;
@@ -47,64 +49,23 @@ static lq_status activation(lq_ctx *ctx, const json_t *c, lq_params *p) {
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "activation '%s' is not supported", name);
 }
 
-static lq_status positive(lq_ctx *ctx, const json_t *o, const char *key, bool required, double def, double lo, double hi, double *out) {
+lq_status lq_params_real(lq_ctx *ctx, const json_t *o, const char *key, bool required, double def, double lo, double hi, double *out) {
     LQ_TRY(lq_json_real(ctx, o, key, required, def, out));
     if (*out < lo || *out > hi) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' is %g, expected %g to %g", key, *out, lo, hi);
     return LQ_OK;
 }
 
-static lq_status rope_kind(lq_ctx *ctx, const json_t *r, lq_params *p) {
-    const char *type;
-    LQ_TRY(lq_json_string(ctx, r, "rope_type", false, &type));
-    if (!type) LQ_TRY(lq_json_string(ctx, r, "type", false, &type));
-    if (!type) type = "default";
-    for (int i = 0; i < LQ_ROPE_YARN; i++) {
-        p->rope.kind = (lq_rope_kind)i;
-        if (!strcmp(type, lq_rope_names[i])) return LQ_OK;
-    }
-    return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rope type '%s' is not supported (default, linear and llama3 are)", type);
-}
-
-static lq_status rope_scaling(lq_ctx *ctx, const json_t *r, lq_params *p) {
-    LQ_TRY(rope_kind(ctx, r, p));
-    if (p->rope.kind == LQ_ROPE_DEFAULT) return LQ_OK;
-    LQ_TRY(positive(ctx, r, "factor", true, 1, 1e-3, 1e6, &p->rope.factor));
-    if (p->rope.kind != LQ_ROPE_LLAMA3) return LQ_OK;
-    LQ_TRY(positive(ctx, r, "low_freq_factor", true, 1, 1e-3, 1e6, &p->rope.low));
-    LQ_TRY(positive(ctx, r, "high_freq_factor", true, 4, 1e-3, 1e6, &p->rope.high));
-    if (p->rope.high <= p->rope.low)
-        return lq_fail(ctx, LQ_ERR_FORMAT, "'high_freq_factor' %g is not above 'low_freq_factor' %g", p->rope.high, p->rope.low);
-    return u32(ctx, r, "original_max_position_embeddings", p->max_ctx, MAX_CTX, &p->rope.original);
-}
-
-static lq_status rope(lq_ctx *ctx, const json_t *c, lq_params *p) {
-    p->rope.dim = p->head_dim;
-    const json_t *r = json_object_get(c, "rope_scaling");
-    if (!r || json_is_null(r) || (json_is_object(r) && !json_object_size(r))) r = json_object_get(c, "rope_parameters");
-    if (r && !json_is_null(r) && !json_is_object(r)) return lq_fail(ctx, LQ_ERR_FORMAT, "rope settings are not an object");
-    double base, partial;
-    LQ_TRY(positive(ctx, c, "rope_theta", false, 10000, 1, 1e15, &base));
-    LQ_TRY(positive(ctx, r, "rope_theta", false, base, 1, 1e15, &p->rope.base));
-    LQ_TRY(lq_json_real(ctx, c, "partial_rotary_factor", false, 1, &partial));
-    LQ_TRY(lq_json_real(ctx, r, "partial_rotary_factor", false, partial, &partial));
-    if (partial != 1) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rotary positions on part of a head ('partial_rotary_factor' %g) are not supported", partial);
-    const char *key;
-    json_t *v;
-    json_object_foreach((json_t *)r, key, v)
-        if (json_is_object(v)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rope settings per kind of layer ('%s') are not supported", key);
-    return rope_scaling(ctx, r, p);
-}
-
-/* Qwen: 'layer_types' when present, else layers from max_window_layers on. */
-static lq_status windows_by_layer(lq_ctx *ctx, const json_t *c, lq_params *p) {
+/* 'layer_types' when present; else, Qwen: layers from max_window_layers on, Gemma: all but every so many. */
+static lq_status windows_by_layer(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
     const json_t *types = json_object_get(c, "layer_types");
-    int64_t first;
+    int64_t first, every = f->window_every;
     LQ_TRY(lq_json_int(ctx, c, "max_window_layers", false, 28, 0, 1 << 20, &first));
+    if (f->window_every_key) LQ_TRY(lq_json_int(ctx, c, f->window_every_key, false, every, 1, 1 << 20, &every));
     if (types && !json_is_null(types) && json_array_size(types) != p->n_layers)
         return lq_fail(ctx, LQ_ERR_FORMAT, "'layer_types' has %zu entries, expected %u", json_array_size(types), p->n_layers);
     if (!(p->layer_window = lq_alloc(p->n_layers))) return lq_oom(ctx, p->n_layers);
     for (uint32_t i = 0; i < p->n_layers; i++) {
-        p->layer_window[i] = (int64_t)i >= first;
+        p->layer_window[i] = f->windows == LQ_WINDOW_ALTERNATE ? (i + 1) % every != 0 : (int64_t)i >= first;
         if (!json_is_array(types)) continue;
         const char *t = json_string_value(json_array_get(types, i));
         p->layer_window[i] = t && !strcmp(t, "sliding_attention");
@@ -119,29 +80,32 @@ static lq_status window(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_par
     bool use = true;
     if (f->windows == LQ_WINDOW_BY_LAYER) LQ_TRY(lq_json_bool(ctx, c, "use_sliding_window", false, &use));
     const json_t *v = json_object_get(c, "sliding_window");
-    if (!use || json_is_null(v)) return LQ_OK; /* an explicit null: none; an absent key: the family's */
-    LQ_TRY(u32(ctx, c, "sliding_window", f->window, MAX_CTX, &p->window));
-    return f->windows == LQ_WINDOW_BY_LAYER ? windows_by_layer(ctx, c, p) : LQ_OK;
+    bool none = !use || (v ? json_is_null(v) : !f->window); /* an explicit null: none; an absent key: the family's */
+    if (none && f->windows != LQ_WINDOW_ALTERNATE) return LQ_OK;
+    if (!none) LQ_TRY(u32(ctx, c, "sliding_window", f->window, MAX_CTX, &p->window));
+    return f->windows >= LQ_WINDOW_BY_LAYER ? windows_by_layer(ctx, f, c, p) : LQ_OK;
 }
 
 static lq_status switches(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
     p->qkv_bias = f->qkv_bias;
     p->qk_norm = f->qk_norm;
     if (f->attention_bias) {
-        LQ_TRY(lq_json_bool(ctx, c, "attention_bias", false, &p->o_bias));
-        p->qkv_bias = p->qkv_bias || p->o_bias;
+        bool bias;
+        LQ_TRY(lq_json_bool(ctx, c, "attention_bias", f->qkv_bias && f->o_plain, &bias));
+        p->qkv_bias = bias || (f->qkv_bias && !f->o_plain);
+        p->o_bias = bias && !f->o_plain;
     }
     if (f->mlp_bias) LQ_TRY(lq_json_bool(ctx, c, "mlp_bias", false, &p->mlp_bias));
-    return lq_json_bool(ctx, c, "tie_word_embeddings", false, &p->tied);
+    return lq_json_bool(ctx, c, "tie_word_embeddings", f->tied, &p->tied);
 }
 
 lq_status lq_params_from_hf(lq_ctx *ctx, const lq_arch *arch, const json_t *c, lq_params *p) {
     double eps;
     LQ_TRY(sizes(ctx, &arch->family, c, p));
-    LQ_TRY(activation(ctx, c, p));
-    LQ_TRY(positive(ctx, c, "rms_norm_eps", false, 1e-6, 0, 1, &eps));
+    LQ_TRY(activation(ctx, &arch->family, c, p));
+    LQ_TRY(lq_params_real(ctx, c, "rms_norm_eps", false, arch->family.eps ? arch->family.eps : 1e-6, 0, 1, &eps));
     p->norm_eps = (float)eps;
-    LQ_TRY(rope(ctx, c, p));
+    LQ_TRY(lq_params_rope_hf(ctx, arch, c, p));
     LQ_TRY(window(ctx, &arch->family, c, p));
     return switches(ctx, &arch->family, c, p);
 }

@@ -4,24 +4,30 @@
 #include "calib/run.h"
 
 #include <math.h>
+#include <string.h>
 
 enum { RUN_BYTES = 48 << 20, CHUNK_MIN = 256, CHUNK_MAX = 2048, SLICE = 16 }; /* tokens */
 
-static lq_status rope_tables(lq_ctx *ctx, lq_run *r, uint32_t positions) {
-    uint32_t half = r->par->head_dim / 2;
-    double *inv = LQ_NEWN(double, half);
+static lq_status rope_table(lq_ctx *ctx, const lq_rope *rope, uint32_t positions, float **cosines, float **sines) {
+    uint32_t half = rope->dim / 2;
+    double *inv = LQ_NEWN(double, half), scale = rope->scale > 0 ? rope->scale : 1;
     uint64_t n;
-    bool ok = inv && lq_mul_ok(positions, half, &n) && (r->cos = LQ_NEWN(float, n)) && (r->sin = LQ_NEWN(float, n));
+    bool ok = inv && lq_mul_ok(positions, half, &n) && (*cosines = LQ_NEWN(float, n)) && (*sines = LQ_NEWN(float, n));
     if (!ok) return lq_free(inv), lq_oom(ctx, (size_t)positions * half * 8);
-    lq_rope_inv_freq(&r->par->rope, positions, inv);
+    lq_rope_inv_freq(rope, positions, inv);
     for (uint32_t pos = 0; pos < positions; pos++)
         for (uint32_t j = 0; j < half; j++) {
             double angle = (float)pos * (float)inv[j]; /* rounded as published code rounds it */
-            r->cos[(size_t)pos * half + j] = (float)cos(angle);
-            r->sin[(size_t)pos * half + j] = (float)sin(angle);
+            (*cosines)[(size_t)pos * half + j] = (float)(cos(angle) * scale);
+            (*sines)[(size_t)pos * half + j] = (float)(sin(angle) * scale);
         }
     lq_free(inv);
     return LQ_OK;
+}
+
+static lq_status rope_tables(lq_ctx *ctx, lq_run *r, uint32_t positions) {
+    LQ_TRY(rope_table(ctx, &r->par->rope, positions, &r->turn[0].cos, &r->turn[0].sin));
+    return r->par->two_ropes ? rope_table(ctx, &r->par->local_rope, positions, &r->turn[1].cos, &r->turn[1].sin) : LQ_OK;
 }
 
 static bool callers(int t) { return t == T_RESID || t == T_K || t == T_V; }
@@ -57,39 +63,49 @@ lq_status lq_run_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l) {
 void lq_run_free(lq_run *r) {
     lq_work_free(&r->work);
     lq_free(r->mem);
-    lq_free(r->cos);
-    lq_free(r->sin);
+    for (int i = 0; i < 2; i++) {
+        lq_free(r->turn[i].cos);
+        lq_free(r->turn[i].sin);
+    }
     *r = (lq_run){0};
 }
 
 typedef struct tokens { /* an op that treats every token alike */
     const lq_run *r;
+    const lq_op *op;
     const float *x, *x2;
     float *y;
-    uint32_t n, width;
+    uint32_t n, width, layer;
     const lq_span *spans;
 } tokens;
 
 static uint32_t slice_end(const tokens *a, size_t i) { return (i + 1) * SLICE < a->n ? (uint32_t)(i + 1) * SLICE : a->n; }
 static void each_slice(tokens *a, void (*fn)(void *, size_t)) { lq_spread((a->n + SLICE - 1) / SLICE, (uint64_t)a->n * a->width, fn, a); }
 
-typedef struct norm { const lq_kernels *k; const float *x, *gain; float *y, eps; uint32_t d, n; } norm;
+typedef struct norm { const lq_kernels *k; const lq_params *p; const float *gain, *shift, *x; float *y; uint32_t d, n; } norm;
 static void norm_slice(void *arg, size_t i) {
     const norm *a = arg;
-    for (size_t t = i * SLICE; t < (i + 1) * SLICE && t < a->n; t++) a->k->rmsnorm(a->x + t * a->d, a->gain, a->eps, a->d, a->y + t * a->d);
+    for (size_t t = i * SLICE; t < (i + 1) * SLICE && t < a->n; t++) {
+        const float *x = a->x + t * a->d;
+        if (a->p->layernorm) a->k->layernorm(x, a->gain, a->shift, a->p->norm_eps, a->d, a->y + t * a->d);
+        else a->k->rmsnorm(x, a->gain, a->p->norm_eps, a->d, a->y + t * a->d);
+    }
 }
-void lq_run_norm(const lq_kernels *k, const float *x, const float *gain, float eps, uint32_t d, uint32_t n, float *y) {
-    lq_spread(((size_t)n + SLICE - 1) / SLICE, (uint64_t)n * d, norm_slice, &(norm){k, x, gain, y, eps, d, n});
+void lq_run_norm(const lq_kernels *k, const lq_params *p, const float *gain, const float *shift, const float *x, uint32_t d, uint32_t n, float *y) {
+    lq_spread(((size_t)n + SLICE - 1) / SLICE, (uint64_t)n * d, norm_slice, &(norm){k, p, gain, shift, x, y, d, n});
 }
 
 static void rope_slice(void *arg, size_t i) {
     const tokens *a = arg;
     const lq_span *s = a->spans;
+    const lq_rope *rope = lq_params_rope(a->r->par, a->layer);
+    const float *cosines = a->r->turn[rope != &a->r->par->rope].cos, *sines = a->r->turn[rope != &a->r->par->rope].sin;
+    void (*turn)(float *, uint32_t, uint32_t, uint32_t, const float *, const float *) = rope->pairs ? a->r->k->rope_pairs : a->r->k->rope;
     uint32_t d = a->r->par->head_dim, end = slice_end(a, i);
     for (uint32_t t = (uint32_t)i * SLICE; t < end; t++) {
         while (t >= s->first + s->n) s++;
-        size_t at = (size_t)(s->pos + t - s->first) * (d / 2);
-        a->r->k->rope(a->y + (size_t)t * a->width, a->width / d, d, d, a->r->cos + at, a->r->sin + at);
+        size_t at = (size_t)(s->pos + t - s->first) * (rope->dim / 2);
+        turn(a->y + (size_t)t * a->width, a->width / d, d, rope->dim, cosines + at, sines + at);
     }
 }
 
@@ -99,32 +115,60 @@ static void glu_slice(void *arg, size_t i) {
     a->r->k->glu(a->r->par->act, a->x + from, a->x2 + from, a->y + from, n);
 }
 
+static void act_slice(void *arg, size_t i) { /* f(x) is f(x) * 1 */
+    enum { PIECE = 256 };
+    const tokens *a = arg;
+    size_t from = i * SLICE * a->width, n = (size_t)slice_end(a, i) * a->width - from;
+    float ones[PIECE];
+    for (size_t j = 0; j < PIECE; j++) ones[j] = 1;
+    for (size_t at = 0; at < n; at += PIECE)
+        a->r->k->glu(a->r->par->act, a->x + from + at, ones, a->y + from + at, n - at < PIECE ? n - at : PIECE);
+}
+
+/* A part of a fused matrix's output: runs of neighbouring rows. */
+static void split_slice(void *arg, size_t i) {
+    const tokens *a = arg;
+    const lq_params *p = a->r->par;
+    uint32_t end = slice_end(a, i), rows = lq_part_rows(p, a->op->role), run = rows;
+    if (a->op->kind == LQ_OP_SPLIT_HEADS) run = a->op->role == LQ_R_Q ? rows / p->n_kv_heads : p->head_dim;
+    for (uint32_t t = (uint32_t)i * SLICE; t < end; t++)
+        for (uint32_t at = 0; at < rows; at += run)
+            memcpy(a->y + (size_t)t * rows + at, a->x + (size_t)t * a->width + lq_split_row(p, a->op->kind, a->op->role, at), run * sizeof *a->y);
+}
+
 static void add_slice(void *arg, size_t i) {
     const tokens *a = arg;
     size_t from = i * SLICE * a->width, n = (size_t)slice_end(a, i) * a->width - from;
-    a->r->k->add(a->y + from, a->x + from, n);
+    float scale = a->r->par->resid_scale, *x = a->r->t[T_NONE];
+    for (size_t j = from; scale > 0 && j < from + n; j++) x[j] *= scale;
+    a->r->k->add(a->y + from, x + from, n);
 }
 
-static void linear(lq_run *r, const lq_layer *l, const lq_op *op, uint32_t n) {
-    float *out = r->t[op->out & ~LQ_OUT_ADD], *y = op->out & LQ_OUT_ADD ? r->t[T_NONE] : out;
-    lq_linear_run(r->k, &r->work, &l->lin[op->role], r->t[op->in[0]], n, y);
-    if (y != out) each_slice(&(tokens){.r = r, .x = y, .y = out, .n = n, .width = r->width[op->out & ~LQ_OUT_ADD]}, add_slice);
+/* Where an op writes, and what is left to do then. */
+static float *target(lq_run *r, const lq_op *op) { return r->t[op->out & LQ_OUT_ADD ? T_NONE : op->out]; }
+static void add_branch(lq_run *r, const lq_op *op, uint32_t n) {
+    int t = op->out & ~LQ_OUT_ADD;
+    if (op->out & LQ_OUT_ADD) each_slice(&(tokens){.r = r, .y = r->t[t], .n = n, .width = r->width[t]}, add_slice);
 }
 
 void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uint32_t to, uint32_t n, const lq_span *spans, uint32_t n_spans) {
     for (const lq_op *op = r->arch->block + from; op < r->arch->block + to; op++) {
         if (!lq_params_has(r->par, op->only_if)) continue;
-        float *x = r->t[op->in[0]], *y = r->t[op->out & ~LQ_OUT_ADD];
+        float *x = r->t[op->in[0]], *y = target(r, op);
         uint32_t width = r->width[op->in[0]], d = r->par->head_dim;
-        tokens a = {.r = r, .x = x, .x2 = r->t[op->in[1]], .y = y, .n = n, .width = width, .spans = spans};
+        tokens a = {.r = r, .op = op, .x = x, .x2 = r->t[op->in[1]], .y = y, .n = n, .width = width, .layer = layer, .spans = spans};
         switch (op->kind) {
-        case LQ_OP_NORM: lq_run_norm(r->k, x, l->norm[op->role], r->par->norm_eps, width, n, y); break;
-        case LQ_OP_HEAD_NORM: lq_run_norm(r->k, x, l->norm[op->role], r->par->norm_eps, d, n * (width / d), y); break;
-        case LQ_OP_LINEAR: linear(r, l, op, n); break;
+        case LQ_OP_NORM: lq_run_norm(r->k, r->par, l->norm[op->role], l->shift[op->role], x, width, n, y); break;
+        case LQ_OP_HEAD_NORM: lq_run_norm(r->k, r->par, l->norm[op->role], l->shift[op->role], x, d, n * (width / d), y); break;
+        case LQ_OP_LINEAR: lq_linear_run(r->k, &r->work, &l->lin[op->role], x, n, y); break;
+        case LQ_OP_SPLIT:
+        case LQ_OP_SPLIT_HEADS: each_slice(&a, split_slice); break;
+        case LQ_OP_ACT: each_slice(&a, act_slice); break;
         case LQ_OP_ROPE: each_slice(&a, rope_slice); break;
         case LQ_OP_ATTN: lq_attn(r, lq_params_window(r->par, layer), x, y, spans, n_spans); break;
         case LQ_OP_GLU: each_slice(&a, glu_slice); break;
         case LQ_OP_END: return;
         }
+        add_branch(r, op, n);
     }
 }

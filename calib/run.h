@@ -39,7 +39,7 @@ typedef struct lq_run {
     const lq_params *par;
     uint32_t width[T_N];      /* floats per token of each tensor */
     float *t[T_N];            /* [n][width]; t[T_NONE]: what an ADD adds. T_RESID, T_K, T_V are set by the caller for each chunk */
-    float *cos, *sin;         /* [positions][head_dim/2] */
+    struct { float *cos, *sin; } turn[2]; /* [positions][rope dim/2], times the rope's scale; [1]: of par->local_rope when there are two */
     lq_work work;
     uint32_t chunk;           /* tokens the buffers hold */
     float *mem;
@@ -53,8 +53,8 @@ void lq_run_free(lq_run *r);
 lq_status lq_run_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l);
 /* Ops [from, to) of the block table over n tokens in `spans`. */
 void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uint32_t to, uint32_t n, const lq_span *spans, uint32_t n_spans);
-/* y[n][hidden] = norm(x), parallel. */
-void lq_run_norm(const lq_kernels *k, const float *x, const float *gain, float eps, uint32_t d, uint32_t n, float *y);
+/* y[n][d] = norm(x): RMSNorm, or LayerNorm where p says so (gain or shift NULL: 1 and 0). y may be x. Parallel. */
+void lq_run_norm(const lq_kernels *k, const lq_params *p, const float *gain, const float *shift, const float *x, uint32_t d, uint32_t n, float *y);
 
 enum { LQ_ATTN_TILE = 64 };   /* queries of one task */
 size_t lq_attn_scratch(uint32_t positions); /* floats per worker */

@@ -11,19 +11,27 @@
     X(NONE, "none")              \
     X(UNKNOWN, "unknown")        \
     X(EMBED, "embed")            \
+    X(PROJ_IN, "project_in")     \
+    X(POS_EMBED, "positions")    \
+    X(EMBED_NORM, "embed_norm")  \
     X(FINAL_NORM, "final_norm")  \
+    X(PROJ_OUT, "project_out")   \
     X(HEAD, "lm_head")           \
     X(ATTN_NORM, "attn_norm")    \
+    X(QKV, "qkv_proj") /* q, k and v as one stored matrix */ \
     X(Q, "q_proj")               \
     X(K, "k_proj")               \
     X(V, "v_proj")               \
     X(O, "o_proj")               \
     X(Q_NORM, "q_norm")          \
     X(K_NORM, "k_norm")          \
+    X(ATTN_POST_NORM, "attn_post_norm") /* of what attention adds */ \
     X(MLP_NORM, "mlp_norm")      \
+    X(GATE_UP, "gate_up_proj")   \
     X(GATE, "gate_proj")         \
     X(UP, "up_proj")             \
     X(DOWN, "down_proj")         \
+    X(MLP_POST_NORM, "mlp_post_norm") \
     X(ROPE_DIV, "rope_freqs") /* a GGUF's divisors of the rotary frequencies; config.json says them as rope_scaling */
 
 typedef enum lq_role {
@@ -37,6 +45,7 @@ extern const char *const lq_role_names[LQ_R_N];
 /* How the stored rows differ from the rows of the matrix the model multiplies by. */
 typedef enum lq_view {
     LQ_VIEW_PLAIN,
+    LQ_VIEW_TRANSPOSED, /* stored [cols][rows] */
     LQ_VIEW_ROPE_PAIRS, /* GGUF llama q/k: per head, stored row 2j is row j and stored row 2j+1 is row j + head_dim/2 */
 } lq_view;
 
@@ -53,6 +62,7 @@ typedef struct lq_row {          /* one tensor of the model */
     uint64_t shape[4];           /* Hugging Face order: rows, cols */
     lq_view view;
     uint32_t view_heads;         /* heads of a ROPE_PAIRS view */
+    bool transposed;             /* as a float tensor of this name it is stored [cols][rows] (Conv1D); shape, codes and data in memory are [rows][cols] */
     int32_t fuse;                /* rows of a block with the same non-negative number are fused by runtimes (q/k/v: 0, gate/up: 1) */
     int32_t stage;               /* linears: order in which the block's linears are calibrated, same number = same input; -1 otherwise */
     bool linear;                 /* a matrix methods may quantize */
@@ -78,6 +88,8 @@ lq_row *lq_catalog_find(const lq_catalog *c, lq_slot slot, lq_part part);
 static inline uint32_t lq_row_rows(const lq_row *r) { return r->ndim ? (uint32_t)r->shape[0] : 1; }
 static inline uint32_t lq_row_cols(const lq_row *r) { return r->ndim > 1 ? (uint32_t)r->shape[1] : 1; }
 uint64_t lq_row_elems(const lq_row *r);
+/* Extent i of the row as a float tensor of its Hugging Face name: a transposed matrix is [cols][rows]. */
+static inline uint64_t lq_row_stored(const lq_row *r, uint32_t i) { return r->shape[r->transposed ? r->ndim - 1 - i : i]; }
 /* Module name: the row's name without ".weight" or ".bias"; written into buf, returned. */
 const char *lq_row_module(const lq_row *r, char *buf, size_t n);
 #endif

@@ -89,11 +89,24 @@ lq_status lq_sink_put(lq_sink *s, const lq_qtensor *q) {
     return st ? lq_note(s->ctx, st, "writing '%s'", r->name) : LQ_OK;
 }
 
+/* [rows][cols] as [cols][rows] */
+static lq_status put_transposed(lq_sink *s, const lq_row *r, const char *data, size_t bytes) {
+    size_t rows = lq_row_rows(r), cols = lq_row_cols(r), unit = lq_dtypes[r->out_dtype].bytes;
+    char *turned = lq_alloc(bytes);
+    if (!turned) return lq_oom(s->ctx, bytes);
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) memcpy(turned + (j * rows + i) * unit, data + (i * cols + j) * unit, unit);
+    lq_status st = s->format->put_fp(s, r, turned, bytes);
+    lq_free(turned);
+    return st;
+}
+
 lq_status lq_sink_put_fp(lq_sink *s, const lq_row *r, const void *data, size_t bytes) {
     LQ_TRY(claim(s, r, false));
     uint64_t want = lq_row_elems(r) / lq_dtypes[r->out_dtype].block * lq_dtypes[r->out_dtype].bytes;
-    lq_status st = bytes == want ? s->format->put_fp(s, r, data, bytes)
-                                 : lq_fail(s->ctx, LQ_ERR_INTERNAL, "%zu bytes, expected %llu", bytes, (unsigned long long)want);
+    lq_status st = bytes != want ? lq_fail(s->ctx, LQ_ERR_INTERNAL, "%zu bytes, expected %llu", bytes, (unsigned long long)want)
+                   : r->transposed ? put_transposed(s, r, data, bytes)
+                                   : s->format->put_fp(s, r, data, bytes);
     return st ? lq_note(s->ctx, st, "writing '%s'", r->name) : LQ_OK;
 }
 

@@ -21,7 +21,7 @@ typedef struct lq_format {   /* one row per output format */
     lq_status (*accept)(lq_ctx *, const lq_scheme *, uint32_t rows, uint32_t cols);
     lq_status (*open)(lq_sink *);
     lq_status (*put)(lq_sink *, const lq_row *, const lq_qtensor *);
-    lq_status (*put_fp)(lq_sink *, const lq_row *, const void *data, size_t bytes); /* data in row->out_dtype */
+    lq_status (*put_fp)(lq_sink *, const lq_row *, const void *data, size_t bytes); /* data in row->out_dtype, a transposed row as it is stored */
     lq_status (*sidecar)(lq_sink *, const char *name, const void *data, size_t n);
     json_t *(*quant_config)(lq_sink *); /* new reference; NULL function: the format adds nothing to config.json */
     lq_status (*sync)(lq_sink *);       /* what was put is on the disk */
@@ -42,6 +42,7 @@ struct lq_sink {
 };
 lq_status lq_sink_open(lq_ctx *ctx, const lq_format *f, const char *dir, const lq_catalog *cat, const lq_sink_opts *opts, lq_sink **out);
 lq_status lq_sink_put(lq_sink *s, const lq_qtensor *q);                                     /* row found by slot; any order */
+/* data: [rows][cols] in row->out_dtype, whatever the row's name wants in a file. */
 lq_status lq_sink_put_fp(lq_sink *s, const lq_row *row, const void *data, size_t bytes);
 lq_status lq_sink_sidecar(lq_sink *s, const char *name, const void *data, size_t n);        /* byte for byte */
 /* config.json: the source's text with quantization_config spliced in before its last brace, every other byte kept. */

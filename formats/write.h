@@ -12,7 +12,7 @@ lq_status lq_folder_sidecar(lq_sink *s, const char *name, const void *data, size
 /* A kept row as a tensor of a safetensors folder; the name stays the catalog's. */
 static inline lq_st_tensor lq_st_tensor_of_row(const lq_row *r) {
     lq_st_tensor t = {.name = r->name, .dtype = r->out_dtype, .ndim = r->ndim};
-    for (uint32_t i = 0; i < r->ndim; i++) t.shape[i] = r->shape[i];
+    for (uint32_t i = 0; i < r->ndim; i++) t.shape[i] = lq_row_stored(r, i);
     return t;
 }
 #endif

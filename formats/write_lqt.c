@@ -104,7 +104,7 @@ static lq_status lqt_sidecar(lq_sink *s, const char *name, const void *data, siz
 static json_t *row_index(const lq_row *r, json_t *frames) {
     json_t *shape = json_array();
     for (uint32_t i = 0; i < r->ndim && shape; i++)
-        if (json_array_append_new(shape, json_integer((json_int_t)r->shape[i]))) return json_decref(shape), NULL;
+        if (json_array_append_new(shape, json_integer((json_int_t)(r->quantize ? r->shape[i] : lq_row_stored(r, i))))) return json_decref(shape), NULL;
     if (!r->quantize) return json_pack("{s:s, s:s, s:o, s:O}", "name", r->name, "dtype", lq_dtypes[r->out_dtype].name, "shape", shape, "frames", frames);
     uint8_t bytes[LQ_SCHEME_BYTES];
     char hex[2 * LQ_SCHEME_BYTES + 1], type[64];

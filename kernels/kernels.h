@@ -22,11 +22,14 @@ typedef struct lq_kernels {
     void (*rmsnorm)(const float *x, const float *gain, float eps, uint32_t d, float *y); /* one token; y may be x */
     /* One token, in place: per head of `dim`, the pair (j, j + rot/2), j < rot/2, turned by the angle of cos[j], sin[j]. */
     void (*rope)(float *x, uint32_t heads, uint32_t dim, uint32_t rot, const float *cos, const float *sin);
+    void (*rope_pairs)(float *x, uint32_t heads, uint32_t dim, uint32_t rot, const float *cos, const float *sin); /* the pair (2j, 2j + 1) */
     void (*glu)(lq_actfn f, const float *gate, const float *up, float *y, size_t n); /* y = f(gate) * up */
     void (*softmax)(float *x, size_t n, float scale); /* in place: softmax(scale * x) */
     /* log sum exp of n values; NaN when one is NaN. -log p of value t is this minus x[t]. */
     double (*logsumexp)(const float *x, size_t n);
     void (*add)(float *y, const float *x, size_t n); /* y += x */
+    /* One token: y = (x - mean) / sqrt(variance + eps) * gain + shift; NULL: 1 and 0; y may be x. */
+    void (*layernorm)(const float *x, const float *gain, const float *shift, float eps, uint32_t d, float *y);
     double (*dot)(const float *a, const float *b, size_t n); /* products exact, sums in fp64 in a fixed order */
 } lq_kernels;
 

@@ -104,8 +104,8 @@ static lq_status start_stream(road *r) {
     float *x = lq_calloc(T * d, 4);
     lq_status st = x ? LQ_OK : lq_oom(r->ctx, T * d * 4);
     for (size_t i = 0; i < r->rows.n && !st; i++) {
-        for (size_t t = 0; t < r->rows.len[i]; t++) lq_embed(r->model, r->rows.ids[i * T + t], x + t * d);
-        st = lq_cache_put(r->ctx, r->resid, i, x, (size_t)r->rows.len[i] * d);
+        st = lq_embed(r->ctx, r->model, r->rows.ids + i * T, r->rows.len[i], 0, x);
+        if (!st) st = lq_cache_put(r->ctx, r->resid, i, x, (size_t)r->rows.len[i] * d);
     }
     lq_free(x);
     lq_model_unload(r->model, -1);
@@ -115,24 +115,26 @@ static lq_status start_stream(road *r) {
 /* The head reads the final-normed stream; it goes last, through the same path. */
 static lq_status run_head(road *r) {
     const lq_row *row = lq_catalog_find(&r->model->cat, (lq_slot){.block = -1, .role = LQ_R_HEAD, .expert = -1}, LQ_PART_WEIGHT);
-    uint32_t unit = r->model->par.n_layers, d = r->model->par.hidden;
+    uint32_t unit = r->model->par.n_layers, d = r->model->par.hidden, width = lq_head_width(r->model);
     if (!row || !row->quantize || lq_job_has(&r->job, unit)) return LQ_OK;
     size_t T = r->rows.seqlen;
     lq_stats stats = {0};
-    float *x = lq_calloc(T * d, 4), *w = lq_calloc(lq_row_elems(row), 4);
-    lq_status st = x && w ? lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED) : lq_oom(r->ctx, 4 * lq_row_elems(row));
-    if (!st) st = lq_stats_init(r->ctx, &stats, r->needs, d);
+    float *x = lq_calloc(T * d, 4), *in = lq_calloc(T * width, 4), *w = lq_calloc(lq_row_elems(row), 4);
+    lq_status st = x && in && w ? lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED) : lq_oom(r->ctx, 4 * lq_row_elems(row));
+    if (!st) st = lq_stats_init(r->ctx, &stats, r->needs, width);
     for (size_t i = 0; i < r->rows.n && !st; i++) {
         uint32_t len = r->rows.len[i];
         st = lq_cache_get(r->ctx, r->resid, i, x, (size_t)len * d);
-        for (size_t t = 0; t < len; t++) r->model->k->rmsnorm(x + t * d, r->model->outer.norm[LQ_R_FINAL_NORM], r->model->par.norm_eps, d, x + t * d);
-        if (!st) st = lq_stats_add(r->ctx, &stats, x, len);
+        if (!st) lq_final_norm(r->model, x, len, x);
+        if (!st) st = lq_head_input(r->ctx, r->model, x, len, in);
+        if (!st) st = lq_stats_add(r->ctx, &stats, in, len);
     }
     if (!st) st = lq_model_read_f32(r->ctx, r->model, row, w);
     if (!st) st = quantize_linear(r, row, w, &stats);
     lq_stats_free(&stats);
     lq_model_unload(r->model, -1);
     lq_free(x);
+    lq_free(in);
     lq_free(w);
     return st ? st : lq_unit_finish(r, unit);
 }

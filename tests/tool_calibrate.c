@@ -32,7 +32,9 @@ static lq_status run(lq_ctx *ctx, char **argv, bool gram) {
     if (!(x = LQ_NEWN(float, (size_t)length * d)) || !(len = LQ_NEWN(uint32_t, rows))) LQ_GO(lq_oom(ctx, 0));
     for (uint32_t i = 0; i < rows; i++) {
         len[i] = length;
-        for (uint32_t t = 0; t < length; t++) lq_embed(m, ((const int32_t *)(const void *)ids.v)[i * length + t] % (int32_t)m->par.vocab, x + (size_t)t * d);
+        int32_t *row = (int32_t *)(void *)ids.v + (size_t)i * length;
+        for (uint32_t t = 0; t < length; t++) row[t] %= (int32_t)m->par.vocab;
+        LQ_GO(lq_embed(ctx, m, row, length, 0, x));
         LQ_GO(lq_cache_put(ctx, c, i, x, (size_t)length * d));
     }
     for (uint32_t b = 0; b < m->par.n_layers; b++) {

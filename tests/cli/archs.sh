@@ -1,0 +1,33 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Every golden model (tests/golden/forward), with a tokenizer of letters, through quantization and evaluation.
+. "$2/tests/cli/lib.sh"
+
+text=$root/texts/heldout.txt
+calib="-f $root/README.md --nsamples 8 --seqlen 48 -q"
+
+lettered() { # folder
+    rm -rf "$tmp/in" "$tmp/out.lqt" && mkdir "$tmp/in"
+    cp "$1/config.json" "$1/model.safetensors" "$tmp/in" && chmod u+w "$tmp/in"/*
+    cp "$root/tests/cli/letters.json" "$tmp/in/tokenizer.json"
+}
+
+close_to_fp() { # nats
+    ok "$lquant" eval "$tmp/out.lqt" --base "$tmp/in" -f "$text" --ctx 48 --chunks 4 --kld --json
+    kld=$(sed -n 's/^ *"kld": *{* *"mean": *\([^,]*\),*$/\1/p; s/^ *"mean": *\([^,]*\),*$/\1/p' "$tmp/stdout" | head -n 1)
+    awk "BEGIN { exit !(\"$kld\" != \"\" && $kld >= 0 && $kld < $1) }" || fail "$model: KL divergence '$kld' after $2"
+}
+
+every_architecture_is_quantized_and_evaluated() { # test
+    for folder in "$root"/tests/golden/forward/*/; do
+        model=$(basename "$folder")
+        lettered "$folder"
+        ok "$lquant" rtn --bits 8 --group-size -1 --format lqt -q "$tmp/in" "$tmp/out.lqt"
+        close_to_fp 0.1 rtn
+        ok rm "$tmp/out.lqt"
+        ok "$lquant" gptq --bits 6 --group-size -1 --format lqt $calib "$tmp/in" "$tmp/out.lqt"
+        close_to_fp 0.7 gptq
+    done
+}
+
+run_all
