@@ -6,7 +6,8 @@
 #include "core/num.h"
 
 const lq_arch *const lq_archs[] = {&lq_arch_llama, &lq_arch_mistral, &lq_arch_qwen2, &lq_arch_qwen3,
-                                  &lq_arch_gemma, &lq_arch_gemma2, &lq_arch_gemma3, &lq_arch_granite, NULL};
+                                  &lq_arch_gemma, &lq_arch_gemma2, &lq_arch_gemma3, &lq_arch_granite,
+                                  &lq_arch_phi3, &lq_arch_glm, &lq_arch_glm4, &lq_arch_bitnet, NULL};
 
 static bool is_listed(const char *const *list, const char *name) {
     for (; *list; list++)

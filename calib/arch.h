@@ -130,7 +130,7 @@ typedef struct lq_arch {
 } lq_arch;
 extern const lq_arch *const lq_archs[]; /* NULL ends */
 extern const lq_arch lq_arch_llama, lq_arch_mistral, lq_arch_qwen2, lq_arch_qwen3;
-extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_granite;
+extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_granite, lq_arch_phi3, lq_arch_glm, lq_arch_glm4, lq_arch_bitnet;
 extern const lq_op lq_llama_block[];          /* tables that other families share */
 extern const lq_arch_name lq_llama_names[];
 const lq_arch *lq_arch_by_model_type(const char *model_type);

@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 /* Binding: which architecture, which parameters, and one catalog row per stored tensor, each checked against both. */
 #include "calib/model.h"
+#include "calib/rotate.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -269,6 +270,7 @@ void lq_model_free(lq_model **m) {
     for (uint32_t b = 0; (*m)->layers && b < (*m)->par.n_layers; b++) lq_model_unload(*m, (int32_t)b);
     lq_free((*m)->layers);
     lq_catalog_free(&(*m)->cat);
+    lq_rotation_free(&(*m)->rotation);
     lq_params_free(&(*m)->par);
     lq_free(*m);
     *m = NULL;

@@ -34,6 +34,7 @@ typedef struct lq_model {
     lq_layer *layers;      /* [par.n_layers] */
     lq_layer outer;        /* before: lin[EMBED], POS_EMBED, PROJ_IN; after: final norm, lin[PROJ_OUT], HEAD (zero when tied) */
     const lq_kernels *k;
+    struct lq_rotation *rotation; /* NULL: tensors are read as they are stored (calib/rotate.h) */
 } lq_model;
 
 /* Architecture by model_type / general.architecture, parameters range-checked, every tensor's name, type and shape checked
@@ -50,9 +51,11 @@ lq_status lq_model_load(lq_ctx *ctx, lq_model *m, int32_t b, lq_load how);
 /* The outer tensors and every block. */
 lq_status lq_model_load_all(lq_ctx *ctx, lq_model *m, lq_load how);
 void lq_model_unload(lq_model *m, int32_t b);
-/* A whole row (matrix or vector) of the catalog as F32, views undone: [rows][cols]. */
+/* A whole row (matrix or vector) of the catalog as F32, views undone, rotated where the model is: [rows][cols]. */
 lq_status lq_model_read_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out);
-/* A whole row of the catalog in its stored type (never LQ_NONE), views undone. */
+/* The same before any rotation. */
+lq_status lq_model_read_raw(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out);
+/* A whole row of the catalog in its stored type (never LQ_NONE), views undone; a rotated one is rounded to that float type. */
 lq_status lq_model_read_stored(lq_ctx *ctx, lq_model *m, const lq_row *row, void *out);
 uint64_t lq_model_block_bytes(const lq_model *m, int32_t b, lq_load how); /* memory lq_model_load will take */
 /* config.json for a source that has none (GGUF), from the parameters and the architecture's key table. New reference. */

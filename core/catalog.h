@@ -22,6 +22,7 @@
     X(Q, "q_proj")               \
     X(K, "k_proj")               \
     X(V, "v_proj")               \
+    X(ATTN_SUB_NORM, "attn_sub_norm") /* of what o_proj reads */ \
     X(O, "o_proj")               \
     X(Q_NORM, "q_norm")          \
     X(K_NORM, "k_norm")          \
@@ -30,6 +31,7 @@
     X(GATE_UP, "gate_up_proj")   \
     X(GATE, "gate_proj")         \
     X(UP, "up_proj")             \
+    X(FFN_SUB_NORM, "ffn_sub_norm") /* of what down_proj reads */ \
     X(DOWN, "down_proj")         \
     X(MLP_POST_NORM, "mlp_post_norm") \
     X(ROPE_DIV, "rope_freqs") /* a GGUF's divisors of the rotary frequencies; config.json says them as rope_scaling */

@@ -39,9 +39,13 @@ static lq_status put_kept(road *r, const lq_row *row) {
     return st;
 }
 
-static json_t *manifest(road *r) {
+static json_t *manifest(road *r, json_t *changes) {
     json_t *cal = r->needs ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed) : json_null();
-    json_t *changed = r->plan.format->quant_config ? json_pack("[s]", "quantization_config") : json_array();
+    json_t *changed = json_array();
+    const char *key;
+    json_t *v;
+    json_object_foreach(changes, key, v) json_array_append_new(changed, json_string(key));
+    if (r->plan.format->quant_config) json_array_append_new(changed, json_string("quantization_config"));
     return json_pack("{s:i, s:s, s:O, s:O, s:o, s:o, s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options,
                      "calibration", cal, "config_changes", changed, "modules", r->modules, "kept", lq_manifest_kept(&r->model->cat));
 }
@@ -50,18 +54,19 @@ lq_status lq_assemble(road *r) {
     json_t *meta = json_pack("{s:[s], s:b, s:b}", "quantizer", "lquant:" LQ_VERSION, "static_groups", 1, "true_sequential", r->needs != 0);
     json_t *damp = json_object_get(r->options, "damp-percent");
     if (meta && damp) json_object_set(meta, "damp_percent", damp);
-    lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta};
+    json_t *changes = lq_sidecars_changes(r->model);
+    lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes};
     lq_buf text = {0};
     lq_status st;
     r->modules = json_array();
-    if (!meta || !r->modules) { st = lq_oom(r->ctx, 256); goto done; }
+    if (!meta || !changes || !r->modules) { st = lq_oom(r->ctx, 256); goto done; }
     LQ_GO(lq_job_clean(r->ctx, &r->job));
     LQ_GO(lq_sink_open(r->ctx, r->plan.format, r->job.partial, &r->model->cat, &so, &r->sink));
     LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
     for (size_t i = 0; i < r->model->cat.n; i++)
         if (!r->model->cat.rows[i].quantize) LQ_GO(put_kept(r, &r->model->cat.rows[i]));
     LQ_GO(lq_unit_each_done(r, put_linear));
-    json_t *m = manifest(r);
+    json_t *m = manifest(r, changes);
     if (!m) { st = lq_oom(r->ctx, 256); goto done; }
     if (!r->plan.format->ext) { /* a folder: the manifest also lists what was written */
         LQ_GO(lq_sink_close(&r->sink));
@@ -83,6 +88,7 @@ done:
     lq_sink_abandon(&r->sink);
     lq_buf_free(&text);
     json_decref(meta);
+    json_decref(changes);
     return st;
 }
 

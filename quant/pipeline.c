@@ -4,6 +4,7 @@
 #define _DEFAULT_SOURCE
 #include "quant/road.h"
 
+#include "calib/rotate.h"
 #include "quant/manifest.h"
 
 #include <string.h>
@@ -17,6 +18,8 @@ const lq_opt lq_run_options[] = {
     {"resume", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, resume), NULL, "auto", "auto|never|only", 0, 0, 0, "continue an interrupted run"},
     {"overwrite", NULL, LQ_OPT_SET, offsetof(lq_run_opts, overwrite), NULL, NULL, NULL, 0, 0, 1, "replace OUT once the new one is complete"},
     {"max-fallback", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, max_fallback), "PERCENT", "0.5", NULL, 0, 100, 0, "linears that may fall back before the run fails (exit 6)"},
+    {"rotate", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, rotate), NULL, "none", LQ_ROTATION_CHOICES, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
+    {"rotate-seed", NULL, LQ_OPT_INT, offsetof(lq_run_opts, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
     {"true-sequential", NULL, LQ_OPT_SET, offsetof(lq_run_opts, true_sequential), NULL, NULL, NULL, 0, 0, 1, NULL},
     {"dry-run", NULL, LQ_OPT_SET, offsetof(lq_run_opts, dry_run), NULL, NULL, NULL, 0, 0, 1, "print the plan from headers and stop"},
     {"report", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, report), "FILE", NULL, NULL, 0, 0, 0, "write the run's JSON report (times, peaks, every linear)"},
@@ -53,6 +56,18 @@ static lq_status choose_format(road *r, const lq_format **out) {
     return lq_fail(r->ctx, LQ_ERR_USAGE, "unknown format '%s'; lquant list formats prints the known ones", name);
 }
 
+unsigned lq_rotation_choice(int index) {
+    static const unsigned what[] = {0, LQ_ROTATE_STREAM | LQ_ROTATE_HEADS, LQ_ROTATE_HEADS};
+    return what[index];
+}
+
+static lq_status rotate(road *r) {
+    unsigned what = lq_rotation_choice(r->run->opts.rotate);
+    if (!what) return LQ_OK;
+    lq_status st = lq_model_rotate(r->ctx, r->model, what, (uint64_t)r->run->opts.rotate_seed);
+    return st ? lq_note(r->ctx, st, "--rotate") : LQ_OK;
+}
+
 static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
@@ -61,6 +76,7 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(lq_source_open(r->ctx, r->run->in, &r->src));
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0, &r->model));
+    LQ_TRY(rotate(r));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
     lq_log(r->ctx, LQ_LOG_INFO, "plan: %s to format %s, %u linears at %.3f bits per weight, %u kept, %.1f MB -> %.1f MB", method->name, format->name,
            r->plan.n_quantized, lq_plan_bpw(&r->plan), r->plan.n_kept, (double)r->plan.bytes_source / 1e6,

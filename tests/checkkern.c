@@ -265,6 +265,7 @@ static double act(lq_actfn f, double x) {
     case LQ_ACTFN_SILU: return x / (1 + exp(-x));
     case LQ_ACTFN_GELU_TANH: return x / (1 + exp(-2 * sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x))); /* the tanh form cancels */
     case LQ_ACTFN_GELU: return 0.5 * x * erfc(-x / sqrt(2));
+    case LQ_ACTFN_RELU2: return x > 0 ? x * x : 0;
     default: return x > 0 ? x : 0;
     }
 }
