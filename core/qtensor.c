@@ -156,8 +156,9 @@ lq_status lq_qtensor_init(lq_ctx *ctx, lq_qtensor *q, const lq_scheme *s, lq_slo
 }
 
 void lq_qtensor_free(lq_qtensor *q) {
-    lq_arena_free(&q->mem);
+    lq_arena *mem = q->mem; /* q itself may live in it */
     *q = (lq_qtensor){0};
+    lq_arena_free(&mem);
 }
 
 static float scalar_get(lq_dtype t, const void *v, size_t i) {
@@ -246,17 +247,23 @@ float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code) {
     return code & 32 ? -v : v;
 }
 
-void lq_qtensor_add_extras(const lq_qtensor *q, uint32_t r, float *w) {
-    const lq_scheme *s = &q->sch;
-    if (s->extra & LQ_X_LOWRANK)
-        for (uint32_t k = 0; k < s->rank; k++) {
-            float a = lq_f16_f32(q->lr.a[(size_t)r * s->rank + k]);
-            for (uint32_t c = 0; c < q->cols; c++) w[c] += a * lq_f16_f32(q->lr.b[(size_t)k * q->cols + c]);
-        }
-    if (s->extra & LQ_X_OUTLIERS && q->outliers.n)
+lq_dtype lq_grid_dtype(lq_grid_kind k) { return k == LQ_GRID_F16 ? LQ_F16 : k == LQ_GRID_BF16 ? LQ_BF16 : k == LQ_GRID_F32 ? LQ_F32 : LQ_NONE; }
+
+void lq_qtensor_add_sparse(const lq_qtensor *q, uint32_t r, float *w) {
+    const lq_cols *kept = &q->outlier_cols;
+    if (q->sch.extra & LQ_X_OUTLIERS && q->outliers.n)
         for (uint32_t i = q->outliers.row[r]; i < q->outliers.row[r + 1]; i++) w[q->outliers.col[i]] += lq_f16_f32(q->outliers.v[i]);
-    if (s->extra & LQ_X_OUTLIER_COLS)
-        for (uint32_t i = 0; i < q->outlier_cols.n; i++) w[q->outlier_cols.idx[i]] = lq_f16_f32(q->outlier_cols.v[(size_t)r * q->outlier_cols.n + i]);
+    if (q->sch.extra & LQ_X_OUTLIER_COLS)
+        for (uint32_t i = 0; i < kept->n; i++) w[kept->idx[i]] = lq_f16_f32(kept->v[(size_t)r * kept->n + i]);
+}
+
+void lq_qtensor_add_extras(const lq_qtensor *q, uint32_t r, float *w) {
+    uint32_t rank = q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0;
+    for (uint32_t k = 0; k < rank; k++) {
+        float a = lq_f16_f32(q->lr.a[(size_t)r * rank + k]);
+        for (uint32_t c = 0; c < q->cols; c++) w[c] += a * lq_f16_f32(q->lr.b[(size_t)k * q->cols + c]);
+    }
+    lq_qtensor_add_sparse(q, r, w);
 }
 
 float lq_qtensor_code_weight(const lq_qtensor *q, uint32_t r, uint32_t c) {

@@ -23,6 +23,7 @@ typedef struct road {
     json_t *inputs, *options, *modules;
     lq_progress bar;
     uint32_t fallbacks;
+    uint64_t bytes_held;       /* lq_qtensor_bytes of what was written */
     double start, err_sum;
     uint32_t err_n;
 } road;
