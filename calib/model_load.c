@@ -136,9 +136,10 @@ static lq_status read_rows(lq_ctx *ctx, lq_model *m, const lq_row *row, bool f32
     size_t slices = (per + SLICE - 1) / SLICE;
     if (!slab || !(j.bad = LQ_NEWN(int64_t, slices))) LQ_GO(lq_oom(ctx, per * s.bytes));
     j.src = slab;
+    uint64_t unit = row->ndim == 2 && m->src->entries[row->source].ndim == 1 ? s.cols : 1; /* one row, stored as a vector */
     for (j.row0 = 0; j.row0 < s.rows; j.row0 += j.rows) {
         j.rows = s.rows - j.row0 < per ? s.rows - j.row0 : per;
-        LQ_GO(lq_source_read(ctx, m->src, (size_t)row->source, j.row0, j.rows, slab));
+        LQ_GO(lq_source_read(ctx, m->src, (size_t)row->source, (row->row0 + j.row0) * unit, j.rows * unit, slab));
         for (size_t i = 0; i < slices; i++) j.bad[i] = -1;
         lq_parallel_for((j.rows + SLICE - 1) / SLICE, convert_slice, &j);
         LQ_GO(finite(ctx, &j));
@@ -267,10 +268,10 @@ static lq_status load_matrix(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load 
 }
 
 static lq_status load_row(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load how, lq_layer *l, char *mem) {
-    if (is_matrix(r)) return load_matrix(ctx, m, r, how, &l->lin[r->slot.role], mem);
+    if (is_matrix(r)) return load_matrix(ctx, m, r, how, lq_layer_linear(l, r->slot.role, r->slot.expert), mem);
     LQ_TRY(lq_model_read_f32(ctx, m, r, (float *)(void *)mem));
     const lq_arch_name *of = lq_arch_tensor(m->arch, (lq_role)r->slot.role, LQ_PART_WEIGHT);
-    if (r->part == LQ_PART_BIAS && of && of->cols) l->lin[r->slot.role].bias = (float *)(void *)mem;
+    if (r->part == LQ_PART_BIAS && of && of->cols) lq_layer_linear(l, r->slot.role, r->slot.expert)->bias = (float *)(void *)mem;
     else if (r->part == LQ_PART_BIAS) l->shift[r->slot.role] = (float *)(void *)mem;
     else l->norm[r->slot.role] = (float *)(void *)mem;
     if (r->part == LQ_PART_WEIGHT && m->par.norm_plus_one)
@@ -286,6 +287,11 @@ lq_status lq_model_load(lq_ctx *ctx, lq_model *m, int32_t b, lq_load how) {
     char *mem = l->mem = bytes < SIZE_MAX ? lq_alloc((size_t)bytes) : NULL;
     if (!mem) return lq_oom(ctx, (size_t)bytes);
     lq_status st = LQ_OK;
+    if (b >= 0 && lq_params_at(&m->par, LQ_FEAT_MOE, (uint32_t)b)) {
+        l->experts = LQ_NEWN(lq_linear, (size_t)m->par.n_experts * LQ_EXPERT_ROLES);
+        if (!l->experts) LQ_GO(lq_oom(ctx, m->par.n_experts * sizeof *l->experts));
+        l->n_experts = m->par.n_experts;
+    }
     for (size_t i = 0; i < m->cat.n; i++) {
         const lq_row *r = &m->cat.rows[i];
         if (!belongs(r, b)) continue;
@@ -308,6 +314,9 @@ void lq_model_unload(lq_model *m, int32_t b) {
     lq_layer *l = layer(m, b);
     for (int r = 0; r < LQ_R_N; r++)
         if (l->lin[r].q) lq_qtensor_free(l->lin[r].q);
+    for (size_t i = 0; i < (size_t)l->n_experts * LQ_EXPERT_ROLES; i++)
+        if (l->experts[i].q) lq_qtensor_free(l->experts[i].q);
+    lq_free(l->experts);
     lq_free(l->mem);
     *l = (lq_layer){0};
 }

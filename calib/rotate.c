@@ -19,13 +19,13 @@ typedef struct walk {
 } walk;
 
 static uint8_t target(const lq_op *op) { return op->out & ~LQ_OUT_ADD; }
-static bool is_on(const walk *w, const lq_op *op) { return lq_params_has(&w->m->par, op->only_if); }
+static bool is_on(const walk *w, const lq_op *op) { return lq_params_at(&w->m->par, op->only_if, w->layer); }
 
 /* Forwards: who reads the residual stream. */
 static void forward_op(walk *w, const lq_op *op, int32_t i) {
     uint8_t in = op->in[0], out = target(op);
     basis b = w->basis[in];
-    if (op->kind == LQ_OP_LINEAR) {
+    if (op->kind == LQ_OP_LINEAR || op->kind == LQ_OP_ROUTE) {
         if (b != PLAIN) w->turn[op->role].in_stream = true;
         if (b == NORMED) w->turn[op->role].gain = w->norm[in];
     } else if (op->kind == LQ_OP_NORM && b == STREAM) {
@@ -36,8 +36,9 @@ static void forward_op(walk *w, const lq_op *op, int32_t i) {
     }
     w->maker[out] = op->kind == LQ_OP_LINEAR || ((op->kind == LQ_OP_SPLIT || op->kind == LQ_OP_SPLIT_HEADS) && w->maker[in] >= 0) ? i : -1;
     if (out == T_RESID) return;
-    w->basis[out] = op->kind == LQ_OP_NORM && b == STREAM ? NORMED : PLAIN;
-    w->norm[out] = (uint16_t)op->role;
+    bool copies = op->kind == LQ_OP_ROUTE; /* an expert reads what the router read */
+    w->basis[out] = copies ? b : op->kind == LQ_OP_NORM && b == STREAM ? NORMED : PLAIN;
+    w->norm[out] = copies ? w->norm[in] : (uint16_t)op->role;
 }
 
 /* Backwards: who writes it. */
@@ -45,6 +46,7 @@ static void backward_op(walk *w, const lq_op *op) {
     uint8_t out = target(op);
     if (!w->flows[out]) return;
     if (op->kind == LQ_OP_LINEAR) w->turn[op->role].out_stream = true;
+    else if (op->kind == LQ_OP_MERGE || op->kind == LQ_OP_TOKEN_GATE) w->flows[op->in[0]] = true;
     else if (op->kind == LQ_OP_NORM) w->why_stream = "a norm writes the residual stream (post-norm), and its gain cannot be folded";
     else w->why_stream = "an operation that cannot be rotated writes the residual stream";
     if (out != T_RESID && !(op->out & LQ_OUT_ADD)) w->flows[out] = false;

@@ -44,6 +44,18 @@ typedef struct lq_span {      /* consecutive tokens of one sequence inside a chu
     const float *keys, *values; /* [pos + n][kv dim]: of the sequence from position 0 on, this chunk's T_K and T_V rows at the end */
 } lq_span;
 
+typedef struct lq_routing {   /* of the chunk at hand; arrays NULL without experts */
+    uint32_t experts, k;
+    float *p;                 /* [chunk][experts] probabilities */
+    uint32_t *pick;           /* [chunk][k] chosen experts, the likeliest first */
+    float *gain;              /* [chunk][k] what their outputs are multiplied by */
+    uint32_t *start;          /* [experts + 1]: choices start[e] .. start[e+1] are expert e's; one more of scratch */
+    uint32_t *token;          /* [chunk * k] row of the chunk, grouped by expert */
+    float *weight;            /* [chunk * k] its gain */
+} lq_routing;
+lq_status lq_routing_init(lq_ctx *ctx, lq_routing *g, const lq_params *p, uint32_t tokens);
+void lq_routing_free(lq_routing *g);
+
 typedef struct lq_run {
     const lq_kernels *k;
     const lq_arch *arch;
@@ -52,6 +64,8 @@ typedef struct lq_run {
     float *t[T_N];            /* [n][width]; t[T_NONE]: what an ADD adds. T_RESID, T_K, T_V are set by the caller for each chunk */
     struct { float *cos, *sin; } turn[2]; /* [positions][rope dim/2], times the rope's scale; [1]: of par->local_rope when there are two */
     lq_work work;
+    lq_routing routing;
+    uint32_t expert;          /* whose linears the ops between ROUTE and MERGE use */
     uint32_t chunk;           /* tokens the buffers hold */
     float *mem;
 } lq_run;
@@ -64,6 +78,12 @@ void lq_run_free(lq_run *r);
 lq_status lq_run_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l);
 /* Ops [from, to) of the block table over n tokens in `spans`. */
 void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uint32_t to, uint32_t n, const lq_span *spans, uint32_t n_spans);
+/* The op ROUTE over n tokens: r->routing. */
+void lq_run_route(lq_run *r, const lq_layer *l, const lq_op *route, uint32_t n);
+/* The tokens routed to an expert into route->out, which becomes r->expert; returns their number, *weight[number] their gains. */
+uint32_t lq_run_gather(lq_run *r, const lq_op *route, uint32_t expert, const float **weight);
+/* From ROUTE to MERGE for every expert; returns the MERGE. */
+const lq_op *lq_run_experts(lq_run *r, const lq_layer *l, uint32_t layer, const lq_op *route, uint32_t n);
 /* y[n][d] = norm(x): RMSNorm, or LayerNorm where p says so (gain or shift NULL: 1 and 0). y may be x. Parallel. */
 void lq_run_norm(const lq_kernels *k, const lq_params *p, const float *gain, const float *shift, const float *x, uint32_t d, uint32_t n, float *y);
 

@@ -112,12 +112,11 @@ static const float nf4[16] = {-1, -0.6961928009986877f, -0.5250730514526367f, -0
                               0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1};
 static const float fp4[8] = {0, 0.0052083333f, 0.66666667f, 1, 0.33333333f, 0.5f, 0.16666667f, 0.25f};
 
-static void fill_lut(lq_qtensor *q) {
-    uint32_t n = 1u << q->sch.grid.bits;
-    for (uint32_t i = 0; i < n; i++) switch (q->sch.grid.bias) {
-        case LQ_LUT_NF4: q->lut[i] = nf4[i & 15]; break;
-        case LQ_LUT_FP4: q->lut[i] = i & 8 ? -fp4[i & 7] : fp4[i & 7]; break;
-        case LQ_LUT_SIGN: q->lut[i] = i & 1 ? 1 : -1; break;
+void lq_lut_fill(const lq_grid *g, float *lut) {
+    for (uint32_t i = 0; i < 1u << g->bits; i++) switch (g->bias) {
+        case LQ_LUT_NF4: lut[i] = nf4[i & 15]; break;
+        case LQ_LUT_FP4: lut[i] = i & 8 ? -fp4[i & 7] : fp4[i & 7]; break;
+        case LQ_LUT_SIGN: lut[i] = i & 1 ? 1 : -1; break;
         default: break;
         }
 }
@@ -145,7 +144,7 @@ lq_status lq_qtensor_init(lq_ctx *ctx, lq_qtensor *q, const lq_scheme *s, lq_slo
     if (ok && s->grid.kind == LQ_GRID_LUT) {
         q->n_lut = s->extra & LQ_X_LUT_PER_ROW ? rows : 1;
         ok = (q->lut = lq_arena_alloc(q->mem, ((size_t)4 << s->grid.bits) * q->n_lut));
-        if (ok && q->n_lut == 1) fill_lut(q);
+        if (ok && q->n_lut == 1) lq_lut_fill(&s->grid, q->lut);
     }
     if (ok && s->extra & LQ_X_LOWRANK)
         ok = (q->lr.a = lq_arena_alloc(q->mem, (size_t)2 * rows * s->rank)) && (q->lr.b = lq_arena_alloc(q->mem, (size_t)2 * cols * s->rank));
@@ -247,17 +246,23 @@ float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code) {
     return code & 32 ? -v : v;
 }
 
-void lq_qtensor_add_extras(const lq_qtensor *q, uint32_t r, float *w) {
-    const lq_scheme *s = &q->sch;
-    if (s->extra & LQ_X_LOWRANK)
-        for (uint32_t k = 0; k < s->rank; k++) {
-            float a = lq_f16_f32(q->lr.a[(size_t)r * s->rank + k]);
-            for (uint32_t c = 0; c < q->cols; c++) w[c] += a * lq_f16_f32(q->lr.b[(size_t)k * q->cols + c]);
-        }
-    if (s->extra & LQ_X_OUTLIERS && q->outliers.n)
+lq_dtype lq_grid_dtype(lq_grid_kind k) { return k == LQ_GRID_F16 ? LQ_F16 : k == LQ_GRID_BF16 ? LQ_BF16 : k == LQ_GRID_F32 ? LQ_F32 : LQ_NONE; }
+
+void lq_qtensor_add_sparse(const lq_qtensor *q, uint32_t r, float *w) {
+    const lq_cols *kept = &q->outlier_cols;
+    if (q->sch.extra & LQ_X_OUTLIERS && q->outliers.n)
         for (uint32_t i = q->outliers.row[r]; i < q->outliers.row[r + 1]; i++) w[q->outliers.col[i]] += lq_f16_f32(q->outliers.v[i]);
-    if (s->extra & LQ_X_OUTLIER_COLS)
-        for (uint32_t i = 0; i < q->outlier_cols.n; i++) w[q->outlier_cols.idx[i]] = lq_f16_f32(q->outlier_cols.v[(size_t)r * q->outlier_cols.n + i]);
+    if (q->sch.extra & LQ_X_OUTLIER_COLS)
+        for (uint32_t i = 0; i < kept->n; i++) w[kept->idx[i]] = lq_f16_f32(kept->v[(size_t)r * kept->n + i]);
+}
+
+void lq_qtensor_add_extras(const lq_qtensor *q, uint32_t r, float *w) {
+    uint32_t rank = q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0;
+    for (uint32_t k = 0; k < rank; k++) {
+        float a = lq_f16_f32(q->lr.a[(size_t)r * rank + k]);
+        for (uint32_t c = 0; c < q->cols; c++) w[c] += a * lq_f16_f32(q->lr.b[(size_t)k * q->cols + c]);
+    }
+    lq_qtensor_add_sparse(q, r, w);
 }
 
 float lq_qtensor_code_weight(const lq_qtensor *q, uint32_t r, uint32_t c) {

@@ -135,12 +135,15 @@ float lq_plane_get(const lq_plane_desc *d, const lq_plane *p, size_t i);
 void lq_plane_set(const lq_plane_desc *d, lq_plane *p, size_t i, float v);
 float lq_plane_round(const lq_plane_desc *d, float v); /* what set then get would give, without a second level */
 size_t lq_plane_index(const lq_plane_desc *d, uint32_t cols, uint32_t r, uint32_t c); /* element that covers weight (r, c) */
+void lq_lut_fill(const lq_grid *g, float *lut); /* lut[1 << bits] of a fixed table; LQ_LUT_DATA: untouched */
 /* A(code): what a stored code of row r means before scaling. */
 float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code);
 /* What the stored code at (r, c) alone gives: stored column c, planes applied, extras not. */
 float lq_qtensor_code_weight(const lq_qtensor *q, uint32_t r, uint32_t c);
+lq_dtype lq_grid_dtype(lq_grid_kind k); /* the dtype whose bits are the codes of a float grid; LQ_NONE for the others */
 /* w[cols] of row r, weight-column order: low rank and sparse values added, outlier columns set. Part of decode_row. */
 void lq_qtensor_add_extras(const lq_qtensor *q, uint32_t r, float *w);
+void lq_qtensor_add_sparse(const lq_qtensor *q, uint32_t r, float *w); /* the same without low rank */
 /* out[cols], weight-column order: THE definition of the value of a qtensor. */
 void lq_qtensor_decode_row(const lq_qtensor *q, uint32_t r, float *out);
 /* Same scheme, shape and every stored bit equal (errors not compared). */

@@ -12,7 +12,8 @@
  *     {"version": 2,
  *      "sidecars": [{"name": "config.json", "frames": [[offset, bytes, raw bytes]]}, ...]        by name
  *      "tensors": [{"name": "model.norm.weight", "dtype": "BF16", "shape": [576], "frames": [...]},
- *                  {"name": "...q_proj.weight", "type": "int4-sym-g64", "scheme": "<hex of lq_scheme_encode>", "shape": [576, 576], "frames": [[...]]}]}
+ *                  {"name": "...q_proj.weight", "type": "int4-sym-g64", "scheme": "<hex of lq_scheme_encode>",
+ *                   "holds": <bytes as lq_qtensor_bytes counts them>, "shape": [576, 576], "frames": [[...]]}]}
  *
  * Frames tile the file from the head to the index without a gap. Foot and index answer everything but data. Integers little-endian. */
 #ifndef LQ_LQT_H

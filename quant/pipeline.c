@@ -37,12 +37,15 @@ void lq_run_sets(lq_run *run, lq_optset *sets) {
 
 /* ---- before any weight is touched ---- */
 
-/* gptq where it can hold the type, else our own. */
+/* gptq where it can hold the type, an ordinary folder for floats, else our own. */
 static lq_status natural_format(road *r, const char **name) {
+    static const char *const natural[] = {"gptq", "safetensors"};
     lq_scheme s;
     LQ_TRY(lq_plan_base(r->ctx, &r->run->plan_opts, r->run->recipe.method, r->run->recipe.opts, &s));
-    *name = lq_format_by_name("gptq")->accept(NULL, &s, 1024, 1024 * (s.scale.tile_c ? s.scale.tile_c : 1)) ? "lqt" : "gptq";
-    if (**name == 'l') lq_log(r->ctx, LQ_LOG_INFO, "format lqt: the gptq format cannot hold this type");
+    for (size_t i = 0; i < sizeof natural / sizeof *natural && !*name; i++)
+        if (!lq_format_by_name(natural[i])->accept(NULL, &s, 1024, 1024 * (s.scale.tile_c ? s.scale.tile_c : 1))) *name = natural[i];
+    if (!*name) lq_log(r->ctx, LQ_LOG_INFO, "format lqt: the gptq format cannot hold this type");
+    if (!*name) *name = "lqt";
     return LQ_OK;
 }
 
@@ -167,9 +170,10 @@ static lq_status check_quota(road *r) {
 }
 
 static json_t *report(road *r, lq_status st) {
+    uint64_t bytes = r->bytes_held ? r->bytes_held : r->plan.bytes_quantized; /* the plan's figure allows for all the sparse values there may be */
     json_t *v = json_pack("{s:i, s:s, s:s, s:s, s:f, s:I, s:f, s:I, s:I, s:I, s:f, s:b}", "schema", 1, "status", lq_status_text(st), "in", r->run->in, "out",
                           r->run->out ? r->run->out : "", "seconds", lq_now() - r->start, "peak_memory", (json_int_t)lq_peak_rss(), "bits_per_weight",
-                          lq_plan_bpw(&r->plan), "bytes_quantized", (json_int_t)r->plan.bytes_quantized, "bytes_kept", (json_int_t)r->plan.bytes_kept,
+                          r->plan.weights ? 8.0 * (double)bytes / (double)r->plan.weights : 0.0, "bytes_quantized", (json_int_t)bytes, "bytes_kept", (json_int_t)r->plan.bytes_kept,
                           "fallbacks", (json_int_t)r->fallbacks, "mean_rel_err", r->err_n ? r->err_sum / r->err_n : 0.0, "resumed", r->job.resumed);
     if (!v) return NULL;
     if (r->options) json_object_set(v, "options", r->options);

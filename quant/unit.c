@@ -11,7 +11,7 @@ static bool add_frame(lq_buf *b, const void *p, uint64_t n) { return lq_buf_add(
 
 lq_status lq_unit_add(road *r, const lq_row *row, const lq_qtensor *q, const lq_outcome *o) {
     lq_buf bytes = {0};
-    json_t *m = lq_manifest_module(row, o);
+    json_t *m = lq_manifest_module(row, q, o);
     char *text = m ? json_dumps(m, JSON_COMPACT) : NULL;
     json_decref(m);
     lq_status st = text ? lq_qtensor_encode(r->ctx, q, &bytes) : lq_oom(r->ctx, 256);

@@ -436,6 +436,31 @@ static void a_float_folder_round_trips(void **state) {
     model_free(&m);
 }
 
+static void a_matrix_of_floats_is_an_ordinary_tensor_of_a_folder(void **state) {
+    (void)state;
+    lq_scheme floats[3] = {{.grid = {LQ_GRID_F32, 32, 1, 0}}, {.grid = {LQ_GRID_BF16, 16, 1, 0}}, {.grid = {LQ_GRID_F16, 16, 1, 0}}};
+    model m;
+    lq_ctx ctx = {0};
+    lq_source *s;
+    model_make(&m, floats, 3);
+    fresh_dir();
+    assert_int_equal(write_model(&ctx, lq_format_by_name("safetensors"), &m), LQ_OK);
+    assert_int_equal(lq_source_open(&ctx, out_path, &s), LQ_OK);
+    for (size_t i = 0; i < ROWS; i++) {
+        if (!m.rows[i].quantize) continue;
+        const lq_entry *e = &s->entries[lq_source_find(s, m.rows[i].name)];
+        size_t bytes = (size_t)lq_entry_cols(e) * lq_dtypes[e->dtype].bytes;
+        uint8_t *data = malloc(bytes * m.q[i].rows);
+        assert_int_equal(e->dtype, lq_grid_dtype(m.rows[i].scheme.grid.kind));
+        assert_int_equal(lq_source_read(&ctx, s, (size_t)(e - s->entries), 0, m.q[i].rows, data), LQ_OK);
+        for (uint32_t r = 0; r < m.q[i].rows; r++) assert_memory_equal(data + r * bytes, m.q[i].codes + r * m.q[i].row_bytes, bytes);
+        free(data);
+    }
+    lq_source_free(&s);
+    lq_remove_tree(NULL, dir);
+    model_free(&m);
+}
+
 static void refusals_name_the_nearest_setting(void **state) {
     (void)state;
     const lq_format *f = lq_format_by_name("gptq");
@@ -733,6 +758,7 @@ int main(void) {
         cmocka_unit_test(schemes_that_contradict_themselves_are_refused),
         cmocka_unit_test(mixed_schemes_round_trip),
         cmocka_unit_test(a_float_folder_round_trips),
+        cmocka_unit_test(a_matrix_of_floats_is_an_ordinary_tensor_of_a_folder),
         cmocka_unit_test(refusals_name_the_nearest_setting),
         cmocka_unit_test(a_missing_tensor_is_named_at_close),
         cmocka_unit_test(what_was_not_planned_is_refused),
