@@ -35,6 +35,8 @@ def main():
     bad = checked = 0
     for n in names:
         raw = os.path.join(work, "int8_weight.bin")
+        if os.path.exists(raw):
+            os.remove(raw)
         subprocess.run([tool, out, n, raw], check=True)
         with open(raw, "rb") as f:
             got = torch.frombuffer(bytearray(f.read()), dtype=torch.float32).view(tensors[n].shape)
