@@ -97,7 +97,7 @@ static void quantize_row(void *arg, size_t r) {
         float v = fabsf(halves ? lq_f16_f32(lq_f32_f16(w[c])) : w[c]);
         if (!j->apart[c] && v > max) max = v;
     }
-    float inv = max > 1e-30f ? 127.0f / max : 0;
+    float inv = max > 1e-30f ? 1 / max * 127 : 0; /* two roundings, as bitsandbytes */
     lq_plane_set(&q->sch.scale, &q->scale, r, max > 1e-30f ? max / 127 : 1);
     if (q->sch.scale.dtype != LQ_F32 && inv > 0) inv = 1 / lq_plane_get(&q->sch.scale, &q->scale, r); /* codes follow the scale as it is stored */
     for (uint32_t c = 0; c < q->cols; c++) {
