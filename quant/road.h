@@ -23,6 +23,9 @@ typedef struct road {
     json_t *inputs, *options, *modules;
     lq_progress bar;
     uint32_t fallbacks;
+    float fuse_absmax;         /* of the linear that is quantized next (lq_weights) */
+    const lq_row *fuse_of;     /* last group lq_fuse_read read, and what it found */
+    float fuse_most;
     uint64_t bytes_held;       /* lq_qtensor_bytes of what was written */
     double start, err_sum;
     uint32_t err_n;
@@ -36,6 +39,10 @@ lq_status lq_unit_finish(road *r, uint32_t unit);                               
 lq_status lq_unit_each(road *r, uint32_t unit, lq_linear_fn fn);                            /* every linear of a finished unit */
 lq_status lq_unit_each_done(road *r, lq_linear_fn fn);                                      /* of every finished unit, in order */
 
+/* max |W| over the linears fused with linear i of a stage whose weights are still as they were; 0: its scheme does not ask. */
+float lq_fuse_stage(const lq_stage *stage, uint32_t i);
+/* The same read from the model. */
+lq_status lq_fuse_read(road *r, const lq_row *row, float *out);
 lq_status lq_stream_run(road *r);    /* decides the codes of every linear: all units finished */
 lq_status lq_assemble(road *r);      /* the checkpoint, written from the units into the job's folder */
 lq_status lq_read_back(road *r);     /* read by another code path and compared with the codes the method chose */

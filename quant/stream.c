@@ -42,7 +42,7 @@ static float static_step(const lq_qtensor *q, const lq_stats *stats) {
 
 static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, float *w, const lq_stats *stats) {
     const lq_method *m = r->plan.method;
-    lq_weights in = {.slot = row->slot, .name = row->name, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w};
+    lq_weights in = {.slot = row->slot, .name = row->name, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w, .fuse_absmax = r->fuse_absmax};
     lq_outcome o = {.method = m->name, .err_h = -1, .err_h_rtn = -1, .err_w = -1, .damp = -1};
     lq_qtensor q = {0};
     LQ_TRY(lq_check_cancel(r->ctx));
@@ -69,6 +69,7 @@ static lq_status data_free(road *r) {
         if (!lq_job_has(&r->job, (uint32_t)i)) {
             float *w = lq_calloc(lq_row_elems(row), 4);
             lq_status st = w ? lq_model_read_f32(r->ctx, r->model, row, w) : lq_oom(r->ctx, 4 * lq_row_elems(row));
+            if (!st) st = lq_fuse_read(r, row, &r->fuse_absmax);
             if (!st) st = quantize_linear(r, row, NULL, w, NULL);
             lq_free(w);
             LQ_TRY(st);
@@ -81,9 +82,14 @@ static lq_status data_free(road *r) {
 
 static lq_status on_stage(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats) {
     road *r = user;
+    float fuse[sizeof stage->lin / sizeof *stage->lin];
     (void)block;
-    for (uint32_t i = 0; i < stage->n; i++)
+    for (uint32_t i = 0; i < stage->n; i++) fuse[i] = lq_fuse_stage(stage, i);
+    for (uint32_t i = 0; i < stage->n; i++) {
+        r->fuse_absmax = fuse[i];
         if (stage->lin[i]->row->quantize) LQ_TRY(quantize_linear(r, stage->lin[i]->row, stage->lin[i], stage->lin[i]->w, stats));
+    }
+    r->fuse_absmax = 0;
     return LQ_OK;
 }
 
