@@ -139,13 +139,13 @@ static void set_view(binder *b, lq_row *r, const lq_arch_name *t) {
  * has it not or is a GGUF; NULL: no memory). */
 static long find_name(binder *b, const char *hf, const char *gguf, int32_t block, int32_t expert, const char **spelled) {
     lq_arena *mem = b->m->cat.mem;
-    *spelled = block_name(mem, hf, NULL, block, expert);
+    *spelled = hf ? block_name(mem, hf, NULL, block, expert) : NULL;
     if (b->gguf) {
         const char *name = gguf ? block_name(mem, gguf, NULL, block, expert) : NULL;
         return name ? lq_source_find(b->m->src, name) : -1;
     }
     long i = *spelled ? lq_source_find(b->m->src, *spelled) : -1;
-    for (const lq_respelled *as = b->m->arch->respelled; i < 0 && as && as->from; as++) {
+    for (const lq_respelled *as = hf ? b->m->arch->respelled : NULL; i < 0 && as && as->from; as++) {
         const char *name = block_name(mem, hf, as, block, expert);
         i = name ? lq_source_find(b->m->src, name) : -1;
         if (i >= 0) *spelled = name;
