@@ -141,14 +141,14 @@ static void set_view(binder *b, lq_row *r, const lq_arch_name *t) {
  * has it not or is a GGUF; NULL: no memory). */
 static long find_name(binder *b, const char *hf, const char *gguf, int32_t block, int32_t expert, const char **spelled) {
     lq_arena *mem = b->m->cat.mem;
-    *spelled = block_name(mem, hf, NULL, block, expert);
+    *spelled = hf ? block_name(mem, hf, NULL, block, expert) : NULL;
     if (b->gguf) {
         const char *name = gguf ? block_name(mem, gguf, NULL, block, expert) : NULL;
         return name ? lq_source_find(b->m->src, name) : -1;
     }
     long i = *spelled ? lq_source_find(b->m->src, *spelled) : -1;
     const lq_respelled *lists[] = {b->m->arch->respelled, b->m->config != b->m->src->config ? lq_wrapper_names : NULL};
-    for (int k = 0; k < 2; k++)
+    for (int k = 0; k < 2 && hf; k++)
         for (const lq_respelled *as = lists[k]; i < 0 && as && as->from; as++) {
             const char *name = block_name(mem, hf, as, block, expert);
             i = name ? lq_source_find(b->m->src, name) : -1;
