@@ -22,7 +22,7 @@ typedef struct road {
     lq_job job;
     lq_sink *sink;
     lq_source *back;           /* the written checkpoint, read again */
-    lq_cache *resid;
+    lq_cache *resid, *twin;    /* twin: of the unquantized model (CROSS) */
     uint64_t cache_budget;
     lq_buf unit;               /* the unit being built */
     json_t *inputs, *options, *modules;
