@@ -76,6 +76,7 @@ typedef struct lq_params {        /* from config.json or GGUF metadata, range-ch
     lq_rope rope, local_rope;     /* local_rope: of the layers with a window, when two_ropes */
     bool two_ropes;
     bool norm_plus_one;           /* norm gains are stored as w and mean 1 + w; a loaded layer holds 1 + w, catalog reads give w */
+    bool master;                  /* the linears of the blocks are stored as master weights: calib/master.h */
     float embed_scale;            /* of embeddings; 0: none, like the five below */
     float attn_scale;             /* of q k; 0: 1/sqrt(head_dim) */
     float attn_cap, logit_cap;    /* c tanh(x / c) of attention scores, of logits */
@@ -168,8 +169,13 @@ extern const lq_arch lq_arch_llama, lq_arch_mistral, lq_arch_qwen2, lq_arch_qwen
 extern const lq_arch lq_arch_mixtral, lq_arch_qwen2_moe, lq_arch_qwen3_moe, lq_arch_olmoe;
 extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_granite, lq_arch_phi3, lq_arch_glm, lq_arch_glm4, lq_arch_bitnet;
 extern const lq_arch lq_arch_opt, lq_arch_gpt2, lq_arch_gpt_neox, lq_arch_falcon, lq_arch_phi;
+extern const lq_arch lq_arch_qwen2_vl, lq_arch_qwen3_vl;
 extern const lq_op lq_llama_block[];          /* tables that other families share */
 extern const lq_arch_name lq_llama_names[];
+/* Multimodal models whose text tower runs like a language model of its own as long as the text is all there is. *text: the
+ * configuration of the tower (inside `config`, or `config` itself when it is no such model); *model_type: of the tower. */
+lq_status lq_text_config(lq_ctx *, const json_t *config, const json_t **text, const char **model_type);
+extern const lq_respelled lq_wrapper_names[]; /* where such models keep the tower's tensors; from NULL ends */
 const lq_arch *lq_arch_by_model_type(const char *model_type);
 const lq_arch *lq_arch_by_gguf(const char *architecture, bool experts); /* Mixtral is a llama with experts there */
 const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part); /* NULL: none */

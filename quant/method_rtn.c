@@ -37,9 +37,9 @@ static lq_status second_moments(lq_ctx *ctx, const lq_stats *stats, float **out)
     *out = lq_calloc(stats->cols, sizeof **out);
     if (!*out) return lq_oom(ctx, stats->cols * sizeof **out);
     double mean = 0;
-    for (uint32_t c = 0; c < stats->cols; c++) mean += lq_gram_at(&stats->gram, c, c) / stats->cols;
+    for (uint32_t c = 0; c < stats->cols; c++) mean += lq_stats_second(stats, c) / stats->cols;
     for (uint32_t c = 0; c < stats->cols; c++) /* the floor keeps columns the sample hardly touched */
-        (*out)[c] = mean > 0 ? (float)(lq_gram_at(&stats->gram, c, c) / mean + 0.01) : 1;
+        (*out)[c] = mean > 0 ? (float)(lq_stats_second(stats, c) / mean + 0.01) : 1;
     return LQ_OK;
 }
 
@@ -52,7 +52,7 @@ static lq_status quantize(lq_ctx *ctx, const void *opts, const lq_weights *w, co
     lq_status st = LQ_OK;
     *o = (lq_outcome){.method = "rtn", .err_h = -1, .err_h_rtn = -1, .damp = -1};
     LQ_TRY(lq_qtensor_init(ctx, out, s, w->slot, w->rows, w->cols));
-    if (measured && opt->search) LQ_GO(second_moments(ctx, stats, &h));
+    if (stats && stats->n && stats->needs & (LQ_NEED_GRAM | LQ_NEED_SQUARES) && opt->search) LQ_GO(second_moments(ctx, stats, &h));
     lq_grid_fuse(out, w->fuse_absmax);
     LQ_GO(lq_grid_fit(ctx, out, w->w, h, how));
     lq_grid_round(out, w->w);

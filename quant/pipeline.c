@@ -6,6 +6,7 @@
 
 #include "calib/rotate.h"
 #include "quant/manifest.h"
+#include "quant/statistics.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -15,11 +16,18 @@ const lq_opt lq_run_options[] = {
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(lq_run_opts, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file of a checkpoint folder"},
     {"max-memory", NULL, LQ_OPT_SIZE, offsetof(lq_run_opts, max_memory), "SIZE", NULL, NULL, 0, 0, 0, "activations beyond it go to disk; default: a quarter of the machine's"},
     {"work-dir", "w", LQ_OPT_STRING, offsetof(lq_run_opts, work_dir), "DIR", NULL, NULL, 0, 0, 0, "where they go; default: TMPDIR or /tmp"},
+    {"stats", "imatrix,hessians", LQ_OPT_STRING, offsetof(lq_run_opts, stats), "FILE", NULL, NULL, 0, 0, 0, "statistics of `lquant calibrate` instead of running the model"},
     {"resume", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, resume), NULL, "auto", "auto|never|only", 0, 0, 0, "continue an interrupted run"},
     {"overwrite", NULL, LQ_OPT_SET, offsetof(lq_run_opts, overwrite), NULL, NULL, NULL, 0, 0, 1, "replace OUT once the new one is complete"},
     {"max-fallback", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, max_fallback), "PERCENT", "0.5", NULL, 0, 100, 0, "linears that may fall back before the run fails (exit 6)"},
     {"rotate", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, rotate), NULL, "none", LQ_ROTATION_CHOICES, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
     {"rotate-seed", NULL, LQ_OPT_INT, offsetof(lq_run_opts, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
+    {"expert-prior", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, experts.prior), "X", "1", NULL, 0, 1000, 0,
+     "weight of the layer's statistics in those of an expert that few tokens reach; 0: none"},
+    {"expert-prior-tokens", NULL, LQ_OPT_INT, offsetof(lq_run_opts, experts.prior_tokens), "N", "0", NULL, 0, 1 << 30, 0,
+     "an expert with N tokens has half that weight; 0: as many as it has inputs"},
+    {"expert-weights", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, experts.flat), NULL, "gate", "gate|flat", 0, 0, 0,
+     "tokens of an expert count by their gate probability squared, or alike"},
     {"true-sequential", NULL, LQ_OPT_SET, offsetof(lq_run_opts, true_sequential), NULL, NULL, NULL, 0, 0, 1, NULL},
     {"dry-run", NULL, LQ_OPT_SET, offsetof(lq_run_opts, dry_run), NULL, NULL, NULL, 0, 0, 1, "print the plan from headers and stop"},
     {"report", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, report), "FILE", NULL, NULL, 0, 0, 0, "write the run's JSON report (times, peaks, every linear)"},
@@ -81,6 +89,20 @@ static lq_status rotate(road *r) {
     return st ? lq_note(r->ctx, st, "--rotate") : LQ_OK;
 }
 
+/* Statistics from a file: what the method needs must be in it, and no text is run. */
+static lq_status open_stats(road *r) {
+    const char *name = r->plan.method->name;
+    if (!r->run->opts.stats) return LQ_OK;
+    LQ_TRY(lq_stats_open(r->ctx, r->run->opts.stats, &r->stats));
+    if (r->needs & LQ_NEED_GRAM && !r->stats.gram)
+        return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs the Gram matrices of `lquant calibrate --hessians`; this file has diagonals only", r->run->opts.stats, name);
+    if (r->needs & ~(unsigned)(LQ_NEED_GRAM | LQ_NEED_ABSMAX | LQ_NEED_SQUARES))
+        return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs the activations themselves, statistics do not suffice", r->run->opts.stats, name);
+    r->stats_needs = r->needs;
+    r->needs = 0;
+    return LQ_OK;
+}
+
 static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
@@ -88,10 +110,12 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(choose_format(r, &format));
     LQ_TRY(lq_source_open(r->ctx, r->run->in, &r->src));
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
-    LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0, &r->model));
+    LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0 && !r->run->opts.stats, &r->model));
+    r->model->expert_opts = r->run->opts.experts;
     LQ_TRY(rotate(r));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
     LQ_TRY(static_needs(r));
+    LQ_TRY(open_stats(r));
     lq_log(r->ctx, LQ_LOG_INFO, "plan: %s to format %s, %u linears at %.3f bits per weight, %u kept, %.1f MB -> %.1f MB", method->name, format->name,
            r->plan.n_quantized, lq_plan_bpw(&r->plan), r->plan.n_kept, (double)r->plan.bytes_source / 1e6,
            (double)(r->plan.bytes_quantized + r->plan.bytes_kept) / 1e6);
@@ -99,6 +123,10 @@ static lq_status open_and_plan(road *r) {
 }
 
 static lq_status gather_rows(road *r) {
+    if (r->stats.n) {
+        lq_log(r->ctx, LQ_LOG_INFO, "statistics of %s: no calibration text is used", r->run->opts.stats);
+        return LQ_OK;
+    }
     if (!r->needs) {
         lq_log(r->ctx, LQ_LOG_INFO, "%s is data-free: no calibration text is used", r->plan.method->name);
         return LQ_OK;
@@ -118,7 +146,9 @@ static lq_status describe(road *r, char fingerprint[65]) {
     if (!r->needs) sets[2] = (lq_optset){lq_run_options, &r->run->opts, NULL}; /* calibration decides nothing */
     r->inputs = lq_manifest_inputs(r->ctx, r->src, &st);
     if (st) return st;
-    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,true-sequential,report,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed,chat-template");
+    if (r->stats.n) LQ_TRY(lq_statistics_fit(r->ctx, &r->stats, r->model, r->inputs));
+    if (r->stats.n) LQ_TRY(lq_sha_file(r->ctx, r->run->opts.stats, r->rows.hash));
+    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,true-sequential,report,stats,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed,chat-template");
     json_t *all = r->options ? json_pack("{s:s, s:O, s:O, s:s}", "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options, "calibration", r->rows.hash) : NULL;
     if (!all) return lq_oom(r->ctx, 256);
     json_object_set_new(r->options, "method", json_string(r->plan.method->name));
@@ -153,7 +183,7 @@ static lq_status check_memory(road *r) {
         if (lq_model_block_bytes(r->model, (int32_t)b, LQ_LOAD_F32) > block) block = lq_model_block_bytes(r->model, (int32_t)b, LQ_LOAD_F32);
     for (size_t i = 0; i < r->model->cat.n; i++)
         if (r->model->cat.rows[i].quantize && lq_row_cols(&r->model->cat.rows[i]) > k) k = lq_row_cols(&r->model->cat.rows[i]);
-    uint64_t need = block + 16 * k * k + (64u << 20), budget = r->run->opts.max_memory;
+    uint64_t need = block + 16 * k * k + (64u << 20) + lq_experts_bytes(r->model), budget = r->run->opts.max_memory;
     r->cache_budget = machine / 4;
     if (!budget) return LQ_OK;
     if (budget < need)
@@ -217,6 +247,8 @@ static void leave(road *r) {
     lq_cache_free(&r->resid);
     lq_buf_free(&r->unit);
     lq_rows_free(&r->rows);
+    lq_stats_free(&r->item);
+    lq_stats_close(&r->stats);
     lq_job_close(&r->job);
     lq_model_free(&r->model);
     lq_source_free(&r->src);

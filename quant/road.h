@@ -4,6 +4,7 @@
 #ifndef LQ_ROAD_H
 #define LQ_ROAD_H
 #include "core/progress.h"
+#include "calib/stats_file.h"
 #include "quant/pipeline.h"
 
 typedef struct road {
@@ -14,6 +15,10 @@ typedef struct road {
     lq_plan plan;
     unsigned needs;            /* LQ_NEED_* of the method with its options; 0: no calibration */
     lq_rows rows;
+    lq_stats_file stats;       /* --stats: read instead of running the model; needs is then 0 */
+    unsigned stats_needs;      /* what the method wants of it */
+    lq_stats item;             /* statistics read last, of item_of */
+    const lq_row *item_of;
     lq_job job;
     lq_sink *sink;
     lq_source *back;           /* the written checkpoint, read again */
