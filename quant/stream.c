@@ -60,8 +60,12 @@ static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, flo
     lq_qtensor q = {0};
     float *target = NULL;
     LQ_TRY(lq_check_cancel(r->ctx));
-    lq_status st = stats && stats->cross ? correct_target(r, &in, stats, &target) : LQ_OK;
+    float *fisher = NULL;
+    lq_status st = lq_fisher_read(r, row, &fisher);
+    in.fisher = fisher;
+    if (!st && stats && stats->cross) st = correct_target(r, &in, stats, &target);
     if (!st) st = m->quantize(r->ctx, r->run->recipe.opts, &in, &row->scheme, stats, &q, &o);
+    lq_free(fisher);
     lq_free(target);
     if (st) return lq_note(r->ctx, st, "%s", row->name);
     q.slot = row->slot;
