@@ -132,6 +132,7 @@ lq_status lq_model_rotatable(lq_ctx *ctx, const lq_model *m, unsigned what) {
     }
     if (what & LQ_ROTATE_STREAM && m->par.layernorm)
         return refuse(ctx, m, "the residual stream", "its LayerNorms subtract a mean; without it they would be another architecture's RMSNorms");
+    if (m->par.master) return refuse(ctx, m, "master weights", "they and their inputs are rounded as the model runs, on the axes it was trained with");
     if (what & LQ_ROTATE_STREAM && m->par.embed_dim) return refuse(ctx, m, "the residual stream", "projections stand between it and the embedding");
     if (what & LQ_ROTATE_STREAM && lq_catalog_find(&m->cat, (lq_slot){-1, LQ_R_EMBED_NORM, -1}, LQ_PART_WEIGHT))
         return refuse(ctx, m, "the residual stream", "a norm stands behind the embedding");

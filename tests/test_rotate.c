@@ -98,6 +98,7 @@ static const struct { const char *prefix; unsigned what; const char *reason; } r
     {"gemma3", LQ_ROTATE_STREAM, "post-norm"},
     {"glm4", LQ_ROTATE_STREAM, "post-norm"},
     {"bitnet", LQ_ROTATE_HEADS, "between attention and the output projection"},
+    {"bitnet_online", LQ_ROTATE_STREAM, "master weights"},
     {"opt_350m", LQ_ROTATE_STREAM, "norm"},
     {"opt", LQ_ROTATE_STREAM, "LayerNorm"},
     {"gpt2", LQ_ROTATE_STREAM, "LayerNorm"},
