@@ -22,6 +22,8 @@ const lq_arch *const lq_archs[] = {
     &lq_arch_glm,
     &lq_arch_glm4,
     &lq_arch_bitnet,
+    &lq_arch_qwen2_vl,
+    &lq_arch_qwen3_vl,
     &lq_arch_opt,
     &lq_arch_gpt2,
     &lq_arch_gpt_neox,

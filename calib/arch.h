@@ -168,8 +168,13 @@ extern const lq_arch lq_arch_llama, lq_arch_mistral, lq_arch_qwen2, lq_arch_qwen
 extern const lq_arch lq_arch_mixtral, lq_arch_qwen2_moe, lq_arch_qwen3_moe, lq_arch_olmoe;
 extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_granite, lq_arch_phi3, lq_arch_glm, lq_arch_glm4, lq_arch_bitnet;
 extern const lq_arch lq_arch_opt, lq_arch_gpt2, lq_arch_gpt_neox, lq_arch_falcon, lq_arch_phi;
+extern const lq_arch lq_arch_qwen2_vl, lq_arch_qwen3_vl;
 extern const lq_op lq_llama_block[];          /* tables that other families share */
 extern const lq_arch_name lq_llama_names[];
+/* Multimodal models whose text tower runs like a language model of its own as long as the text is all there is. *text: the
+ * configuration of the tower (inside `config`, or `config` itself when it is no such model); *model_type: of the tower. */
+lq_status lq_text_config(lq_ctx *, const json_t *config, const json_t **text, const char **model_type);
+extern const lq_respelled lq_wrapper_names[]; /* where such models keep the tower's tensors; from NULL ends */
 const lq_arch *lq_arch_by_model_type(const char *model_type);
 const lq_arch *lq_arch_by_gguf(const char *architecture, bool experts); /* Mixtral is a llama with experts there */
 const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part); /* NULL: none */

@@ -50,7 +50,7 @@ static lq_status find_arch(lq_ctx *ctx, lq_model *m) {
     const char *name = NULL;
     size_t len;
     if (m->src->config) {
-        LQ_TRY(lq_json_string(ctx, m->src->config, "model_type", true, &name));
+        LQ_TRY(lq_text_config(ctx, m->src->config, &m->config, &name));
         m->arch = lq_arch_by_model_type(name);
     } else if (m->src->gguf) {
         const lq_gguf_kv *kv = lq_gguf_find(m->src->gguf, "general.architecture");
@@ -66,7 +66,7 @@ static lq_status read_params(lq_ctx *ctx, lq_model *m) {
     if (!m->src->config && !m->arch->params_gguf)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "architecture '%s' is not read from GGUF, only from Hugging Face folders", m->arch->name);
     if (!m->src->config) return m->arch->params_gguf(ctx, m->arch, m->src->gguf, &m->par);
-    lq_status st = m->arch->params_hf(ctx, m->arch, m->src->config, &m->par);
+    lq_status st = m->arch->params_hf(ctx, m->arch, m->config, &m->par);
     return st ? lq_note(ctx, st, "config.json") : LQ_OK;
 }
 
@@ -139,17 +139,19 @@ static void set_view(binder *b, lq_row *r, const lq_arch_name *t) {
  * has it not or is a GGUF; NULL: no memory). */
 static long find_name(binder *b, const char *hf, const char *gguf, int32_t block, int32_t expert, const char **spelled) {
     lq_arena *mem = b->m->cat.mem;
-    *spelled = block_name(mem, hf, NULL, block, expert);
+    *spelled = hf ? block_name(mem, hf, NULL, block, expert) : NULL;
     if (b->gguf) {
         const char *name = gguf ? block_name(mem, gguf, NULL, block, expert) : NULL;
         return name ? lq_source_find(b->m->src, name) : -1;
     }
     long i = *spelled ? lq_source_find(b->m->src, *spelled) : -1;
-    for (const lq_respelled *as = b->m->arch->respelled; i < 0 && as && as->from; as++) {
-        const char *name = block_name(mem, hf, as, block, expert);
-        i = name ? lq_source_find(b->m->src, name) : -1;
-        if (i >= 0) *spelled = name;
-    }
+    const lq_respelled *lists[] = {b->m->arch->respelled, b->m->config != b->m->src->config ? lq_wrapper_names : NULL};
+    for (int k = 0; k < 2 && hf; k++)
+        for (const lq_respelled *as = lists[k]; i < 0 && as && as->from; as++) {
+            const char *name = block_name(mem, hf, as, block, expert);
+            i = name ? lq_source_find(b->m->src, name) : -1;
+            if (i >= 0) *spelled = name;
+        }
     return i;
 }
 
@@ -275,6 +277,7 @@ static void untie_stored_head(binder *b) {
     const lq_arch_name *t = lq_arch_tensor(b->m->arch, LQ_R_HEAD, LQ_PART_WEIGHT);
     const char *name;
     if (t && find_name(b, t->hf, t->gguf, -1, -1, &name) >= 0) b->m->par.tied = false;
+    else if (t && b->m->config != b->m->src->config) b->m->par.tied = true; /* the whole model's configuration says so, with defaults of its own */
 }
 
 static lq_status make_catalog(lq_ctx *ctx, lq_model *m) {

@@ -22,6 +22,12 @@ const lq_opt lq_run_options[] = {
     {"max-fallback", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, max_fallback), "PERCENT", "0.5", NULL, 0, 100, 0, "linears that may fall back before the run fails (exit 6)"},
     {"rotate", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, rotate), NULL, "none", LQ_ROTATION_CHOICES, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
     {"rotate-seed", NULL, LQ_OPT_INT, offsetof(lq_run_opts, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
+    {"expert-prior", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, experts.prior), "X", "1", NULL, 0, 1000, 0,
+     "weight of the layer's statistics in those of an expert that few tokens reach; 0: none"},
+    {"expert-prior-tokens", NULL, LQ_OPT_INT, offsetof(lq_run_opts, experts.prior_tokens), "N", "0", NULL, 0, 1 << 30, 0,
+     "an expert with N tokens has half that weight; 0: as many as it has inputs"},
+    {"expert-weights", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, experts.flat), NULL, "gate", "gate|flat", 0, 0, 0,
+     "tokens of an expert count by their gate probability squared, or alike"},
     {"true-sequential", NULL, LQ_OPT_SET, offsetof(lq_run_opts, true_sequential), NULL, NULL, NULL, 0, 0, 1, NULL},
     {"dry-run", NULL, LQ_OPT_SET, offsetof(lq_run_opts, dry_run), NULL, NULL, NULL, 0, 0, 1, "print the plan from headers and stop"},
     {"report", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, report), "FILE", NULL, NULL, 0, 0, 0, "write the run's JSON report (times, peaks, every linear)"},
@@ -114,6 +120,7 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(lq_source_open(r->ctx, r->run->in, &r->src));
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0 && !r->run->opts.stats, &r->model));
+    r->model->expert_opts = r->run->opts.experts;
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
     LQ_TRY(static_needs(r));
@@ -186,7 +193,7 @@ static lq_status check_memory(road *r) {
         if (lq_model_block_bytes(r->model, (int32_t)b, LQ_LOAD_F32) > block) block = lq_model_block_bytes(r->model, (int32_t)b, LQ_LOAD_F32);
     for (size_t i = 0; i < r->model->cat.n; i++)
         if (r->model->cat.rows[i].quantize && lq_row_cols(&r->model->cat.rows[i]) > k) k = lq_row_cols(&r->model->cat.rows[i]);
-    uint64_t need = block + 16 * k * k + (64u << 20), budget = r->run->opts.max_memory;
+    uint64_t need = block + 16 * k * k + (64u << 20) + lq_experts_bytes(r->model), budget = r->run->opts.max_memory;
     r->cache_budget = machine / 4;
     if (!budget) return LQ_OK;
     if (budget < need)

@@ -18,6 +18,7 @@ typedef struct lq_run_opts {
     int resume, overwrite, dry_run, true_sequential; /* always sequential: the flag is accepted */
     int rotate;                   /* LQ_ROTATION_* */
     int64_t rotate_seed;
+    lq_expert_opts experts;       /* mixtures of experts only */
     double max_fallback;          /* percent of linears that may fall back before the run fails with LQ_ERR_QUALITY */
 } lq_run_opts;
 extern const lq_opt lq_run_options[];
