@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* Binding: which architecture, which parameters, and one catalog row per stored tensor, each checked against both. */
+#include "calib/master.h"
 #include "calib/model.h"
 #include "calib/rotate.h"
 
@@ -67,6 +68,7 @@ static lq_status read_params(lq_ctx *ctx, lq_model *m) {
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "architecture '%s' is not read from GGUF, only from Hugging Face folders", m->arch->name);
     if (!m->src->config) return m->arch->params_gguf(ctx, m->arch, m->src->gguf, &m->par);
     lq_status st = m->arch->params_hf(ctx, m->arch, m->config, &m->par);
+    if (!st) st = lq_master_find(ctx, m);
     return st ? lq_note(ctx, st, "config.json") : LQ_OK;
 }
 

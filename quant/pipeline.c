@@ -19,6 +19,7 @@ const lq_opt lq_run_options[] = {
     {"stats", "imatrix,hessians", LQ_OPT_STRING, offsetof(lq_run_opts, stats), "FILE", NULL, NULL, 0, 0, 0, "statistics of `lquant calibrate` instead of running the model"},
     {"resume", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, resume), NULL, "auto", "auto|never|only", 0, 0, 0, "continue an interrupted run"},
     {"overwrite", NULL, LQ_OPT_SET, offsetof(lq_run_opts, overwrite), NULL, NULL, NULL, 0, 0, 1, "replace OUT once the new one is complete"},
+    {"fisher", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, fisher), "FILE", NULL, NULL, 0, 0, 0, "squeezellm: sensitivities of every weight (safetensors) instead of calibration"},
     {"max-fallback", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, max_fallback), "PERCENT", "0.5", NULL, 0, 100, 0, "linears that may fall back before the run fails (exit 6)"},
     {"rotate", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, rotate), NULL, "none", LQ_ROTATION_CHOICES, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
     {"rotate-seed", NULL, LQ_OPT_INT, offsetof(lq_run_opts, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
@@ -116,6 +117,7 @@ static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
     r->needs = lq_method_needs(method, r->run->recipe.opts);
+    LQ_TRY(lq_fisher_open(r));
     LQ_TRY(choose_format(r, &format));
     LQ_TRY(lq_source_open(r->ctx, r->run->in, &r->src));
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
@@ -147,6 +149,12 @@ static lq_status gather_rows(road *r) {
     return st;
 }
 
+static lq_status describe_fisher(road *r) {
+    char hex[65];
+    LQ_TRY(lq_sha_file(r->ctx, r->run->opts.fisher, hex));
+    return json_object_set_new(r->options, "fisher-sha256", json_string(hex)) ? lq_oom(r->ctx, 128) : LQ_OK;
+}
+
 static lq_status describe(road *r, char fingerprint[65]) {
     lq_status st;
     lq_buf text = {0};
@@ -157,14 +165,15 @@ static lq_status describe(road *r, char fingerprint[65]) {
     if (st) return st;
     if (r->stats.n) LQ_TRY(lq_statistics_fit(r->ctx, &r->stats, r->model, r->inputs));
     if (r->stats.n) LQ_TRY(lq_sha_file(r->ctx, r->run->opts.stats, r->rows.hash));
-    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,true-sequential,report,stats,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed,chat-template");
+    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,true-sequential,report,stats,group-size,format,max-fallback,fisher,file,save-tokens,nsamples,seqlen,seed,chat-template");
     json_t *all = r->options ? json_pack("{s:s, s:O, s:O, s:s}", "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options, "calibration", r->rows.hash) : NULL;
     if (!all) return lq_oom(r->ctx, 256);
     json_object_set_new(r->options, "method", json_string(r->plan.method->name));
     if (r->rotation) json_object_set(r->options, "rotation", r->rotation);
     json_object_set_new(r->options, "format", json_string(r->plan.format->name));
     json_object_set_new(r->options, "group-size", json_integer(r->plan.group));
-    st = lq_json_dump(r->ctx, all, &text);
+    if (r->fisher) st = describe_fisher(r);
+    if (!st) st = lq_json_dump(r->ctx, all, &text);
     json_decref(all);
     lq_sha *sha = st ? NULL : lq_sha_new();
     if (sha) {
@@ -263,6 +272,7 @@ static void leave(road *r) {
     lq_job_close(&r->job);
     lq_model_free(&r->model);
     lq_source_free(&r->src);
+    lq_source_free(&r->fisher);
     json_decref(r->inputs);
     json_decref(r->rotation);
     json_decref(r->options);

@@ -22,6 +22,7 @@ typedef struct road {
     lq_job job;
     lq_sink *sink;
     lq_source *back;           /* the written checkpoint, read again */
+    lq_source *fisher;         /* --fisher, or NULL */
     lq_cache *resid;
     uint64_t cache_budget;
     lq_buf unit;               /* the unit being built */
@@ -44,6 +45,8 @@ lq_status lq_unit_finish(road *r, uint32_t unit);                               
 lq_status lq_unit_each(road *r, uint32_t unit, lq_linear_fn fn);                            /* every linear of a finished unit */
 lq_status lq_unit_each_done(road *r, lq_linear_fn fn);                                      /* of every finished unit, in order */
 
+lq_status lq_fisher_open(road *r);   /* --fisher takes the place of calibration */
+lq_status lq_fisher_read(road *r, const lq_row *row, float **out); /* *out NULL: none; the caller frees, after a failure too */
 /* max |W| over the linears fused with linear i of a stage whose weights are still as they were; 0: its scheme does not ask. */
 float lq_fuse_stage(const lq_stage *stage, uint32_t i);
 /* The same read from the model. */

@@ -68,7 +68,7 @@ json_t *lq_sidecars_changes(const lq_model *m, lq_dtype floats) {
     json_t *v = json_object();
     int bad = !v;
     if (m->rotation && m->rotation->untied) bad |= json_object_set_new(v, "tie_word_embeddings", json_false());
-    if (decodes(m) && json_object_get(config, "quantization_config")) bad |= json_object_set_new(v, "quantization_config", json_null());
+    if ((decodes(m) || m->par.master) && json_object_get(config, "quantization_config")) bad |= json_object_set_new(v, "quantization_config", json_null());
     for (int i = 0; i < 2 && floats; i++) {
         const char *was = json_string_value(json_object_get(config, types[i]));
         if (was && strcmp(was, float_name(floats))) bad |= json_object_set_new(v, types[i], json_string(float_name(floats)));
@@ -81,7 +81,8 @@ json_t *lq_sidecars_changes(const lq_model *m, lq_dtype floats) {
 lq_status lq_sidecars_write(lq_ctx *ctx, lq_source *src, const lq_model *m, lq_sink *sink) {
     if (!src->gguf) {
         for (size_t i = 0; i < src->n_sidecars; i++)
-            if (strcmp(src->sidecars[i], "lquant-manifest.json") && (strcmp(src->sidecars[i], "quantize_config.json") || !decodes(m))) LQ_TRY(copy_one(ctx, src, src->sidecars[i], sink));
+            if (strcmp(src->sidecars[i], "lquant-manifest.json") && (strcmp(src->sidecars[i], "quantize_config.json") || !decodes(m)))
+                LQ_TRY(copy_one(ctx, src, src->sidecars[i], sink));
         return LQ_OK;
     }
     json_t *config = NULL;
