@@ -26,6 +26,8 @@ typedef struct walk {
     lq_model *m;
     int32_t b;
     lq_cache *resid, *live;    /* live: item = chunk */
+    lq_cache *copy;            /* dry: the stream as this block changes it; resid itself stays */
+    bool copied;
     const uint32_t *len;
     plan p;
     lq_run run;
@@ -129,6 +131,7 @@ static lq_status walk_init(walk *w, uint64_t budget, const char *dir) {
 
 static void walk_free(walk *w) {
     lq_cache_free(&w->live);
+    lq_cache_free(&w->copy);
     lq_run_free(&w->run);
     lq_free(w->groups);
     lq_free(w->stream);
@@ -196,8 +199,8 @@ static lq_status move_stream(walk *w, const group *g, bool in) {
     uint32_t d = w->run.width[T_RESID];
     float *at = w->stream;
     for (uint32_t i = g->first; i < g->first + g->n; at += (size_t)w->len[i++] * d) {
-        if (in) LQ_TRY(lq_cache_get(w->ctx, w->resid, i, at, (size_t)w->len[i] * d));
-        else LQ_TRY(lq_cache_put(w->ctx, w->resid, i, at, (size_t)w->len[i] * d));
+        if (in) LQ_TRY(lq_cache_get(w->ctx, w->copied ? w->copy : w->resid, i, at, (size_t)w->len[i] * d));
+        else LQ_TRY(lq_cache_put(w->ctx, w->copy ? w->copy : w->resid, i, at, (size_t)w->len[i] * d));
     }
     return LQ_OK;
 }
@@ -213,6 +216,7 @@ static lq_status run_segment(walk *w, uint32_t s, lq_stats *stats) {
         }
         if (w->p.writes_resid[s]) LQ_TRY(move_stream(w, g, false));
     }
+    w->copied = w->copied || (w->copy && w->p.writes_resid[s]);
     return LQ_OK;
 }
 
@@ -249,20 +253,31 @@ static void join_segments(plan *p) {
     for (uint32_t s = 0; s < MAX_STAGES + 2; s++) p->writes_resid[0] = p->writes_resid[0] || p->writes_resid[s];
 }
 
-lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook,
-                             uint64_t cache_budget, const char *work_dir) {
+static lq_status run_block(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook, bool dry,
+                           uint64_t cache_budget, const char *work_dir) {
     if (!m->arch || b < 0 || b >= (int32_t)m->par.n_layers || !m->layers[b].loaded)
         return lq_fail(ctx, LQ_ERR_INTERNAL, "block %d is not loaded", b);
     walk w = {.ctx = ctx, .m = m, .b = b, .resid = resid, .len = len};
     lq_stage stages[MAX_STAGES];
     lq_status st;
-    LQ_GO(walk_init(&w, cache_budget, work_dir));
+    LQ_GO(walk_init(&w, dry ? cache_budget / 2 : cache_budget, work_dir));
+    if (dry) LQ_GO(lq_cache_new(ctx, lq_cache_items(resid), cache_budget / 2, work_dir, &w.copy));
     if (!hook || !hook->on_stage) join_segments(&w.p);
     lq_block_stages(m, b, stages, MAX_STAGES);
     for (uint32_t s = 0; s < w.p.n_stages; s++) LQ_GO(run_stage(&w, s, &stages[s], hook));
-    LQ_GO(run_segment(&w, w.p.n_stages, NULL));
+    if (!dry) LQ_GO(run_segment(&w, w.p.n_stages, NULL));
 done:
     if (st) lq_note(ctx, st, "block %d", b);
     walk_free(&w);
     return st;
+}
+
+lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook,
+                             uint64_t cache_budget, const char *work_dir) {
+    return run_block(ctx, m, b, resid, len, hook, false, cache_budget, work_dir);
+}
+
+lq_status lq_block_look(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook, uint64_t cache_budget,
+                        const char *work_dir) {
+    return run_block(ctx, m, b, resid, len, hook, true, cache_budget, work_dir);
 }

@@ -50,6 +50,9 @@ typedef struct lq_stage_hook {
 } lq_stage_hook;
 lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook,
                              uint64_t cache_budget, const char *work_dir);
+/* The same without a trace: `resid` stays as it is, on_stage changes no weight, and the run ends with the last stage's. */
+lq_status lq_block_look(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook, uint64_t cache_budget,
+                        const char *work_dir);
 /* The stages of a block, as lq_block_calibrate will visit them. Returns their number (at most max). */
 uint32_t lq_block_stages(lq_model *m, int32_t b, lq_stage *out, uint32_t max);
 #endif

@@ -5,17 +5,35 @@
 #include "core/thread.h"
 
 #include <math.h>
+#include <string.h>
 
 enum { SLICE = 64 }; /* columns; sums run over tokens in order, whatever the thread count */
 
 lq_status lq_stats_init(lq_ctx *ctx, lq_stats *s, unsigned needs, uint32_t cols) {
-    *s = (lq_stats){.needs = needs, .cols = cols};
+    *s = (lq_stats){.needs = needs, .cols = cols, .stride = 1};
     lq_status st = LQ_OK;
-    if (needs & ~(unsigned)(LQ_NEED_ABSMAX | LQ_NEED_GRAM)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "statistics of kind %u are not gathered yet", needs);
+    if (needs & ~(unsigned)(LQ_NEED_ABSMAX | LQ_NEED_GRAM | LQ_NEED_SAMPLES)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "statistics of kind %u are not gathered yet", needs);
     if (needs & LQ_NEED_ABSMAX && !((s->absmax = LQ_NEWN(float, cols)) && (s->abssum = LQ_NEWN(double, cols)))) st = lq_oom(ctx, (size_t)cols * 12);
     if (!st && needs & LQ_NEED_GRAM) st = lq_gram_init(ctx, &s->gram, cols);
+    if (!st && needs & LQ_NEED_SAMPLES && !(s->samples = LQ_NEWN(float, (size_t)LQ_SAMPLES * cols))) st = lq_oom(ctx, (size_t)LQ_SAMPLES * cols * 4);
     if (st) lq_stats_free(s);
     return st;
+}
+
+/* Every stride-th token; when there is no more room every other one goes and the stride doubles: the choice depends on nothing
+ * but the number of tokens. */
+static void add_samples(lq_stats *s, const float *x, uint32_t n) {
+    size_t row = s->cols * sizeof *x;
+    for (uint64_t t = s->n; t < s->n + n; t++) {
+        if (t % s->stride) continue;
+        if (s->n_samples == LQ_SAMPLES) {
+            for (uint32_t i = 1; i < LQ_SAMPLES / 2; i++) memcpy(s->samples + (size_t)i * s->cols, s->samples + (size_t)2 * i * s->cols, row);
+            s->n_samples /= 2;
+            s->stride *= 2;
+            if (t % s->stride) continue;
+        }
+        memcpy(s->samples + (size_t)s->n_samples++ * s->cols, x + (size_t)(t - s->n) * s->cols, row);
+    }
 }
 
 typedef struct job { lq_stats *s; const float *x; uint32_t n; uint8_t *bad; } job; /* bad: [slices] 1 + column in the slice */
@@ -55,6 +73,7 @@ lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
         if (j.bad[i]) st = lq_fail(ctx, LQ_ERR_QUALITY, "the activations are not finite in column %zu", i * SLICE + j.bad[i] - 1);
     lq_free(j.bad);
     if (st) return st;
+    if (s->needs & LQ_NEED_SAMPLES) add_samples(s, x, n);
     if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
     s->n += n;
     return LQ_OK;
@@ -64,5 +83,6 @@ void lq_stats_free(lq_stats *s) {
     lq_free(s->absmax);
     lq_free(s->abssum);
     lq_gram_free(&s->gram);
+    lq_free(s->samples);
     *s = (lq_stats){0};
 }

@@ -50,12 +50,15 @@ done:
     return lq_note(ctx, st, "%s", w->name);
 }
 
+static bool searches(const void *opts) { return ((const rtn_opts *)opts)->search; }
+
 const lq_method lq_method_rtn = {
     .name = "rtn",
     .what = "round to nearest: no calibration data",
     .paper = "folklore; grids as in Frantar et al. 2022, arXiv 2210.17323",
     .opts = options,
     .opts_size = sizeof(rtn_opts),
+    .searches = searches,
     .accept = accept,
     .quantize = quantize,
 };

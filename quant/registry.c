@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-#include "quant/method.h"
+#include "quant/xform.h"
 
 #include <string.h>
 
 extern const lq_method lq_method_rtn, lq_method_gptq;
+extern const lq_xform lq_xform_awq, lq_xform_smoothquant;
 
 const lq_method *const lq_methods[] = {&lq_method_rtn, &lq_method_gptq, NULL};
+const lq_xform *const lq_xforms[] = {&lq_xform_awq, &lq_xform_smoothquant, NULL};
 
 const lq_method *lq_method_by_name(const char *name) {
     for (const lq_method *const *m = lq_methods; *m; m++)
@@ -15,3 +17,4 @@ const lq_method *lq_method_by_name(const char *name) {
 }
 
 unsigned lq_method_needs(const lq_method *m, const void *opts) { return m->needs_of ? m->needs_of(opts) : m->needs; }
+unsigned lq_xform_needs(const lq_xform *x, const void *opts) { return x->needs_of ? x->needs_of(opts) : x->needs; }

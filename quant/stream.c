@@ -3,6 +3,7 @@
 /* The loop over blocks (or, for data-free methods, over linears) that decides every code. */
 #include "quant/road.h"
 
+#include "calib/fold.h"
 #include "core/thread.h"
 
 struct decode { const lq_kernels *k; const lq_qtensor *q; float *w; };
@@ -75,6 +76,11 @@ static lq_status replay_linear(road *r, json_t *entry, const void *p, size_t n) 
     return st;
 }
 
+static lq_status replay_kept(road *r, json_t *entry, const void *p, size_t n) {
+    const lq_row *row = lq_unit_kept_row(r, entry);
+    return row ? lq_fold_restore(r->ctx, r->model, row, p, n) : lq_fail(r->ctx, LQ_ERR_FORMAT, "%s: a unit does not fit the model", r->job.journal);
+}
+
 static double block_cost(const road *r, int32_t b) {
     double cost = 0;
     for (size_t i = 0; i < r->model->cat.n; i++)
@@ -87,7 +93,8 @@ static lq_status run_block(road *r, uint32_t b) {
     lq_stage_hook hook = {.needs = done ? 0 : r->needs, .on_stage = done ? NULL : on_stage, .user = r};
     LQ_TRY(lq_check_cancel(r->ctx));
     lq_status st = lq_model_load(r->ctx, r->model, (int32_t)b, LQ_LOAD_F32);
-    if (!st && done) st = lq_unit_each(r, b, replay_linear);
+    if (!st && done) st = lq_unit_each(r, b, &(lq_unit_reader){.linear = replay_linear, .kept = replay_kept});
+    if (!st && !done) st = lq_xforms_block(r, b);
     if (!st) st = lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->resid, r->rows.len, &hook, r->cache_budget / 2, r->run->opts.work_dir);
     lq_model_unload(r->model, (int32_t)b);
     LQ_TRY(st);
