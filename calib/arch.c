@@ -6,7 +6,9 @@
 #include "core/num.h"
 
 const lq_arch *const lq_archs[] = {&lq_arch_llama, &lq_arch_mistral, &lq_arch_qwen2, &lq_arch_qwen3,
-                                  &lq_arch_gemma, &lq_arch_gemma2, &lq_arch_gemma3, &lq_arch_granite, NULL};
+                                   &lq_arch_mixtral, &lq_arch_qwen2_moe, &lq_arch_qwen3_moe, &lq_arch_olmoe,
+                                  &lq_arch_gemma, &lq_arch_gemma2, &lq_arch_gemma3, &lq_arch_granite,
+                                  &lq_arch_phi3, &lq_arch_glm, &lq_arch_glm4, &lq_arch_bitnet, NULL};
 
 static bool is_listed(const char *const *list, const char *name) {
     for (; *list; list++)
@@ -20,9 +22,9 @@ const lq_arch *lq_arch_by_model_type(const char *model_type) {
     return NULL;
 }
 
-const lq_arch *lq_arch_by_gguf(const char *architecture) {
+const lq_arch *lq_arch_by_gguf(const char *architecture, bool experts) {
     for (const lq_arch *const *a = lq_archs; *a; a++)
-        if ((*a)->gguf_archs && is_listed((*a)->gguf_archs, architecture)) return *a;
+        if ((*a)->gguf_archs && is_listed((*a)->gguf_archs, architecture) && ((*a)->family.moe.n != NULL) == experts) return *a;
     return NULL;
 }
 
@@ -34,6 +36,7 @@ const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part)
 
 void lq_params_free(lq_params *p) {
     lq_free(p->layer_window);
+    lq_free(p->layer_dense);
     for (lq_rope *r = &p->rope; r; r = r == &p->rope ? &p->local_rope : NULL) {
         lq_free(r->div);
         lq_free(r->long_div);
@@ -51,6 +54,10 @@ bool lq_params_has(const lq_params *p, uint8_t only_if) {
     case LQ_FEAT_MLP_BIAS: return p->mlp_bias;
     case LQ_FEAT_UNTIED: return !p->tied;
     case LQ_FEAT_ROPE_TENSOR: return p->rope_tensor;
+    case LQ_FEAT_CLIP_QKV: return p->clip_qkv > 0;
+    case LQ_FEAT_MOE: return p->n_experts > 0;
+    case LQ_FEAT_SHARED: return p->n_experts && p->shared_ffn;
+    case LQ_FEAT_DENSE: return !p->n_experts || p->layer_dense;
     case LQ_FEAT_POST_NORM: return p->post_norm;
     case LQ_FEAT_PARALLEL: return p->parallel;
     case LQ_FEAT_ONE_NORM: return p->parallel && p->one_norm;
@@ -63,6 +70,12 @@ bool lq_params_has(const lq_params *p, uint8_t only_if) {
     return false;
 }
 
+bool lq_params_at(const lq_params *p, uint8_t only_if, uint32_t layer) {
+    bool dense = !p->n_experts || (p->layer_dense && p->layer_dense[layer]);
+    if (only_if == LQ_FEAT_DENSE) return dense;
+    return lq_params_has(p, only_if) && !(dense && (only_if == LQ_FEAT_MOE || only_if == LQ_FEAT_SHARED));
+}
+
 uint32_t lq_params_dim(const lq_params *p, uint8_t d) {
     switch ((lq_dim)(d & ~LQ_TRANSPOSED)) {
     case LQ_DIM_NONE: return 0;
@@ -73,6 +86,10 @@ uint32_t lq_params_dim(const lq_params *p, uint8_t d) {
     case LQ_DIM_KV: return p->n_kv_heads * p->head_dim;
     case LQ_DIM_HEAD: return p->head_dim;
     case LQ_DIM_HALF_HEAD: return p->head_dim / 2;
+    case LQ_DIM_ONE: return 1;
+    case LQ_DIM_EXPERTS: return p->n_experts;
+    case LQ_DIM_EXPERT_FFN: return p->expert_ffn;
+    case LQ_DIM_SHARED_FFN: return p->shared_ffn;
     case LQ_DIM_EMBED: return p->embed_dim ? p->embed_dim : p->hidden;
     case LQ_DIM_POSITIONS: return p->max_ctx + p->pos_offset;
     case LQ_DIM_QKV: return (p->n_heads + 2 * p->n_kv_heads) * p->head_dim;
@@ -89,14 +106,15 @@ const lq_rope *lq_params_rope(const lq_params *p, uint32_t layer) {
     return p->two_ropes && p->layer_window && p->layer_window[layer] ? &p->local_rope : &p->rope;
 }
 
-uint32_t lq_arch_stages(const lq_arch *a, const lq_params *p, int32_t stage[LQ_MAX_OPS]) {
+uint32_t lq_arch_stages(const lq_arch *a, const lq_params *p, uint32_t layer, int32_t stage[LQ_MAX_OPS]) {
     int32_t of[T_N], n = 0; /* the stage that reads a tensor as it is now; -1: none yet */
     for (int t = 0; t < T_N; t++) of[t] = -1;
     uint32_t i = 0;
     for (; i < LQ_MAX_OPS && a->block[i].kind; i++) {
         const lq_op *op = &a->block[i];
         stage[i] = -1;
-        if (!lq_params_has(p, op->only_if)) continue;
+        if (!lq_params_at(p, op->only_if, layer)) continue;
+        if (op->kind == LQ_OP_ROUTE) stage[i] = n++;
         if (op->kind == LQ_OP_LINEAR) {
             if (of[op->in[0]] < 0) of[op->in[0]] = n++;
             stage[i] = of[op->in[0]];
@@ -110,6 +128,7 @@ void lq_arch_widths(const lq_arch *a, const lq_params *p, uint32_t width[T_N]) {
     memset(width, 0, T_N * sizeof *width);
     width[T_RESID] = p->hidden;
     for (const lq_op *op = a->block; op->kind; op++) {
+        if (!lq_params_has(p, op->only_if)) continue;
         const lq_arch_name *t = op->kind == LQ_OP_LINEAR ? lq_arch_tensor(a, op->role, LQ_PART_WEIGHT) : NULL;
         bool part = op->kind == LQ_OP_SPLIT || op->kind == LQ_OP_SPLIT_HEADS;
         width[op->out & ~LQ_OUT_ADD] = t ? lq_params_dim(p, t->rows) : part ? lq_part_rows(p, op->role) : width[op->in[0]];

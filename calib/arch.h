@@ -9,9 +9,20 @@
 #include "formats/gguf.h"
 #include "kernels/kernels.h"
 
-typedef enum lq_op_kind { LQ_OP_END, LQ_OP_NORM, LQ_OP_HEAD_NORM, LQ_OP_LINEAR, LQ_OP_SPLIT, LQ_OP_SPLIT_HEADS, LQ_OP_ROPE, LQ_OP_ATTN, LQ_OP_ACT, LQ_OP_GLU } lq_op_kind;
-/* RESID: the residual stream. H, H2: what the branches read. QKV, GU: of fused matrices. B: a branch before its own norm. */
-typedef enum lq_tensor_id { T_NONE, T_RESID, T_H, T_H2, T_QKV, T_Q, T_K, T_V, T_A, T_GU, T_G, T_U, T_F, T_B, T_N } lq_tensor_id;
+typedef enum lq_op_kind {
+    LQ_OP_END, LQ_OP_NORM, LQ_OP_HEAD_NORM, LQ_OP_LINEAR, LQ_OP_SPLIT, LQ_OP_SPLIT_HEADS, LQ_OP_ROPE, LQ_OP_ATTN, LQ_OP_ACT, LQ_OP_GLU,
+    LQ_OP_CLAMP,       /* out = in within +-clip_qkv */
+    LQ_OP_ROUTE,       /* opens the experts' table: the ops up to MERGE run once per expert, on the tokens that the role's scores of in[0] send it;
+                        * out: those tokens' rows of in[0], unchanged */
+    LQ_OP_MERGE,       /* closes it: out += probability x in[0], expert after expert */
+    LQ_OP_TOKEN_GATE,  /* out = sigmoid(in[1]) in[0], in[1] one number per token */
+} lq_op_kind;
+/* RESID: the residual stream. H, H2: what the branches read. QKV, GU: of fused matrices. B: a branch before its own norm.
+ * X..: an expert's tokens, gate, up, their product, output. S..: the same of the shared expert, SR: its gate */
+typedef enum lq_tensor_id {
+    T_NONE, T_RESID, T_H, T_H2, T_QKV, T_Q, T_K, T_V, T_A, T_GU, T_G, T_U, T_F, T_B,
+    T_X, T_XG, T_XU, T_XF, T_XY, T_SR, T_SG, T_SU, T_SF, T_SY, T_N
+} lq_tensor_id;
 enum { LQ_OUT_ADD = 0x80 };       /* out |= LQ_OUT_ADD (LINEAR, NORM): the result is added to the tensor instead of replacing it */
 enum { LQ_UNLESS = 0x80 };        /* only_if |= LQ_UNLESS: where the feature is off */
 enum { LQ_TRANSPOSED = 0x80 };    /* rows |= LQ_TRANSPOSED: a Hugging Face file has it as [cols][rows] (Conv1D) */
@@ -31,11 +42,13 @@ typedef enum lq_feature {         /* what a configuration switches; 0 is always 
     LQ_FEAT_ALWAYS, LQ_FEAT_QK_NORM, LQ_FEAT_QKV_BIAS, LQ_FEAT_O_BIAS, LQ_FEAT_MLP_BIAS, LQ_FEAT_UNTIED, LQ_FEAT_ROPE_TENSOR,
     LQ_FEAT_POST_NORM,            /* norms of the residual stream after the branches are added */
     LQ_FEAT_PARALLEL, LQ_FEAT_ONE_NORM, LQ_FEAT_TWO_NORMS, /* both branches read the same stream; through one norm, through one each */
-    LQ_FEAT_NORM_GAIN, LQ_FEAT_FINAL_NORM, LQ_FEAT_PROJ, LQ_FEAT_HEAD_BIAS
+    LQ_FEAT_NORM_GAIN, LQ_FEAT_FINAL_NORM, LQ_FEAT_PROJ, LQ_FEAT_HEAD_BIAS,
+    LQ_FEAT_CLIP_QKV, LQ_FEAT_MOE, LQ_FEAT_SHARED, LQ_FEAT_DENSE /* the last three differ between layers: lq_params_at */
 } lq_feature;
 typedef enum lq_dim {             /* an extent that follows from the parameters */
     LQ_DIM_NONE, LQ_DIM_HIDDEN, LQ_DIM_FFN, LQ_DIM_VOCAB, LQ_DIM_Q, LQ_DIM_KV, LQ_DIM_HEAD, LQ_DIM_HALF_HEAD,
-    LQ_DIM_EMBED, LQ_DIM_POSITIONS, LQ_DIM_QKV, LQ_DIM_GATE_UP
+    LQ_DIM_EMBED, LQ_DIM_POSITIONS, LQ_DIM_QKV, LQ_DIM_GATE_UP,
+    LQ_DIM_ONE, LQ_DIM_EXPERTS, LQ_DIM_EXPERT_FFN, LQ_DIM_SHARED_FFN
 } lq_dim;
 typedef enum lq_rope_kind {
     LQ_ROPE_DEFAULT, LQ_ROPE_LINEAR, LQ_ROPE_LLAMA3, LQ_ROPE_YARN, LQ_ROPE_DYNAMIC, LQ_ROPE_LONGROPE, LQ_ROPE_KIND_N
@@ -75,14 +88,20 @@ typedef struct lq_params {        /* from config.json or GGUF metadata, range-ch
     bool layernorm;               /* every NORM is a LayerNorm */
     bool plain_norm;              /* its norms have neither gain nor bias */
     bool post_norm, parallel, one_norm, no_final_norm, head_bias;
+    uint32_t n_experts, top_k;    /* 0: no mixture of experts */
+    uint32_t expert_ffn, shared_ffn; /* widths of an expert and of the shared one (0: none) */
+    uint8_t *layer_dense;         /* [n_layers] 1: an ordinary MLP instead of experts; NULL: nowhere */
+    bool norm_topk;               /* probabilities of the chosen experts are divided by their sum */
+    float clip_qkv;               /* q, k and v are clamped to it; 0: not */
 } lq_params;
 void lq_params_free(lq_params *p);
-bool lq_params_has(const lq_params *p, uint8_t only_if);     /* an lq_feature, maybe | LQ_UNLESS */
+bool lq_params_has(const lq_params *p, uint8_t only_if);     /* an lq_feature, maybe | LQ_UNLESS; of a feature that differs between layers: somewhere */
+bool lq_params_at(const lq_params *p, uint8_t only_if, uint32_t layer);
 uint32_t lq_params_dim(const lq_params *p, uint8_t d);      /* an lq_dim, maybe | LQ_TRANSPOSED; NONE: 0 */
 uint32_t lq_params_window(const lq_params *p, uint32_t layer); /* of this layer; 0: none */
 const lq_rope *lq_params_rope(const lq_params *p, uint32_t layer);
 
-typedef struct lq_arch_name {     /* a stored tensor: what it is, its names (%d = block), its shape, when it exists */
+typedef struct lq_arch_name {     /* a stored tensor: what it is, its names (%d = block, %e = expert), its shape, when it exists */
     lq_role role;
     lq_part part;
     const char *hf, *gguf;
@@ -91,14 +110,18 @@ typedef struct lq_arch_name {     /* a stored tensor: what it is, its names (%d 
 } lq_arch_name;
 typedef struct lq_respelled { const char *from, *to; } lq_respelled; /* names that begin with `from` may begin with `to` instead */
 
+/* Another way a role is stored: all experts in one tensor [experts][of * rows][cols], where this role's rows are the at-th of `of` parts;
+ * of 0: one matrix as usual. Looked for where the first name is absent. */
+typedef struct lq_arch_stack { lq_role role; const char *hf, *gguf; uint8_t at, of; } lq_arch_stack;
+
 /* What config.json means in this family: values of absent keys (as transformers has them) and keys that only some have. */
-typedef enum lq_window_keys { LQ_WINDOW_NONE, LQ_WINDOW_ALL, LQ_WINDOW_BY_LAYER, LQ_WINDOW_ALTERNATE } lq_window_keys;
+typedef enum lq_window_keys { LQ_WINDOW_NONE, LQ_WINDOW_ALL, LQ_WINDOW_BY_LAYER, LQ_WINDOW_ALTERNATE, LQ_WINDOW_EVEN_LAYERS, LQ_WINDOW_SWITCHED } lq_window_keys;
 typedef struct lq_family {
     uint32_t kv_heads, head_dim;  /* 0: n_heads; hidden / n_heads */
     uint32_t hidden, ffn, layers, heads, vocab; /* 0: the key must be there */
     uint32_t max_ctx, window;
     lq_window_keys windows;       /* sliding_window ignored | on every layer | use_sliding_window with layer_types | with layer_types or
-                                     on all layers but every window_every-th */
+                                     on all layers but every window_every-th | with layer_types or on the even layers below max_window_layers | on all */
     uint32_t window_every;
     const char *window_every_key; /* NULL: no key changes it */
     bool attention_bias, mlp_bias; /* the key exists */
@@ -113,6 +136,14 @@ typedef struct lq_family {
     const char *act_key, *act;    /* NULL: "hidden_act", "silu" */
     bool gelu_is_tanh;            /* "gelu" in old files means gelu_pytorch_tanh */
     const char *hf_class;         /* "LlamaForCausalLM" */
+    struct lq_moe_keys {          /* n NULL: no experts. Keys and their absent values (0: required); ffn NULL: intermediate_size */
+        const char *n, *ffn, *shared_ffn;
+        uint32_t n_absent, top_k_absent, ffn_absent, shared_absent;
+        bool norm_key, norm_always, gguf_norm; /* norm_topk_prob is read | is always true | a GGUF means true */
+        bool sparse_keys;         /* decoder_sparse_step and mlp_only_layers are read */
+        bool clip;                /* clip_qkv is read */
+        bool qkv_bias_key;        /* qkv_bias is read (absent: true) */
+    } moe;
 } lq_family;
 
 typedef struct lq_arch {
@@ -123,6 +154,7 @@ typedef struct lq_arch {
     const lq_op *block;                 /* ends with LQ_OP_END */
     const lq_arch_name *names;          /* role NONE ends; gguf names NULL where llama.cpp has none */
     const lq_respelled *respelled;      /* other spellings of all names in Hugging Face files; from NULL ends; NULL: none */
+    const lq_arch_stack *stacks;        /* role NONE ends; NULL: none */
     lq_family family;
     lq_status (*params_hf)(lq_ctx *, const struct lq_arch *, const json_t *config, lq_params *);
     lq_status (*params_gguf)(lq_ctx *, const struct lq_arch *, const lq_gguf *, lq_params *); /* NULL with gguf_archs */
@@ -130,18 +162,19 @@ typedef struct lq_arch {
 } lq_arch;
 extern const lq_arch *const lq_archs[]; /* NULL ends */
 extern const lq_arch lq_arch_llama, lq_arch_mistral, lq_arch_qwen2, lq_arch_qwen3;
-extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_granite;
+extern const lq_arch lq_arch_mixtral, lq_arch_qwen2_moe, lq_arch_qwen3_moe, lq_arch_olmoe;
+extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_granite, lq_arch_phi3, lq_arch_glm, lq_arch_glm4, lq_arch_bitnet;
 extern const lq_op lq_llama_block[];          /* tables that other families share */
 extern const lq_arch_name lq_llama_names[];
 const lq_arch *lq_arch_by_model_type(const char *model_type);
-const lq_arch *lq_arch_by_gguf(const char *architecture);
+const lq_arch *lq_arch_by_gguf(const char *architecture, bool experts); /* Mixtral is a llama with experts there */
 const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part); /* NULL: none */
 
-/* The walk: stage of each LINEAR of the block table (linears that read one tensor, unwritten in between, share one);
- * stage[i] = -1 for the other ops and for ops that are off. Returns the number of ops; at most max of them. */
+/* The walk: stage of each LINEAR and ROUTE of the block table (linears that read one tensor, unwritten in between, share one; a
+ * ROUTE has its own); stage[i] = -1 for the other ops and for ops that are off in this layer. Returns the number of ops; at most max of them. */
 enum { LQ_MAX_OPS = 64 };
-uint32_t lq_arch_stages(const lq_arch *a, const lq_params *p, int32_t stage[LQ_MAX_OPS]);
-/* Floats per token of each tensor of the block table; 0: unused. */
+uint32_t lq_arch_stages(const lq_arch *a, const lq_params *p, uint32_t layer, int32_t stage[LQ_MAX_OPS]);
+/* Floats per token of each tensor of the block table; 0: unused in every layer. */
 void lq_arch_widths(const lq_arch *a, const lq_params *p, uint32_t width[T_N]);
 
 /* Fused matrices. Which stored matrix holds part Q, K, V, GATE or UP: its role, and in *how the op that takes the part out
@@ -165,4 +198,8 @@ lq_status lq_params_rope_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_
 lq_status lq_params_from_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
 lq_status lq_params_from_gguf(lq_ctx *, const lq_arch *, const lq_gguf *, lq_params *);
 lq_status lq_params_to_hf(lq_ctx *, const lq_arch *, const lq_params *, json_t **out);
+/* The same and family.moe. */
+lq_status lq_params_moe_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
+lq_status lq_params_moe_gguf(lq_ctx *, const lq_arch *, const lq_gguf *, lq_params *);
+lq_status lq_params_moe_to_hf(lq_ctx *, const lq_arch *, const lq_params *, json_t **out);
 #endif

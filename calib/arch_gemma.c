@@ -93,22 +93,21 @@ static lq_status params2(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_para
 static lq_status params3(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_params *p) { return scaled(ctx, a, c, p, 0, 0); }
 
 #define TYPES(...) (const char *const[]){__VA_ARGS__, NULL}
-#define NO_GGUF .gguf_archs = (const char *const[]){NULL}
 #define GELU "gelu_pytorch_tanh"
 
 const lq_arch lq_arch_gemma = {
-    .name = "gemma", .model_types = TYPES("gemma"), NO_GGUF, .block = lq_llama_block, .names = lq_llama_names, .params_hf = common,
+    .name = "gemma", .model_types = TYPES("gemma"), .block = lq_llama_block, .names = lq_llama_names, .params_hf = common,
     .family = {.hidden = 3072, .ffn = 24576, .layers = 28, .heads = 16, .vocab = 256000, .kv_heads = 16, .head_dim = 256, .max_ctx = 8192,
                .attention_bias = true, .tied = true, .act = GELU, .gelu_is_tanh = true, .hf_class = "GemmaForCausalLM"}};
 
 const lq_arch lq_arch_gemma2 = {
-    .name = "gemma2", .model_types = TYPES("gemma2"), NO_GGUF, .block = block, .names = names, .params_hf = params2,
+    .name = "gemma2", .model_types = TYPES("gemma2"), .block = block, .names = names, .params_hf = params2,
     .family = {.hidden = 2304, .ffn = 9216, .layers = 26, .heads = 8, .vocab = 256000, .kv_heads = 4, .head_dim = 256, .max_ctx = 8192, .window = 4096,
                .windows = LQ_WINDOW_ALTERNATE, .window_every = 2, .attention_bias = true, .tied = true, .act_key = "hidden_activation", .act = GELU,
                .hf_class = "Gemma2ForCausalLM"}};
 
 const lq_arch lq_arch_gemma3 = {
-    .name = "gemma3", .model_types = TYPES("gemma3_text"), NO_GGUF, .block = block, .names = names, .params_hf = params3,
+    .name = "gemma3", .model_types = TYPES("gemma3_text"), .block = block, .names = names, .params_hf = params3,
     .family = {.hidden = 2304, .ffn = 9216, .layers = 26, .heads = 8, .vocab = 262208, .kv_heads = 4, .head_dim = 256, .max_ctx = 131072, .window = 4096,
                .windows = LQ_WINDOW_ALTERNATE, .window_every = 6, .window_every_key = "sliding_window_pattern", .attention_bias = true, .qk_norm = true,
                .tied = true, .rope_theta = 1e6, .local_theta = 1e4, .act_key = "hidden_activation", .act = GELU, .hf_class = "Gemma3ForCausalLM"}};

@@ -20,7 +20,7 @@ static lq_status params(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_param
 }
 
 const lq_arch lq_arch_granite = {
-    .name = "granite", .model_types = (const char *const[]){"granite", NULL}, .gguf_archs = (const char *const[]){NULL}, .gguf_rope_pairs = true,
+    .name = "granite", .model_types = (const char *const[]){"granite", NULL}, .gguf_rope_pairs = true,
     .block = lq_llama_block, .names = lq_llama_names, .params_hf = params,
     .family = {.hidden = 4096, .ffn = 11008, .layers = 32, .heads = 32, .vocab = 32000, .max_ctx = 2048, .attention_bias = true, .mlp_bias = true,
                .hf_class = "GraniteForCausalLM"}};

@@ -3,39 +3,9 @@
 /* Calibration of one block: GPTQ's loop (algorithms.md 5) over the op table. The table is cut before the first LINEAR of every
  * stage; between two cuts all sequences run one segment, the tensors that live across a cut go to a cache, unless they are a
  * norm of the residual stream: that is computed again. */
-#include "calib/forward.h"
-#include "calib/run.h"
+#include "calib/walk.h"
 
 #include <string.h>
-
-enum { MAX_STAGES = LQ_MAX_OPS };
-
-typedef struct plan {          /* the cuts of a block's table */
-    uint32_t n_ops, n_stages;
-    uint32_t cut[MAX_STAGES + 2];             /* segment s: ops [cut[s], cut[s+1]); stage s reads at cut[s+1] */
-    uint8_t input[MAX_STAGES];                /* tensor the stage's linears read */
-    bool stored[MAX_STAGES + 2][T_N];         /* tensors kept in the cache across cut s */
-    int32_t again[MAX_STAGES + 2][T_N];       /* op that makes the tensor from the residual stream again; -1 */
-    bool writes_resid[MAX_STAGES + 2];
-} plan;
-
-typedef struct group { uint32_t first, n, tokens; } group; /* sequences run together: several short ones, or one */
-
-typedef struct walk {
-    lq_ctx *ctx;
-    lq_model *m;
-    int32_t b;
-    lq_cache *resid, *live;    /* live: item = chunk */
-    lq_cache *copy;            /* dry: the stream as this block changes it; resid itself stays */
-    bool copied;
-    const uint32_t *len;
-    plan p;
-    lq_run run;
-    group *groups;
-    uint32_t n_groups, n_chunks, widest; /* widest: tokens of the largest group */
-    float *stream, *keys, *values, *keep; /* of a group; keep: the stored tensors of a chunk, one after the other */
-    lq_span *spans;
-} walk;
 
 static uint8_t target(const lq_op *op) { return op->out & ~LQ_OUT_ADD; }
 
@@ -43,10 +13,12 @@ static bool reads(const lq_op *op, int t) {
     return op->in[0] == t || op->in[1] == t || op->in[2] == t || (op->out & LQ_OUT_ADD && target(op) == t);
 }
 
+static bool is_on(const lq_walk *w, const lq_op *op) { return lq_params_at(&w->m->par, op->only_if, (uint32_t)w->b); }
+
 /* Is t read at or after op `at` before it is set anew? */
-static bool is_live(const lq_arch *a, const lq_params *p, uint32_t at, int t) {
-    for (const lq_op *op = a->block + at; op->kind; op++) {
-        if (!lq_params_has(p, op->only_if)) continue;
+static bool is_live(const lq_walk *w, uint32_t at, int t) {
+    for (const lq_op *op = w->m->arch->block + at; op->kind; op++) {
+        if (!is_on(w, op)) continue;
         if (reads(op, t)) return true;
         if (target(op) == t) return false;
     }
@@ -54,42 +26,51 @@ static bool is_live(const lq_arch *a, const lq_params *p, uint32_t at, int t) {
 }
 
 /* The op that last made t before `at`, when it is a norm of a residual stream that has not changed since; else -1. */
-static int32_t norm_of_resid(const lq_arch *a, const lq_params *p, uint32_t at, int t) {
+static int32_t norm_of_resid(const lq_walk *w, uint32_t at, int t) {
     for (int32_t i = (int32_t)at - 1; i >= 0; i--) {
-        const lq_op *op = &a->block[i];
-        if (!lq_params_has(p, op->only_if)) continue;
+        const lq_op *op = &w->m->arch->block[i];
+        if (!is_on(w, op)) continue;
         if (target(op) == t) return op->kind == LQ_OP_NORM && op->in[0] == T_RESID ? i : -1;
         if (target(op) == T_RESID) return -1;
     }
     return -1;
 }
 
-static void make_plan(const lq_arch *a, const lq_params *par, plan *p) {
-    int32_t stage[LQ_MAX_OPS];
-    *p = (plan){.n_ops = lq_arch_stages(a, par, stage)};
+/* Stages between ROUTE and MERGE have no cut of their own: they belong to the ROUTE's (calib/experts.c). */
+static void make_plan(lq_walk *w) {
+    int32_t stage[LQ_MAX_OPS], seen = 0;
+    const lq_op *table = w->m->arch->block;
+    lq_cuts *p = &w->p;
+    *p = (lq_cuts){.n_ops = lq_arch_stages(w->m->arch, &w->m->par, (uint32_t)w->b, stage)};
+    bool inside = false;
     for (uint32_t i = 0; i < p->n_ops; i++) {
-        if (stage[i] < (int32_t)p->n_stages) continue;
-        p->input[p->n_stages++] = a->block[i].in[0];
-        p->cut[p->n_stages] = i;
+        if (table[i].kind == LQ_OP_MERGE) inside = false;
+        if (stage[i] >= seen && !inside) {
+            p->input[p->n_stages] = table[i].in[0];
+            p->stage[p->n_stages++] = (uint32_t)stage[i];
+            p->cut[p->n_stages] = i;
+        }
+        if (stage[i] >= seen) seen = stage[i] + 1;
+        if (table[i].kind == LQ_OP_ROUTE && stage[i] >= 0) inside = true;
     }
     p->cut[p->n_stages + 1] = p->n_ops;
     for (uint32_t s = 0; s <= p->n_stages; s++) {
-        for (uint32_t i = p->cut[s]; i < p->cut[s + 1]; i++) p->writes_resid[s] = p->writes_resid[s] || target(&a->block[i]) == T_RESID;
+        for (uint32_t i = p->cut[s]; i < p->cut[s + 1]; i++) p->writes_resid[s] = p->writes_resid[s] || target(&table[i]) == T_RESID;
         for (int t = T_NONE + 1; t < T_N; t++) {
             p->again[s][t] = -1;
-            if (t == T_RESID || !s || !is_live(a, par, p->cut[s], t)) continue;
-            p->again[s][t] = norm_of_resid(a, par, p->cut[s], t);
+            if (t == T_RESID || !s || !is_live(w, p->cut[s], t)) continue;
+            p->again[s][t] = norm_of_resid(w, p->cut[s], t);
             p->stored[s][t] = p->again[s][t] < 0;
         }
     }
 }
 
-static lq_status make_groups(walk *w) {
+static lq_status make_groups(lq_walk *w) {
     uint32_t n = (uint32_t)lq_cache_items(w->resid);
-    w->groups = LQ_NEWN(group, n);
-    if (!w->groups) return lq_oom(w->ctx, n * sizeof(group));
+    w->groups = LQ_NEWN(lq_walk_group, n);
+    if (!w->groups) return lq_oom(w->ctx, n * sizeof(lq_walk_group));
     for (uint32_t i = 0; i < n;) {
-        group g = {.first = i};
+        lq_walk_group g = {.first = i};
         do g.tokens += w->len[i++], g.n++;
         while (i < n && g.tokens + w->len[i] <= w->run.chunk);
         if (g.tokens > w->widest) w->widest = g.tokens;
@@ -99,23 +80,23 @@ static lq_status make_groups(walk *w) {
     return LQ_OK;
 }
 
-static uint32_t longest(const walk *w) {
+static uint32_t longest(const lq_walk *w) {
     uint32_t most = 1;
     for (size_t i = 0; i < lq_cache_items(w->resid); i++) most = w->len[i] > most ? w->len[i] : most;
     return most;
 }
 
-static uint32_t stored_width(const walk *w, uint32_t s) {
+static uint32_t stored_width(const lq_walk *w, uint32_t s) {
     uint32_t width = 0;
     for (int t = 0; t < T_N; t++) width += w->p.stored[s][t] ? w->run.width[t] : 0;
     return width;
 }
 
-static lq_status walk_init(walk *w, uint64_t budget, const char *dir) {
+static lq_status walk_init(lq_walk *w, uint64_t budget, const char *dir) {
     lq_ctx *ctx = w->ctx;
     uint64_t tokens = 0;
     for (size_t i = 0; i < lq_cache_items(w->resid); i++) tokens += w->len[i];
-    make_plan(w->m->arch, &w->m->par, &w->p);
+    make_plan(w);
     LQ_TRY(lq_run_init(ctx, &w->run, w->m, tokens < UINT32_MAX ? (uint32_t)tokens : UINT32_MAX, longest(w)));
     LQ_TRY(lq_run_fit(ctx, &w->run, &w->m->layers[w->b]));
     LQ_TRY(make_groups(w));
@@ -129,7 +110,7 @@ static lq_status walk_init(walk *w, uint64_t budget, const char *dir) {
     return lq_cache_new(ctx, w->n_chunks, budget, dir, &w->live);
 }
 
-static void walk_free(walk *w) {
+static void walk_free(lq_walk *w) {
     lq_cache_free(&w->live);
     lq_cache_free(&w->copy);
     lq_run_free(&w->run);
@@ -142,7 +123,7 @@ static void walk_free(walk *w) {
 }
 
 /* The spans of tokens [t0, t0+n) of a group; returns their number. */
-static uint32_t make_spans(walk *w, const group *g, uint32_t t0, uint32_t n) {
+static uint32_t make_spans(lq_walk *w, const lq_walk_group *g, uint32_t t0, uint32_t n) {
     if (g->n == 1) {
         w->spans[0] = (lq_span){0, n, t0, w->keys, w->values};
         return 1;
@@ -152,7 +133,7 @@ static uint32_t make_spans(walk *w, const group *g, uint32_t t0, uint32_t n) {
     return g->n;
 }
 
-static lq_status load_live(walk *w, uint32_t s, uint32_t chunk, uint32_t n) {
+static lq_status load_live(lq_walk *w, uint32_t s, uint32_t chunk, uint32_t n) {
     uint32_t width = stored_width(w, s);
     const lq_layer *l = &w->m->layers[w->b];
     if (width) LQ_TRY(lq_cache_get(w->ctx, w->live, chunk, w->keep, (size_t)n * width));
@@ -170,7 +151,7 @@ static lq_status load_live(walk *w, uint32_t s, uint32_t chunk, uint32_t n) {
     return LQ_OK;
 }
 
-static lq_status save_live(walk *w, uint32_t s, uint32_t chunk, uint32_t n) {
+static lq_status save_live(lq_walk *w, uint32_t s, uint32_t chunk, uint32_t n) {
     uint32_t width = stored_width(w, s);
     float *at = w->keep;
     for (int t = 0; t < T_N; t++) {
@@ -181,21 +162,7 @@ static lq_status save_live(walk *w, uint32_t s, uint32_t chunk, uint32_t n) {
     return width ? lq_cache_put(w->ctx, w->live, chunk, w->keep, (size_t)n * width) : LQ_OK;
 }
 
-static lq_status run_chunk(walk *w, uint32_t s, const group *g, uint32_t t0, uint32_t n, uint32_t chunk, lq_stats *stats) {
-    lq_run *r = &w->run;
-    bool last = s == w->p.n_stages;
-    r->t[T_RESID] = w->stream + (size_t)t0 * r->width[T_RESID];
-    r->t[T_K] = w->keys + (size_t)t0 * r->width[T_K];
-    r->t[T_V] = w->values + (size_t)t0 * r->width[T_V];
-    uint32_t n_spans = make_spans(w, g, t0, n);
-    LQ_TRY(load_live(w, s, chunk, n));
-    lq_run_ops(r, &w->m->layers[w->b], (uint32_t)w->b, w->p.cut[s], w->p.cut[s + 1], n, w->spans, n_spans);
-    if (last) return LQ_OK;
-    LQ_TRY(save_live(w, s + 1, chunk, n));
-    return stats ? lq_stats_add(w->ctx, stats, r->t[w->p.input[s]], n) : LQ_OK;
-}
-
-static lq_status move_stream(walk *w, const group *g, bool in) {
+static lq_status move_stream(lq_walk *w, const lq_walk_group *g, bool in) {
     uint32_t d = w->run.width[T_RESID];
     float *at = w->stream;
     for (uint32_t i = g->first; i < g->first + g->n; at += (size_t)w->len[i++] * d) {
@@ -205,66 +172,107 @@ static lq_status move_stream(walk *w, const group *g, bool in) {
     return LQ_OK;
 }
 
-static lq_status run_segment(walk *w, uint32_t s, lq_stats *stats) {
-    uint32_t chunk = 0;
-    for (const group *g = w->groups; g < w->groups + w->n_groups; g++) {
-        LQ_TRY(lq_check_cancel(w->ctx));
-        LQ_TRY(move_stream(w, g, true));
-        for (uint32_t t0 = 0; t0 < g->tokens; t0 += w->run.chunk) {
-            uint32_t n = g->tokens - t0 < w->run.chunk ? g->tokens - t0 : w->run.chunk;
-            LQ_TRY(run_chunk(w, s, g, t0, n, chunk++, stats));
-        }
-        if (w->p.writes_resid[s]) LQ_TRY(move_stream(w, g, false));
+typedef struct segment { uint32_t s; lq_stats *stats; } segment;
+
+static lq_status run_chunk(lq_walk *w, const lq_chunk *c, void *user) {
+    const segment *g = user;
+    uint32_t s = g->s;
+    lq_run_ops(&w->run, &w->m->layers[w->b], (uint32_t)w->b, w->p.cut[s], w->p.cut[s + 1], c->n, w->spans, c->n_spans);
+    LQ_TRY(lq_work_check(w->ctx, &w->run.work));
+    if (s == w->p.n_stages) return LQ_OK;
+    LQ_TRY(save_live(w, s + 1, c->index, c->n));
+    return g->stats ? lq_stats_add(w->ctx, g->stats, w->run.t[w->p.input[s]], c->n) : LQ_OK;
+}
+
+static lq_status each_chunk(lq_walk *w, const lq_walk_group *g, uint32_t s, uint32_t *index, lq_chunk_fn fn, void *user) {
+    lq_run *r = &w->run;
+    for (uint32_t t0 = 0; t0 < g->tokens; t0 += r->chunk) {
+        lq_chunk c = {.index = (*index)++, .n = g->tokens - t0 < r->chunk ? g->tokens - t0 : r->chunk};
+        r->t[T_RESID] = w->stream + (size_t)t0 * r->width[T_RESID];
+        r->t[T_K] = w->keys + (size_t)t0 * r->width[T_K];
+        r->t[T_V] = w->values + (size_t)t0 * r->width[T_V];
+        c.n_spans = make_spans(w, g, t0, c.n);
+        LQ_TRY(load_live(w, s, c.index, c.n));
+        LQ_TRY(fn(w, &c, user));
     }
-    w->copied = w->copied || (w->copy && w->p.writes_resid[s]);
     return LQ_OK;
 }
 
-uint32_t lq_block_stages(lq_model *m, int32_t b, lq_stage *out, uint32_t max) {
-    int32_t stage[LQ_MAX_OPS], n = 0;
-    uint32_t n_ops = lq_arch_stages(m->arch, &m->par, stage);
-    for (uint32_t i = 0; i < n_ops; i++) {
-        if (stage[i] < 0 || stage[i] >= (int32_t)max) continue;
-        lq_stage *s = &out[stage[i]];
-        if (stage[i] >= n) *s = (lq_stage){.index = (uint32_t)n++};
-        lq_linear *lin = &m->layers[b].lin[m->arch->block[i].role];
-        if (s->n < sizeof s->lin / sizeof *s->lin) s->lin[s->n++] = lin;
-        s->cols = lin->cols;
+lq_status lq_walk_chunks(lq_walk *w, uint32_t s, bool keep, lq_chunk_fn fn, void *user) {
+    uint32_t index = 0;
+    for (const lq_walk_group *g = w->groups; g < w->groups + w->n_groups; g++) {
+        LQ_TRY(lq_check_cancel(w->ctx));
+        LQ_TRY(move_stream(w, g, true));
+        LQ_TRY(each_chunk(w, g, s, &index, fn, user));
+        if (keep) LQ_TRY(move_stream(w, g, false));
     }
-    return (uint32_t)n;
+    w->copied = w->copied || (w->copy && keep);
+    return LQ_OK;
 }
 
-static lq_status run_stage(walk *w, uint32_t s, const lq_stage *stage, const lq_stage_hook *hook) {
+static lq_status run_segment(lq_walk *w, uint32_t s, lq_stats *stats) {
+    return lq_walk_chunks(w, s, w->p.writes_resid[s], run_chunk, &(segment){s, stats});
+}
+
+void lq_stage_fill(lq_model *m, int32_t b, uint32_t index, int32_t expert, lq_stage *out) {
+    int32_t stage[LQ_MAX_OPS];
+    uint32_t n_ops = lq_arch_stages(m->arch, &m->par, (uint32_t)b, stage);
+    *out = (lq_stage){.index = index, .expert = -1};
+    for (uint32_t i = 0; i < n_ops; i++) {
+        if (stage[i] != (int32_t)index) continue;
+        lq_role role = m->arch->block[i].role;
+        if (lq_role_is_expert(role)) out->expert = expert;
+        lq_linear *lin = lq_layer_linear(&m->layers[b], role, expert);
+        if (out->n < sizeof out->lin / sizeof *out->lin) out->lin[out->n++] = lin;
+        out->cols = lin->cols;
+    }
+}
+
+uint32_t lq_block_stages(lq_model *m, int32_t b, lq_stage *out, uint32_t max) {
+    int32_t stage[LQ_MAX_OPS], last = -1;
+    uint32_t n_ops = lq_arch_stages(m->arch, &m->par, (uint32_t)b, stage);
+    for (uint32_t i = 0; i < n_ops; i++) last = stage[i] > last ? stage[i] : last;
+    uint32_t n = (uint32_t)(last + 1) < max ? (uint32_t)(last + 1) : max;
+    for (uint32_t s = 0; s < n; s++) lq_stage_fill(m, b, s, 0, &out[s]);
+    return n;
+}
+
+static lq_status run_stage(lq_walk *w, uint32_t s, const lq_stage *stage, const lq_stage_hook *hook) {
     lq_stats stats = {0};
     lq_status st = LQ_OK;
     if (hook->needs) LQ_GO(lq_stats_init(w->ctx, &stats, hook->needs, stage->cols));
     LQ_GO(run_segment(w, s, hook->needs ? &stats : NULL));
     LQ_GO(hook->on_stage(hook->user, w->b, stage, hook->needs ? &stats : NULL));
     LQ_GO(lq_run_fit(w->ctx, &w->run, &w->m->layers[w->b])); /* what it left may be quantized */
+    if (w->m->arch->block[w->p.cut[s + 1]].kind == LQ_OP_ROUTE) st = lq_walk_experts(w, s, hook, hook->needs ? &stats : NULL);
 done:
     lq_stats_free(&stats);
     return st;
 }
 
 /* Nobody watches: the whole table is one segment. */
-static void join_segments(plan *p) {
+static void join_segments(lq_cuts *p) {
     p->cut[1] = p->n_ops;
     p->n_stages = 0;
-    for (uint32_t s = 0; s < MAX_STAGES + 2; s++) p->writes_resid[0] = p->writes_resid[0] || p->writes_resid[s];
+    for (uint32_t s = 0; s < LQ_WALK_STAGES + 2; s++) p->writes_resid[0] = p->writes_resid[0] || p->writes_resid[s];
 }
 
 static lq_status run_block(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook, bool dry,
                            uint64_t cache_budget, const char *work_dir) {
     if (!m->arch || b < 0 || b >= (int32_t)m->par.n_layers || !m->layers[b].loaded)
         return lq_fail(ctx, LQ_ERR_INTERNAL, "block %d is not loaded", b);
-    walk w = {.ctx = ctx, .m = m, .b = b, .resid = resid, .len = len};
-    lq_stage stages[MAX_STAGES];
+    lq_walk w = {.ctx = ctx, .m = m, .b = b, .resid = resid, .len = len};
     lq_status st;
+    w.stats_budget = lq_params_at(&m->par, LQ_FEAT_MOE, (uint32_t)b) ? cache_budget / 2 : 0;
+    cache_budget -= w.stats_budget;
     LQ_GO(walk_init(&w, dry ? cache_budget / 2 : cache_budget, work_dir));
     if (dry) LQ_GO(lq_cache_new(ctx, lq_cache_items(resid), cache_budget / 2, work_dir, &w.copy));
     if (!hook || !hook->on_stage) join_segments(&w.p);
-    lq_block_stages(m, b, stages, MAX_STAGES);
-    for (uint32_t s = 0; s < w.p.n_stages; s++) LQ_GO(run_stage(&w, s, &stages[s], hook));
+    for (uint32_t s = 0; s < w.p.n_stages; s++) {
+        lq_stage stage;
+        lq_stage_fill(m, b, w.p.stage[s], -1, &stage);
+        LQ_GO(run_stage(&w, s, &stage, hook));
+    }
     if (!dry) LQ_GO(run_segment(&w, w.p.n_stages, NULL));
 done:
     if (st) lq_note(ctx, st, "block %d", b);

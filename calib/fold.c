@@ -22,36 +22,46 @@ typedef struct touched { /* a stored tensor that a site scales: v[i * stride + a
 
 typedef struct place {    /* everything a site touches in a block */
     touched gain;         /* v NULL: none */
-    touched part[2 * LQ_SITE_READERS + 2];
+    touched *part;        /* [n] */
     uint32_t n;
     lq_op_kind how;       /* of the producer */
     lq_role part_role;
 } place;
 
-static const lq_row *row_of(const lq_model *m, int32_t b, lq_role role, lq_part part) {
-    return lq_catalog_find(&m->cat, (lq_slot){.block = b, .role = (uint16_t)role, .expert = -1}, part);
+static const lq_row *row_of(const lq_model *m, int32_t b, lq_role role, int32_t expert, lq_part part) {
+    return lq_catalog_find(&m->cat, (lq_slot){.block = b, .role = (uint16_t)role, .expert = (int16_t)expert}, part);
 }
 
 static void add(place *p, touched t) {
     if (t.v && t.row) p->part[p->n++] = t;
 }
 
-static void find_places(const lq_model *m, int32_t b, const lq_site *s, place *p) {
+static void add_readers(place *p, const lq_layer *l, const lq_site *s, int32_t expert) {
+    for (uint32_t i = 0; i < s->n; i++) {
+        bool every = lq_role_is_expert(s->reader[i]) && expert < 0;
+        for (int32_t e = every ? 0 : expert; e < (every ? (int32_t)l->n_experts : expert + 1); e++) {
+            const lq_linear *lin = lq_layer_linear(l, s->reader[i], e);
+            add(p, (touched){.v = lin->w, .row = lin->row, .n = lin->rows, .cols = lin->cols});
+        }
+    }
+}
+
+static lq_status find_places(lq_ctx *ctx, const lq_model *m, int32_t b, int32_t expert, const lq_site *s, place *p) {
     const lq_layer *l = &m->layers[b];
-    *p = (place){.how = LQ_OP_LINEAR, .part_role = s->producer};
+    size_t most = (size_t)s->n * (l->n_experts ? l->n_experts : 1) + 2;
+    *p = (place){.how = LQ_OP_LINEAR, .part_role = s->producer, .part = LQ_NEWN(touched, most)};
+    if (!p->part) return lq_oom(ctx, most * sizeof *p->part);
     if (s->kind == LQ_SITE_NORM) {
-        p->gain = (touched){.v = l->norm[s->producer], .row = row_of(m, b, s->producer, LQ_PART_WEIGHT), .divided = true, .n = 1, .cols = 1};
-        add(p, (touched){.v = l->shift[s->producer], .row = row_of(m, b, s->producer, LQ_PART_BIAS), .divided = true, .n = 1, .cols = 1});
+        p->gain = (touched){.v = l->norm[s->producer], .row = row_of(m, b, s->producer, -1, LQ_PART_WEIGHT), .divided = true, .n = 1, .cols = 1};
+        add(p, (touched){.v = l->shift[s->producer], .row = row_of(m, b, s->producer, -1, LQ_PART_BIAS), .divided = true, .n = 1, .cols = 1});
     } else {
         lq_role holder = lq_arch_holder(m->arch, &m->par, s->producer, &p->how);
-        const lq_linear *lin = &l->lin[holder];
+        const lq_linear *lin = lq_layer_linear(l, holder, expert);
         add(p, (touched){.v = lin->w, .row = lin->row, .divided = true, .n = 1, .cols = lin->cols});
-        add(p, (touched){.v = lin->bias, .row = row_of(m, b, holder, LQ_PART_BIAS), .divided = true, .n = 1, .cols = 1});
+        add(p, (touched){.v = lin->bias, .row = row_of(m, b, holder, lq_role_is_expert(holder) ? expert : -1, LQ_PART_BIAS), .divided = true, .n = 1, .cols = 1});
     }
-    for (uint32_t i = 0; i < s->n; i++) {
-        const lq_linear *lin = &l->lin[s->reader[i]];
-        add(p, (touched){.v = lin->w, .row = lin->row, .n = lin->rows, .cols = lin->cols});
-    }
+    add_readers(p, l, s, lq_role_is_expert(s->producer) ? expert : -1);
+    return LQ_OK;
 }
 
 /* Channel j of a producer is row (and bias element) of its holder. */
@@ -108,12 +118,14 @@ static float settled(const lq_model *m, const place *p, const lq_site *s, uint32
     return !check || f == 1 || fits(m, p, s, j, f) ? f : 1;
 }
 
-void lq_fold_settle(const lq_model *m, int32_t block, const lq_site *site, bool pow2, float *s) {
+lq_status lq_fold_settle(lq_ctx *ctx, const lq_model *m, int32_t block, int32_t expert, const lq_site *site, bool pow2, float *s) {
     place p;
     bool check = false;
-    find_places(m, block, site, &p);
+    LQ_TRY(find_places(ctx, m, block, expert, site, &p));
     for (uint32_t i = 0; i < p.n; i++) check = check || constrained(&p.part[i]);
     for (uint32_t j = 0; j < site->scales; j++) s[j] = settled(m, &p, site, j, pow2 || check, check, s[j]);
+    lq_free(p.part);
+    return LQ_OK;
 }
 
 typedef struct columns { const lq_params *par; const lq_site *site; const touched *t; const float *s; } columns;
@@ -125,9 +137,9 @@ static void scale_rows(void *arg, size_t i) {
     }
 }
 
-void lq_fold_apply(lq_model *m, int32_t block, const lq_site *site, const float *s) {
+lq_status lq_fold_apply(lq_ctx *ctx, lq_model *m, int32_t block, int32_t expert, const lq_site *site, const float *s) {
     place p;
-    find_places(m, block, site, &p);
+    LQ_TRY(find_places(ctx, m, block, expert, site, &p));
     for (uint32_t j = 0; p.gain.v && j < site->scales; j++)
         if (s[j] != 1) p.gain.v[j] = new_gain(m, &p.gain, j, s[j]);
     for (uint32_t i = 0; i < p.n; i++) {
@@ -136,16 +148,18 @@ void lq_fold_apply(lq_model *m, int32_t block, const lq_site *site, const float 
         for (uint32_t j = 0; t->divided && j < site->scales; j++)
             for (uint32_t c = 0; c < t->cols; c++) t->v[(size_t)channel_row(m, &p, j) * t->cols + c] /= s[j];
     }
+    lq_free(p.part);
+    return LQ_OK;
 }
 
-uint32_t lq_fold_kept(const lq_model *m, int32_t block, const lq_site *site, const lq_row *rows[LQ_FOLD_ROWS]) {
+lq_status lq_fold_kept(lq_ctx *ctx, const lq_model *m, int32_t block, int32_t expert, const lq_site *site, lq_status (*fn)(void *user, const lq_row *row), void *user) {
     place p;
-    uint32_t n = 0;
-    find_places(m, block, site, &p);
-    if (p.gain.v) rows[n++] = p.gain.row;
-    for (uint32_t i = 0; i < p.n; i++)
-        if (!p.part[i].row->quantize) rows[n++] = p.part[i].row;
-    return n;
+    LQ_TRY(find_places(ctx, m, block, expert, site, &p));
+    lq_status st = p.gain.v ? fn(user, p.gain.row) : LQ_OK;
+    for (uint32_t i = 0; i < p.n && !st; i++)
+        if (!p.part[i].row->quantize) st = fn(user, p.part[i].row);
+    lq_free(p.part);
+    return st;
 }
 
 /* Where a row's values are in its loaded block, and whether they are gains stored as w of 1 + w; NULL: nowhere. */
@@ -153,7 +167,8 @@ static float *values_of(const lq_model *m, const lq_row *row, bool *plus_one) {
     *plus_one = false;
     if (row->slot.block < 0 || (uint32_t)row->slot.block >= m->par.n_layers || row->slot.role >= LQ_R_N) return NULL;
     const lq_layer *l = &m->layers[row->slot.block];
-    const lq_linear *lin = &l->lin[row->slot.role];
+    if (lq_role_is_expert((lq_role)row->slot.role) && (row->slot.expert < 0 || (uint32_t)row->slot.expert >= l->n_experts)) return NULL;
+    const lq_linear *lin = lq_layer_linear(l, row->slot.role, row->slot.expert);
     if (lin->row == row) return lin->w;
     if (row->part == LQ_PART_BIAS) return lin->row ? lin->bias : l->shift[row->slot.role];
     *plus_one = m->par.norm_plus_one;

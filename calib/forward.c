@@ -76,6 +76,7 @@ lq_status lq_forward(lq_ctx *ctx, lq_state *s, const int32_t *ids, uint32_t n, f
         LQ_TRY(lq_run_fit(ctx, &s->run, &m->layers[b]));
         LQ_TRY(lq_check_cancel(ctx));
         run_block(s, b, n, hidden);
+        LQ_TRY(lq_work_check(ctx, &s->run.work));
     }
     lq_final_norm(m, hidden, n, hidden);
     s->pos += n;

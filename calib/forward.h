@@ -36,12 +36,15 @@ lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_
  * block's output), stage by stage. Before the linears of a stage run, their input has been added to stats over all
  * sequences and on_stage is called: it may replace the linears' weights (w as F32, in place); the rest of the block runs on
  * what it left. One pass: each linear runs once per token; norms of the residual stream may be computed again. A stage's
- * input lives in a second cache of cache_budget bytes, spilled to work_dir beyond that. Blocks loaded in any form run. */
+ * input lives in a second cache of cache_budget bytes, spilled to work_dir beyond that. Blocks loaded in any form run.
+ * Mixture of experts: the router's stage sees all tokens that enter; then each expert's stages are visited with the statistics of
+ * the tokens routed to it, mixed with a prior (calib/experts.c; m->expert_opts says how); experts run more than once. */
 typedef struct lq_stage {
     uint32_t index;               /* 0.. within the block */
     uint32_t n;
     lq_linear *lin[8];            /* linears that read the same tensor */
     uint32_t cols;
+    int32_t expert;               /* whose linears they are; -1: nobody's */
 } lq_stage;
 typedef struct lq_stage_hook {
     unsigned needs;               /* LQ_NEED_*; 0: run forward only, on_stage may be NULL */
@@ -53,6 +56,6 @@ lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resi
 /* The same without a trace: `resid` stays as it is, on_stage changes no weight, and the run ends with the last stage's. */
 lq_status lq_block_look(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook, uint64_t cache_budget,
                         const char *work_dir);
-/* The stages of a block, as lq_block_calibrate will visit them. Returns their number (at most max). */
+/* The stages of a block by index; one of experts (expert >= 0: here 0) is visited once for each. Returns their number (at most max). */
 uint32_t lq_block_stages(lq_model *m, int32_t b, lq_stage *out, uint32_t max);
 #endif

@@ -21,9 +21,10 @@ lq_status lq_work_fit(lq_ctx *ctx, lq_work *w, size_t per) {
     per = (per + 15) / 16 * 16;
     if (w->v && w->per >= per && w->workers >= lq_threads()) return LQ_OK;
     if (per < w->per) per = w->per;
-    lq_free(w->v);
-    w->workers = 0;
-    if (!(w->v = lq_calloc(per * (size_t)lq_threads() + 1, 4))) return lq_oom(ctx, per * 4);
+    lq_work_free(w);
+    w->v = lq_calloc(per * (size_t)lq_threads() + 1, 4);
+    w->fault = LQ_NEWN(lq_fault, (size_t)lq_threads());
+    if (!w->v || !w->fault) return lq_work_free(w), lq_oom(ctx, per * 4);
     w->per = per;
     w->workers = lq_threads();
     return LQ_OK;
@@ -31,8 +32,21 @@ lq_status lq_work_fit(lq_ctx *ctx, lq_work *w, size_t per) {
 
 float *lq_work_mine(const lq_work *w) { return w->v + (size_t)lq_worker() * w->per; }
 
+lq_status lq_work_check(lq_ctx *ctx, lq_work *w) {
+    lq_fault f = {0};
+    for (int i = w->workers - 1; i >= 0; i--) {
+        if (w->fault[i].st) f = w->fault[i];
+        w->fault[i] = (lq_fault){0};
+    }
+    if (!f.st) return LQ_OK;
+    const char *name = f.name ? f.name : "a linear";
+    if (f.st == LQ_ERR_RESOURCE) return lq_fail(ctx, f.st, "%s: no memory for its rounded activations", name);
+    return lq_fail(ctx, f.st, "%s: its activations are to be rounded and are not finite in column %u", name, f.col);
+}
+
 void lq_work_free(lq_work *w) {
     lq_free(w->v);
+    lq_free(w->fault);
     *w = (lq_work){0};
 }
 
@@ -75,7 +89,9 @@ static void bias_slice(void *arg, size_t i) {
 void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y) {
     apply a = {k, w, lin, x, y, n, panel_rows(lin)};
     uint64_t work = (uint64_t)lin->rows * lin->cols;
-    if (n == 1) lq_spread((lin->rows + GEMV_ROWS - 1) / GEMV_ROWS, work, gemv_slice, &a);
+    bool extras = lin->q && lin->q->sch.extra & (LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK); /* no GEMV knows them */
+    if (lin->q && lin->q->sch.act.kind) lq_act_run(k, w, lin, a.panel, x, n, y);
+    else if (n == 1 && !extras) lq_spread((lin->rows + GEMV_ROWS - 1) / GEMV_ROWS, work, gemv_slice, &a);
     else if (!lin->q && lin->dtype == LQ_F32) lq_matmul(x, lin->cols, lin->w, lin->cols, y, lin->rows, n, lin->rows, lin->cols);
     else lq_spread((lin->rows + a.panel - 1) / a.panel, work * n, panel_slice, &a);
     if (bias_of(lin)) lq_spread(n, (uint64_t)n * lin->rows, bias_slice, &a);
@@ -85,8 +101,9 @@ lq_status lq_linear_apply(lq_ctx *ctx, const lq_kernels *k, const lq_linear *lin
     lq_work w = {0};
     if (!lin->rows || (!lin->w && !lin->q)) return lq_fail(ctx, LQ_ERR_INTERNAL, "a linear that is not loaded");
     if (!n) return LQ_OK;
-    if (n > 1) LQ_TRY(lq_work_fit(ctx, &w, lq_linear_scratch(lin)));
+    if (n > 1 || lin->q) LQ_TRY(lq_work_fit(ctx, &w, lq_linear_scratch(lin)));
     lq_linear_run(k, &w, lin, x, n, y);
+    lq_status st = lq_work_check(ctx, &w);
     lq_work_free(&w);
-    return LQ_OK;
+    return st;
 }

@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 /* Binding: which architecture, which parameters, and one catalog row per stored tensor, each checked against both. */
 #include "calib/model.h"
+#include "calib/rotate.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,19 +16,21 @@ typedef struct binder {
     uint8_t *taken;          /* [src->n] bound already */
     int32_t stage[LQ_R_N];   /* of each role's LINEAR; -1 */
     int32_t fuse[LQ_R_N];
-    size_t missing;
+    size_t missing, cap;     /* cap: of the catalog's rows */
     char first[160];         /* name of the first missing tensor */
 } binder;
 
-/* The name of a tensor of block b; `as` respells its beginning (NULL: not). */
-static char *block_name(lq_arena *mem, const char *pattern, const lq_respelled *as, int32_t b) {
+/* The name of a tensor of block b (and expert e); `as` respells its beginning (NULL: not). */
+static char *block_name(lq_arena *mem, const char *pattern, const lq_respelled *as, int32_t b, int32_t e) {
     const char *head = "";
     if (as && !strncmp(pattern, as->from, strlen(as->from))) pattern += strlen(as->from), head = as->to;
-    size_t room = strlen(head) + strlen(pattern) + 16;
+    size_t room = strlen(head) + strlen(pattern) + 32;
     char *name = lq_arena_alloc(mem, room);
-    const char *mark = strstr(pattern, "%d");
+    const char *mark = strstr(pattern, "%d"), *expert = mark ? strstr(mark, "%e") : NULL;
     if (!name) return NULL;
-    if (mark) snprintf(name, room, "%s%.*s%d%s", head, (int)(mark - pattern), pattern, b, mark + 2);
+    if (expert)
+        snprintf(name, room, "%s%.*s%d%.*s%d%s", head, (int)(mark - pattern), pattern, b, (int)(expert - mark - 2), mark + 2, e, expert + 2);
+    else if (mark) snprintf(name, room, "%s%.*s%d%s", head, (int)(mark - pattern), pattern, b, mark + 2);
     else snprintf(name, room, "%s%s", head, pattern);
     return name;
 }
@@ -35,6 +38,13 @@ static char *block_name(lq_arena *mem, const char *pattern, const lq_respelled *
 static char *copy_name(lq_arena *mem, const char *name) {
     char *copy = lq_arena_alloc(mem, strlen(name) + 1);
     return copy ? strcpy(copy, name) : NULL;
+}
+
+static bool has_experts(const lq_gguf *g, const char *arch) {
+    char key[128];
+    snprintf(key, sizeof key, "%s.expert_count", arch);
+    const lq_gguf_kv *kv = lq_gguf_find(g, key);
+    return kv && lq_gguf_elem(kv) != LQ_GGUF_STRING && lq_gguf_len(kv) && lq_gguf_num(kv, 0) > 0;
 }
 
 static lq_status find_arch(lq_ctx *ctx, lq_model *m) {
@@ -46,7 +56,7 @@ static lq_status find_arch(lq_ctx *ctx, lq_model *m) {
     } else if (m->src->gguf) {
         const lq_gguf_kv *kv = lq_gguf_find(m->src->gguf, "general.architecture");
         name = kv ? lq_gguf_str(kv, 0, &len) : NULL;
-        m->arch = name ? lq_arch_by_gguf(name) : NULL;
+        m->arch = name ? lq_arch_by_gguf(name, has_experts(m->src->gguf, name)) : NULL;
     }
     if (m->arch) return LQ_OK;
     if (!name) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: nothing says which architecture this is (no config.json)", m->src->path);
@@ -73,25 +83,40 @@ static bool is_turned(const binder *b, const lq_arch_name *t, const lq_entry *e)
     return t->rows & LQ_TRANSPOSED && !b->gguf && e->dtype != LQ_NONE;
 }
 
-static lq_status check(binder *b, const lq_arch_name *t, const lq_entry *e) {
+/* Where a role is in the source. of 0: a tensor of its own; else the at-th of `of` parts of each expert in a stack. */
+typedef struct place { long i; uint8_t at, of; int32_t expert; } place;
+
+static lq_status check(binder *b, const lq_arch_name *t, const place *at) {
+    const lq_entry *e = &b->m->src->entries[at->i];
     bool turned = is_turned(b, t, e);
-    uint8_t rows = turned ? t->cols : t->rows, cols = turned ? t->rows : t->cols;
-    uint64_t want[2] = {lq_params_dim(&b->m->par, rows), lq_params_dim(&b->m->par, cols)};
+    uint64_t rows = lq_params_dim(&b->m->par, t->rows), cols = lq_params_dim(&b->m->par, t->cols);
+    uint64_t want[3] = {turned ? cols : rows, turned ? rows : cols};
     uint32_t ndim = t->cols ? 2 : 1;
-    bool fits = e->ndim == ndim && e->shape[0] == want[0] && (ndim < 2 || e->shape[1] == want[1]);
+    if (t->cols && rows == 1 && e->ndim == 1 && b->gguf) want[0] = cols, ndim = 1; /* a GGUF has a single row as a vector */
+    if (at->of) want[0] = b->m->par.n_experts, want[1] = at->of * rows, want[2] = cols, ndim = 3;
+    bool fits = e->ndim == ndim;
+    for (uint32_t i = 0; i < ndim && fits; i++) fits = e->shape[i] == want[i];
     if (!fits) {
         char has[96], expected[96];
         shape_text(has, sizeof has, e->ndim, e->shape);
         shape_text(expected, sizeof expected, ndim, want);
         return lq_fail(b->ctx, LQ_ERR_FORMAT, "tensor '%s': shape %s, the configuration says %s", e->name, has, expected);
     }
-    if (e->dtype == LQ_NONE ? ndim == 2 : lq_dtype_is_weight(e->dtype) && ((ndim == 2 && !turned) || lq_dtypes[e->dtype].block == 1)) return LQ_OK;
+    if (e->dtype == LQ_NONE ? ndim == 2 : lq_dtype_is_weight(e->dtype) && ((ndim >= 2 && !turned) || lq_dtypes[e->dtype].block == 1)) return LQ_OK;
     return lq_fail(b->ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': type %s is not a weight", e->name, lq_dtypes[e->dtype].name);
 }
 
 static lq_row *new_row(binder *b, size_t i) {
+    lq_catalog *c = &b->m->cat;
     const lq_entry *e = &b->m->src->entries[i];
-    lq_row *r = &b->m->cat.rows[b->m->cat.n++];
+    if (c->n == b->cap) { /* experts of a stack are more rows than tensors */
+        lq_row *more = b->cap < SIZE_MAX / 4 / sizeof *more ? lq_arena_alloc(c->mem, 2 * (b->cap + 1) * sizeof *more) : NULL;
+        if (!more) return NULL;
+        if (c->n) memcpy(more, c->rows, c->n * sizeof *more);
+        c->rows = more;
+        b->cap = 2 * (b->cap + 1);
+    }
+    lq_row *r = &c->rows[c->n++];
     *r = (lq_row){.source = (int32_t)i, .dtype = e->dtype, .ndim = e->ndim, .fuse = -1, .stage = -1, .scheme = e->scheme};
     memcpy(r->shape, e->shape, sizeof r->shape);
     b->taken[i] = 1;
@@ -111,39 +136,81 @@ static void set_view(binder *b, lq_row *r, const lq_arch_name *t) {
     r->view_heads = t->role == LQ_R_Q ? b->m->par.n_heads : b->m->par.n_kv_heads;
 }
 
-static lq_status bind(binder *b, const lq_arch_name *t, int32_t block) {
+static const char *name_of(binder *b, const char *hf, const char *gguf, int32_t block, int32_t expert) {
+    const char *pattern = b->gguf ? gguf : hf;
+    return pattern ? block_name(b->m->cat.mem, pattern, b->gguf ? NULL : b->spelling, block, expert) : NULL;
+}
+
+/* Under its own name, or in one of the architecture's stacks; i < 0: nowhere. */
+static place find_place(binder *b, const lq_arch_name *t, const char *name, int32_t block, int32_t expert) {
+    bool stack = expert >= 0 && b->gguf && !strstr(t->gguf, "%e");
+    place p = {.i = lq_source_find(b->m->src, name), .of = stack, .expert = expert};
+    for (const lq_arch_stack *s = b->m->arch->stacks; s && s->role && p.i < 0; s++) {
+        const char *other = s->role == t->role && t->part == LQ_PART_WEIGHT ? name_of(b, s->hf, s->gguf, block, expert) : NULL;
+        if (other) p = (place){lq_source_find(b->m->src, other), s->at, s->of, expert};
+    }
+    return p;
+}
+
+enum { MANY_MISSING = 1000 };
+static lq_status missing(binder *b, const char *name) {
+    if (!b->missing++) snprintf(b->first, sizeof b->first, "%s", name);
+    if (b->missing < MANY_MISSING) return LQ_OK;
+    return lq_fail(b->ctx, LQ_ERR_FORMAT, "tensor '%s' is missing (%zu and more missing)", b->first, b->missing);
+}
+
+static void set_shape(binder *b, lq_row *r, const lq_arch_name *t, const place *at) {
+    uint64_t rows = lq_params_dim(&b->m->par, t->rows);
+    if (at->of) r->row0 = ((uint64_t)at->expert * at->of + at->at) * rows;
+    if (r->view == LQ_VIEW_PLAIN && t->cols) {
+        r->ndim = 2;
+        r->shape[0] = rows;
+        r->shape[1] = lq_params_dim(&b->m->par, t->cols);
+    }
+}
+
+static lq_status bind_one(binder *b, const lq_arch_name *t, int32_t block, int32_t expert) {
     lq_model *m = b->m;
-    if (!lq_params_has(&m->par, t->only_if)) return LQ_OK;
-    const char *hf = block_name(m->cat.mem, t->hf, b->spelling, block), *gguf = t->gguf ? block_name(m->cat.mem, t->gguf, NULL, block) : NULL;
+    const char *hf = block_name(m->cat.mem, t->hf, b->spelling, block, expert), *gguf = t->gguf ? block_name(m->cat.mem, t->gguf, NULL, block, expert) : NULL;
     if (!hf || (!gguf && t->gguf)) return lq_oom(b->ctx, 64);
     if (b->gguf && !gguf) return lq_fail(b->ctx, LQ_ERR_UNSUPPORTED, "'%s' has no name in GGUF files", hf);
-    long i = lq_source_find(m->src, b->gguf ? gguf : hf);
-    if (i < 0) {
-        if (!b->missing++) snprintf(b->first, sizeof b->first, "%s", b->gguf ? gguf : hf);
-        return LQ_OK;
-    }
-    LQ_TRY(check(b, t, &m->src->entries[i]));
-    lq_row *r = new_row(b, (size_t)i);
-    r->slot = (lq_slot){.block = block, .role = (uint16_t)t->role, .expert = -1};
+    place at = find_place(b, t, b->gguf ? gguf : hf, block, expert);
+    if (at.i < 0) return missing(b, b->gguf ? gguf : hf);
+    LQ_TRY(check(b, t, &at));
+    lq_row *r = new_row(b, (size_t)at.i);
+    if (!r) return lq_oom(b->ctx, m->cat.n * sizeof *r);
+    r->slot = (lq_slot){.block = block, .role = (uint16_t)t->role, .expert = (int16_t)expert};
     r->part = t->part;
     r->name = hf;
     r->gguf_name = gguf;
     r->linear = t->part == LQ_PART_WEIGHT && (b->stage[t->role] >= 0 || t->role == LQ_R_HEAD || t->role == LQ_R_EMBED);
-    r->fuse = b->fuse[t->role];
+    r->fuse = b->fuse[t->role] < 0 ? -1 : b->fuse[t->role] + LQ_MAX_OPS * (expert + 1);
     r->stage = t->part == LQ_PART_WEIGHT ? b->stage[t->role] : -1;
     set_view(b, r, t);
+    set_shape(b, r, t, &at);
+    return LQ_OK;
+}
+
+static lq_status bind(binder *b, const lq_arch_name *t, int32_t block) {
+    const lq_params *p = &b->m->par;
+    if (block < 0 ? !lq_params_has(p, t->only_if) : !lq_params_at(p, t->only_if, (uint32_t)block)) return LQ_OK;
+    if (!lq_role_is_expert(t->role)) return bind_one(b, t, block, -1);
+    for (uint32_t e = 0; e < p->n_experts; e++) LQ_TRY(bind_one(b, t, block, (int32_t)e));
     return LQ_OK;
 }
 
 /* Runtimes fuse q, k and v, and gate and up. */
-static int family_of(lq_role r) { return r == LQ_R_Q || r == LQ_R_K || r == LQ_R_V ? 0 : r == LQ_R_GATE || r == LQ_R_UP ? 1 : -1; }
+static int family_of(lq_role r) {
+    if (r == LQ_R_Q || r == LQ_R_K || r == LQ_R_V) return 0;
+    return r == LQ_R_GATE || r == LQ_R_UP || r == LQ_R_EXPERT_GATE || r == LQ_R_EXPERT_UP || r == LQ_R_SHARED_GATE || r == LQ_R_SHARED_UP ? 1 : -1;
+}
 
 /* Stage of each role, and its fuse group where more than one linear of its stage and family is there. */
-static void number_roles(binder *b) {
+static void number_roles(binder *b, uint32_t layer) {
     int32_t stage[LQ_MAX_OPS], size[LQ_MAX_OPS][2] = {{0}}, group[LQ_MAX_OPS][2], groups = 0;
     const lq_op *op = b->m->arch->block;
     for (int r = 0; r < LQ_R_N; r++) b->stage[r] = b->fuse[r] = -1;
-    uint32_t n = lq_arch_stages(b->m->arch, &b->m->par, stage);
+    uint32_t n = lq_arch_stages(b->m->arch, &b->m->par, layer, stage);
     for (uint32_t i = 0; i < n; i++)
         if (stage[i] >= 0 && family_of(op[i].role) >= 0) size[stage[i]][family_of(op[i].role)]++;
     for (int s = 0; s < LQ_MAX_OPS; s++)
@@ -159,11 +226,13 @@ static bool in_block(const lq_arch_name *t) { return strstr(t->hf, "%d") != NULL
 
 static lq_status bind_known(binder *b) {
     const lq_arch_name *t = b->m->arch->names;
-    number_roles(b);
+    number_roles(b, 0);
     for (; t->role && !in_block(t); t++) LQ_TRY(bind(b, t, -1));
     const lq_arch_name *first = t;
-    for (uint32_t l = 0; l < b->m->par.n_layers; l++)
+    for (uint32_t l = 0; l < b->m->par.n_layers; l++) {
+        number_roles(b, l);
         for (t = first; t->role && in_block(t); t++) LQ_TRY(bind(b, t, (int32_t)l));
+    }
     for (; t->role; t++) LQ_TRY(bind(b, t, -1));
     if (!b->missing) return LQ_OK;
     return lq_fail(b->ctx, LQ_ERR_FORMAT, "tensor '%s' is missing (%zu missing in all)", b->first, b->missing);
@@ -178,8 +247,7 @@ static lq_status bind_rest(binder *b) {
     for (size_t i = 0; i < m->src->n; i++) {
         if (b->taken[i]) continue;
         lq_row *r = new_row(b, i);
-        r->name = copy_name(m->cat.mem, m->src->entries[i].name);
-        if (!r->name) return lq_oom(b->ctx, 64);
+        if (!r || !(r->name = copy_name(m->cat.mem, m->src->entries[i].name))) return lq_oom(b->ctx, 64);
         r->linear = !m->arch && r->ndim == 2 && r->shape[0] <= UINT32_MAX && r->shape[1] <= UINT32_MAX &&
                     (r->dtype == LQ_NONE || lq_dtype_is_weight(r->dtype));
     }
@@ -193,7 +261,7 @@ static lq_status bind_rest(binder *b) {
 /* The place of an outer tensor in the source under a spelling; -1. */
 static long place_of(binder *b, lq_role role, const lq_respelled *as) {
     const lq_arch_name *t = lq_arch_tensor(b->m->arch, role, LQ_PART_WEIGHT);
-    const char *name = !t ? NULL : !b->gguf ? block_name(b->m->cat.mem, t->hf, as, -1) : t->gguf ? block_name(b->m->cat.mem, t->gguf, NULL, -1) : NULL;
+    const char *name = !t ? NULL : !b->gguf ? block_name(b->m->cat.mem, t->hf, as, -1, -1) : t->gguf ? block_name(b->m->cat.mem, t->gguf, NULL, -1, -1) : NULL;
     return name ? lq_source_find(b->m->src, name) : -1;
 }
 
@@ -216,6 +284,7 @@ static lq_status make_catalog(lq_ctx *ctx, lq_model *m) {
     m->cat.model_type = "";
     bool ok = (m->cat.mem = lq_arena_new()) && (b.taken = lq_alloc(m->src->n)) && m->src->n < SIZE_MAX / sizeof(lq_row) &&
               (m->cat.rows = lq_arena_alloc(m->cat.mem, m->src->n * sizeof(lq_row)));
+    b.cap = m->src->n;
     if (!ok) LQ_GO(lq_oom(ctx, m->src->n * sizeof(lq_row)));
     const char *type = m->src->config ? json_string_value(json_object_get(m->src->config, "model_type")) : m->arch ? m->arch->model_types[0] : NULL;
     if (type && !(m->cat.model_type = copy_name(m->cat.mem, type))) LQ_GO(lq_oom(ctx, strlen(type)));
@@ -252,6 +321,7 @@ lq_status lq_model_open(lq_ctx *ctx, lq_source *src, bool any_arch, lq_model **o
     if (!m) return lq_oom(ctx, sizeof *m);
     m->src = src;
     m->k = lq_kernels_best();
+    m->expert_opts.prior = 1;
     st = find_arch(ctx, m);
     if (st && !(any_arch && st == LQ_ERR_UNSUPPORTED)) goto done;
     if (m->arch) LQ_GO(read_params(ctx, m));
@@ -269,6 +339,7 @@ void lq_model_free(lq_model **m) {
     for (uint32_t b = 0; (*m)->layers && b < (*m)->par.n_layers; b++) lq_model_unload(*m, (int32_t)b);
     lq_free((*m)->layers);
     lq_catalog_free(&(*m)->cat);
+    lq_rotation_free(&(*m)->rotation);
     lq_params_free(&(*m)->par);
     lq_free(*m);
     *m = NULL;

@@ -20,11 +20,25 @@ typedef struct lq_linear {
 
 typedef struct lq_layer {  /* the loaded tensors of one block, by role; absent ones zero */
     lq_linear lin[LQ_R_N];
+    lq_linear *experts;    /* [n_experts][LQ_EXPERT_ROLES] of a block with experts; lin[] of their roles stays zero */
+    uint32_t n_experts;
     float *norm[LQ_R_N];   /* gains, fp32 */
     float *shift[LQ_R_N];  /* biases of LayerNorms, fp32 */
     bool loaded;
     void *mem;             /* one allocation behind every pointer above except the qtensors' own */
 } lq_layer;
+
+/* The linear of a role; expert: -1 or ignored for roles that are none of an expert's. */
+static inline lq_linear *lq_layer_linear(const lq_layer *l, uint32_t role, int32_t expert) {
+    if (!lq_role_is_expert((lq_role)role)) return (lq_linear *)&l->lin[role];
+    return &l->experts[(size_t)expert * LQ_EXPERT_ROLES + (role - LQ_R_EXPERT_GATE)];
+}
+
+typedef struct lq_expert_opts { /* how calibration treats a mixture of experts (calib/experts.c) */
+    double prior;          /* tau; 0: no prior */
+    int64_t prior_tokens;  /* T0; 0: the number of columns */
+    int flat;              /* tokens weigh 1, not their gate probability squared */
+} lq_expert_opts;
 
 typedef struct lq_model {
     lq_source *src;        /* borrowed */
@@ -34,6 +48,8 @@ typedef struct lq_model {
     lq_layer *layers;      /* [par.n_layers] */
     lq_layer outer;        /* before: lin[EMBED], POS_EMBED, PROJ_IN; after: final norm, lin[PROJ_OUT], HEAD (zero when tied) */
     const lq_kernels *k;
+    lq_expert_opts expert_opts; /* lq_model_open: prior 1, the rest 0 */
+    struct lq_rotation *rotation; /* NULL: tensors are read as they are stored (calib/rotate.h) */
 } lq_model;
 
 /* Architecture by model_type / general.architecture, parameters range-checked, every tensor's name, type and shape checked
@@ -50,9 +66,11 @@ lq_status lq_model_load(lq_ctx *ctx, lq_model *m, int32_t b, lq_load how);
 /* The outer tensors and every block. */
 lq_status lq_model_load_all(lq_ctx *ctx, lq_model *m, lq_load how);
 void lq_model_unload(lq_model *m, int32_t b);
-/* A whole row (matrix or vector) of the catalog as F32, views undone: [rows][cols]. */
+/* A whole row (matrix or vector) of the catalog as F32, views undone, rotated where the model is: [rows][cols]. */
 lq_status lq_model_read_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out);
-/* A whole row of the catalog in its stored type (never LQ_NONE), views undone. */
+/* The same before any rotation. */
+lq_status lq_model_read_raw(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out);
+/* A whole row of the catalog in its stored type (never LQ_NONE), views undone; a rotated one is rounded to that float type. */
 lq_status lq_model_read_stored(lq_ctx *ctx, lq_model *m, const lq_row *row, void *out);
 uint64_t lq_model_block_bytes(const lq_model *m, int32_t b, lq_load how); /* memory lq_model_load will take */
 /* config.json for a source that has none (GGUF), from the parameters and the architecture's key table. New reference. */

@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 /* Tensor data into memory: read in slabs of rows, views undone, decoded when asked, every value finite. */
 #include "calib/model.h"
+#include "calib/rotate.h"
 
 #include "core/num.h"
 #include "core/thread.h"
@@ -135,9 +136,10 @@ static lq_status read_rows(lq_ctx *ctx, lq_model *m, const lq_row *row, bool f32
     size_t slices = (per + SLICE - 1) / SLICE;
     if (!slab || !(j.bad = LQ_NEWN(int64_t, slices))) LQ_GO(lq_oom(ctx, per * s.bytes));
     j.src = slab;
+    uint64_t unit = row->ndim == 2 && m->src->entries[row->source].ndim == 1 ? s.cols : 1; /* one row, stored as a vector */
     for (j.row0 = 0; j.row0 < s.rows; j.row0 += j.rows) {
         j.rows = s.rows - j.row0 < per ? s.rows - j.row0 : per;
-        LQ_GO(lq_source_read(ctx, m->src, (size_t)row->source, j.row0, j.rows, slab));
+        LQ_GO(lq_source_read(ctx, m->src, (size_t)row->source, (row->row0 + j.row0) * unit, j.rows * unit, slab));
         for (size_t i = 0; i < slices; i++) j.bad[i] = -1;
         lq_parallel_for((j.rows + SLICE - 1) / SLICE, convert_slice, &j);
         LQ_GO(finite(ctx, &j));
@@ -178,16 +180,41 @@ static lq_status read_q_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *
     return st;
 }
 
-lq_status lq_model_read_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out) {
+lq_status lq_model_read_raw(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out) {
     if (row->dtype == LQ_NONE) return read_q_f32(ctx, m, row, out);
     if (!lq_dtype_is_weight(row->dtype))
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': type %s is not a weight", row->name, lq_dtypes[row->dtype].name);
     return read_rows(ctx, m, row, true, out);
 }
 
+lq_status lq_model_read_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out) {
+    LQ_TRY(lq_model_read_raw(ctx, m, row, out));
+    return m->rotation ? lq_rotation_apply(ctx, m, row, out) : LQ_OK;
+}
+
+static bool is_rotated(const lq_model *m, const lq_row *row) { return m->rotation && lq_turn_any(lq_rotation_turn(m, row)); }
+
+static bool is_float(lq_dtype t) { return t == LQ_F32 || t == LQ_F16 || t == LQ_BF16; }
+
+/* Type a row has in memory: what is rotated is no longer on the grid of a block type or of codes. */
+static lq_dtype type_of(const lq_model *m, const lq_row *row) { return !is_float(row->dtype) && is_rotated(m, row) ? LQ_F32 : row->dtype; }
+
+static lq_status read_turned(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_dtype type, void *out) {
+    uint64_t n = lq_row_elems(row);
+    float *x = lq_calloc(n, sizeof *x);
+    lq_status st = x ? lq_model_read_f32(ctx, m, row, x) : lq_oom(ctx, n * sizeof *x);
+    if (!st) lq_dtype_encode(type, x, out, n);
+    int64_t bad = st || type != LQ_F16 ? -1 : bad_half(out, n, 0x7c00);
+    if (bad >= 0) st = lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': rotated, %g is past the range of F16", row->name, (double)x[bad]);
+    lq_free(x);
+    return st;
+}
+
 lq_status lq_model_read_stored(lq_ctx *ctx, lq_model *m, const lq_row *row, void *out) {
     if (row->dtype == LQ_NONE) return lq_fail(ctx, LQ_ERR_INTERNAL, "tensor '%s' is quantized", row->name);
-    return read_rows(ctx, m, row, false, out);
+    if (!is_rotated(m, row)) return read_rows(ctx, m, row, false, out);
+    if (!is_float(row->dtype)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': a rotated tensor cannot stay %s", row->name, lq_dtypes[row->dtype].name);
+    return read_turned(ctx, m, row, row->dtype, out);
 }
 
 static bool is_matrix(const lq_row *r) { return r->part == LQ_PART_WEIGHT && r->ndim == 2; }
@@ -195,10 +222,11 @@ static bool is_matrix(const lq_row *r) { return r->part == LQ_PART_WEIGHT && r->
 static size_t padded(uint64_t n) { return (size_t)((n + 63) / 64 * 64); }
 
 /* Bytes of a row in the layer's own allocation. */
-static uint64_t row_memory(const lq_row *r, lq_load how) {
+static uint64_t row_memory(const lq_model *m, const lq_row *r, lq_load how) {
     if (!is_matrix(r) || how == LQ_LOAD_F32) return padded(lq_row_elems(r) * 4);
-    if (r->dtype == LQ_NONE) return padded(sizeof(lq_qtensor));
-    return padded((uint64_t)lq_row_rows(r) * lq_dtype_row_bytes(r->dtype, lq_row_cols(r)));
+    lq_dtype type = type_of(m, r);
+    if (type == LQ_NONE) return padded(sizeof(lq_qtensor));
+    return padded((uint64_t)lq_row_rows(r) * lq_dtype_row_bytes(type, lq_row_cols(r)));
 }
 
 static bool belongs(const lq_row *r, int32_t b) { return r->slot.block == b && r->slot.role != LQ_R_UNKNOWN && r->slot.role != LQ_R_ROPE_DIV; }
@@ -206,7 +234,7 @@ static bool belongs(const lq_row *r, int32_t b) { return r->slot.block == b && r
 static uint64_t own_memory(const lq_model *m, int32_t b, lq_load how) {
     uint64_t n = 64;
     for (size_t i = 0; i < m->cat.n; i++)
-        if (belongs(&m->cat.rows[i], b)) n += row_memory(&m->cat.rows[i], how);
+        if (belongs(&m->cat.rows[i], b)) n += row_memory(m, &m->cat.rows[i], how);
     return n;
 }
 
@@ -214,7 +242,7 @@ uint64_t lq_model_block_bytes(const lq_model *m, int32_t b, lq_load how) {
     uint64_t n = own_memory(m, b, how);
     for (size_t i = 0; how == LQ_LOAD_STORED && i < m->cat.n; i++) {
         const lq_row *r = &m->cat.rows[i];
-        if (belongs(r, b) && r->dtype == LQ_NONE) n += lq_scheme_bytes(&r->scheme, lq_row_rows(r), lq_row_cols(r));
+        if (belongs(r, b) && type_of(m, r) == LQ_NONE) n += lq_scheme_bytes(&r->scheme, lq_row_rows(r), lq_row_cols(r));
     }
     return n;
 }
@@ -231,7 +259,8 @@ static lq_status load_matrix(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load 
         lin->w = mem;
         return lq_model_read_f32(ctx, m, r, lin->w);
     }
-    lin->dtype = r->dtype;
+    lin->dtype = type_of(m, r);
+    if (lin->dtype != r->dtype) return lq_model_read_f32(ctx, m, r, lin->w = mem);
     if (r->dtype != LQ_NONE) return lq_model_read_stored(ctx, m, r, lin->w = mem);
     LQ_TRY(read_q(ctx, m, r, (lq_qtensor *)(void *)mem));
     lin->q = (lq_qtensor *)(void *)mem;
@@ -239,10 +268,10 @@ static lq_status load_matrix(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load 
 }
 
 static lq_status load_row(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load how, lq_layer *l, char *mem) {
-    if (is_matrix(r)) return load_matrix(ctx, m, r, how, &l->lin[r->slot.role], mem);
+    if (is_matrix(r)) return load_matrix(ctx, m, r, how, lq_layer_linear(l, r->slot.role, r->slot.expert), mem);
     LQ_TRY(lq_model_read_f32(ctx, m, r, (float *)(void *)mem));
     const lq_arch_name *of = lq_arch_tensor(m->arch, (lq_role)r->slot.role, LQ_PART_WEIGHT);
-    if (r->part == LQ_PART_BIAS && of && of->cols) l->lin[r->slot.role].bias = (float *)(void *)mem;
+    if (r->part == LQ_PART_BIAS && of && of->cols) lq_layer_linear(l, r->slot.role, r->slot.expert)->bias = (float *)(void *)mem;
     else if (r->part == LQ_PART_BIAS) l->shift[r->slot.role] = (float *)(void *)mem;
     else l->norm[r->slot.role] = (float *)(void *)mem;
     if (r->part == LQ_PART_WEIGHT && m->par.norm_plus_one)
@@ -258,11 +287,16 @@ lq_status lq_model_load(lq_ctx *ctx, lq_model *m, int32_t b, lq_load how) {
     char *mem = l->mem = bytes < SIZE_MAX ? lq_alloc((size_t)bytes) : NULL;
     if (!mem) return lq_oom(ctx, (size_t)bytes);
     lq_status st = LQ_OK;
+    if (b >= 0 && lq_params_at(&m->par, LQ_FEAT_MOE, (uint32_t)b)) {
+        l->experts = LQ_NEWN(lq_linear, (size_t)m->par.n_experts * LQ_EXPERT_ROLES);
+        if (!l->experts) LQ_GO(lq_oom(ctx, m->par.n_experts * sizeof *l->experts));
+        l->n_experts = m->par.n_experts;
+    }
     for (size_t i = 0; i < m->cat.n; i++) {
         const lq_row *r = &m->cat.rows[i];
         if (!belongs(r, b)) continue;
         LQ_GO(load_row(ctx, m, r, how, l, mem));
-        mem += row_memory(r, how);
+        mem += row_memory(m, r, how);
     }
     l->loaded = true;
 done:
@@ -280,6 +314,9 @@ void lq_model_unload(lq_model *m, int32_t b) {
     lq_layer *l = layer(m, b);
     for (int r = 0; r < LQ_R_N; r++)
         if (l->lin[r].q) lq_qtensor_free(l->lin[r].q);
+    for (size_t i = 0; i < (size_t)l->n_experts * LQ_EXPERT_ROLES; i++)
+        if (l->experts[i].q) lq_qtensor_free(l->experts[i].q);
+    lq_free(l->experts);
     lq_free(l->mem);
     *l = (lq_layer){0};
 }

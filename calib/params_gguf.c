@@ -63,7 +63,7 @@ static lq_status sizes(lq_ctx *ctx, const lq_arch *a, const lq_gguf *g, lq_param
     LQ_TRY(u32(ctx, g, a, "attention.head_count", -1, 4096, &p->n_heads));
     LQ_TRY(u32(ctx, g, a, "attention.head_count_kv", p->n_heads, 4096, &p->n_kv_heads));
     LQ_TRY(u32(ctx, g, a, "expert_count", 0, 4096, &experts));
-    if (experts) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "mixture of experts (%s.expert_count %u) is not supported", a->gguf_archs[0], experts);
+    if (experts && !a->family.moe.n) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "mixture of experts (%s.expert_count %u) is not supported", a->gguf_archs[0], experts);
     if (!p->hidden || !p->ffn || !p->n_layers || !p->max_ctx || !p->n_heads || !p->n_kv_heads || p->n_heads % p->n_kv_heads)
         return lq_fail(ctx, LQ_ERR_FORMAT, "metadata sizes do not fit: embedding %u, feed-forward %u, blocks %u, context %u, heads %u, kv heads %u",
                        p->hidden, p->ffn, p->n_layers, p->max_ctx, p->n_heads, p->n_kv_heads);

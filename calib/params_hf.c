@@ -66,6 +66,7 @@ static lq_status windows_by_layer(lq_ctx *ctx, const lq_family *f, const json_t 
     if (!(p->layer_window = lq_alloc(p->n_layers))) return lq_oom(ctx, p->n_layers);
     for (uint32_t i = 0; i < p->n_layers; i++) {
         p->layer_window[i] = f->windows == LQ_WINDOW_ALTERNATE ? (i + 1) % every != 0 : (int64_t)i >= first;
+        if (f->windows == LQ_WINDOW_EVEN_LAYERS) p->layer_window[i] = i % 2 == 0 && (int64_t)i < first;
         if (!json_is_array(types)) continue;
         const char *t = json_string_value(json_array_get(types, i));
         p->layer_window[i] = t && !strcmp(t, "sliding_attention");
@@ -78,12 +79,12 @@ static lq_status windows_by_layer(lq_ctx *ctx, const lq_family *f, const json_t 
 static lq_status window(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
     if (f->windows == LQ_WINDOW_NONE) return LQ_OK;
     bool use = true;
-    if (f->windows == LQ_WINDOW_BY_LAYER) LQ_TRY(lq_json_bool(ctx, c, "use_sliding_window", false, &use));
+    if (f->windows == LQ_WINDOW_BY_LAYER || f->windows >= LQ_WINDOW_EVEN_LAYERS) LQ_TRY(lq_json_bool(ctx, c, "use_sliding_window", false, &use));
     const json_t *v = json_object_get(c, "sliding_window");
     bool none = !use || (v ? json_is_null(v) : !f->window); /* an explicit null: none; an absent key: the family's */
     if (none && f->windows != LQ_WINDOW_ALTERNATE) return LQ_OK;
     if (!none) LQ_TRY(u32(ctx, c, "sliding_window", f->window, MAX_CTX, &p->window));
-    return f->windows >= LQ_WINDOW_BY_LAYER ? windows_by_layer(ctx, f, c, p) : LQ_OK;
+    return f->windows >= LQ_WINDOW_BY_LAYER && f->windows != LQ_WINDOW_SWITCHED ? windows_by_layer(ctx, f, c, p) : LQ_OK;
 }
 
 static lq_status switches(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
@@ -134,7 +135,7 @@ static void family_out(const lq_family *f, const lq_params *p, json_t *c) {
     if (f->mlp_bias) json_object_set_new(c, "mlp_bias", json_boolean(p->mlp_bias));
     if (f->windows == LQ_WINDOW_NONE) return;
     json_object_set_new(c, "sliding_window", p->window ? json_integer(p->window) : json_null());
-    if (f->windows == LQ_WINDOW_BY_LAYER) json_object_set_new(c, "use_sliding_window", json_boolean(p->window > 0));
+    if (f->windows == LQ_WINDOW_BY_LAYER || f->windows >= LQ_WINDOW_EVEN_LAYERS) json_object_set_new(c, "use_sliding_window", json_boolean(p->window > 0));
     if (f->windows == LQ_WINDOW_BY_LAYER && p->window && !p->layer_window) json_object_set_new(c, "max_window_layers", json_integer(0));
 }
 

@@ -43,6 +43,7 @@ lq_status lq_run_init(lq_ctx *ctx, lq_run *r, const lq_model *m, uint32_t tokens
     if (r->chunk > tokens) r->chunk = tokens;
     lq_status st = (r->mem = LQ_NEWN(float, sum * r->chunk)) ? rope_tables(ctx, r, positions) : lq_oom(ctx, sum * r->chunk * 4);
     if (!st) st = lq_work_fit(ctx, &r->work, lq_attn_scratch(positions));
+    if (!st) st = lq_routing_init(ctx, &r->routing, r->par, r->chunk);
     if (st) return lq_run_free(r), st;
     float *at = r->mem;
     for (int t = 0; t < T_N; t++) {
@@ -57,11 +58,14 @@ lq_status lq_run_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l) {
     size_t most = r->work.per;
     for (int role = 0; role < LQ_R_N; role++)
         if (lq_linear_scratch(&l->lin[role]) > most) most = lq_linear_scratch(&l->lin[role]);
+    for (size_t i = 0; i < (size_t)l->n_experts * LQ_EXPERT_ROLES; i++)
+        if (lq_linear_scratch(&l->experts[i]) > most) most = lq_linear_scratch(&l->experts[i]);
     return lq_work_fit(ctx, &r->work, most);
 }
 
 void lq_run_free(lq_run *r) {
     lq_work_free(&r->work);
+    lq_routing_free(&r->routing);
     lq_free(r->mem);
     for (int i = 0; i < 2; i++) {
         lq_free(r->turn[i].cos);
@@ -144,6 +148,21 @@ static void add_slice(void *arg, size_t i) {
     a->r->k->add(a->y + from, x + from, n);
 }
 
+static void clamp_slice(void *arg, size_t i) {
+    const tokens *a = arg;
+    float most = a->r->par->clip_qkv;
+    for (size_t c = i * SLICE * a->width; c < (size_t)slice_end(a, i) * a->width; c++) a->y[c] = fminf(fmaxf(a->x[c], -most), most);
+}
+
+/* x2[n]: one number per token */
+static void token_gate_slice(void *arg, size_t i) {
+    const tokens *a = arg;
+    for (uint32_t t = (uint32_t)i * SLICE; t < slice_end(a, i); t++) {
+        float g = (float)(1 / (1 + exp(-(double)a->x2[t])));
+        for (size_t c = (size_t)t * a->width; c < (size_t)(t + 1) * a->width; c++) a->y[c] = g * a->x[c];
+    }
+}
+
 /* Where an op writes, and what is left to do then. */
 static float *target(lq_run *r, const lq_op *op) { return r->t[op->out & LQ_OUT_ADD ? T_NONE : op->out]; }
 static void add_branch(lq_run *r, const lq_op *op, uint32_t n) {
@@ -153,20 +172,24 @@ static void add_branch(lq_run *r, const lq_op *op, uint32_t n) {
 
 void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uint32_t to, uint32_t n, const lq_span *spans, uint32_t n_spans) {
     for (const lq_op *op = r->arch->block + from; op < r->arch->block + to; op++) {
-        if (!lq_params_has(r->par, op->only_if)) continue;
+        if (!lq_params_at(r->par, op->only_if, layer)) continue;
         float *x = r->t[op->in[0]], *y = target(r, op);
         uint32_t width = r->width[op->in[0]], d = r->par->head_dim;
         tokens a = {.r = r, .op = op, .x = x, .x2 = r->t[op->in[1]], .y = y, .n = n, .width = width, .layer = layer, .spans = spans};
         switch (op->kind) {
         case LQ_OP_NORM: lq_run_norm(r->k, r->par, l->norm[op->role], l->shift[op->role], x, width, n, y); break;
         case LQ_OP_HEAD_NORM: lq_run_norm(r->k, r->par, l->norm[op->role], l->shift[op->role], x, d, n * (width / d), y); break;
-        case LQ_OP_LINEAR: lq_linear_run(r->k, &r->work, &l->lin[op->role], x, n, y); break;
+        case LQ_OP_LINEAR: lq_linear_run(r->k, &r->work, lq_layer_linear(l, op->role, (int32_t)r->expert), x, n, y); break;
         case LQ_OP_SPLIT:
         case LQ_OP_SPLIT_HEADS: each_slice(&a, split_slice); break;
         case LQ_OP_ACT: each_slice(&a, act_slice); break;
         case LQ_OP_ROPE: each_slice(&a, rope_slice); break;
         case LQ_OP_ATTN: lq_attn(r, lq_params_window(r->par, layer), x, y, spans, n_spans); break;
         case LQ_OP_GLU: each_slice(&a, glu_slice); break;
+        case LQ_OP_CLAMP: each_slice(&a, clamp_slice); break;
+        case LQ_OP_ROUTE: op = lq_run_experts(r, l, layer, op, n); continue;
+        case LQ_OP_TOKEN_GATE: each_slice(&a, token_gate_slice); break;
+        case LQ_OP_MERGE:
         case LQ_OP_END: return;
         }
         add_branch(r, op, n);

@@ -13,25 +13,48 @@ static inline void lq_spread(size_t n, uint64_t work, void (*fn)(void *arg, size
         for (size_t i = 0; i < n; i++) fn(arg, i);
 }
 
+typedef struct lq_fault {     /* what went wrong in a linear, kept until somebody asks */
+    lq_status st;
+    const char *name;         /* of the weight; NULL: unknown */
+    uint32_t col;
+} lq_fault;
+
 typedef struct lq_work {      /* scratch of each worker thread; holds no result */
     float *v;
     size_t per;               /* floats of one worker */
     int workers;
+    lq_fault *fault;          /* [workers] */
 } lq_work;
 /* At least `per` floats for each of lq_threads() workers. */
 lq_status lq_work_fit(lq_ctx *ctx, lq_work *w, size_t per);
 float *lq_work_mine(const lq_work *w);
 void lq_work_free(lq_work *w);
+/* The first fault since the last call: activations that are to be rounded and are not finite (LQ_ERR_QUALITY), out of memory. */
+lq_status lq_work_check(lq_ctx *ctx, lq_work *w);
 
 size_t lq_linear_scratch(const lq_linear *lin); /* floats per worker */
 /* lq_linear_apply with the caller's scratch. */
 void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y);
+/* A linear whose scheme rounds activations, without its bias; panel: rows per task, as lq_linear_scratch counts them. */
+void lq_act_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, uint32_t panel, const float *x, uint32_t n, float *y);
 
 typedef struct lq_span {      /* consecutive tokens of one sequence inside a chunk */
     uint32_t first, n;        /* rows of the chunk */
     uint32_t pos;             /* position of row `first` in its sequence */
     const float *keys, *values; /* [pos + n][kv dim]: of the sequence from position 0 on, this chunk's T_K and T_V rows at the end */
 } lq_span;
+
+typedef struct lq_routing {   /* of the chunk at hand; arrays NULL without experts */
+    uint32_t experts, k;
+    float *p;                 /* [chunk][experts] probabilities */
+    uint32_t *pick;           /* [chunk][k] chosen experts, the likeliest first */
+    float *gain;              /* [chunk][k] what their outputs are multiplied by */
+    uint32_t *start;          /* [experts + 1]: choices start[e] .. start[e+1] are expert e's; one more of scratch */
+    uint32_t *token;          /* [chunk * k] row of the chunk, grouped by expert */
+    float *weight;            /* [chunk * k] its gain */
+} lq_routing;
+lq_status lq_routing_init(lq_ctx *ctx, lq_routing *g, const lq_params *p, uint32_t tokens);
+void lq_routing_free(lq_routing *g);
 
 typedef struct lq_run {
     const lq_kernels *k;
@@ -41,6 +64,8 @@ typedef struct lq_run {
     float *t[T_N];            /* [n][width]; t[T_NONE]: what an ADD adds. T_RESID, T_K, T_V are set by the caller for each chunk */
     struct { float *cos, *sin; } turn[2]; /* [positions][rope dim/2], times the rope's scale; [1]: of par->local_rope when there are two */
     lq_work work;
+    lq_routing routing;
+    uint32_t expert;          /* whose linears the ops between ROUTE and MERGE use */
     uint32_t chunk;           /* tokens the buffers hold */
     float *mem;
 } lq_run;
@@ -53,6 +78,12 @@ void lq_run_free(lq_run *r);
 lq_status lq_run_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l);
 /* Ops [from, to) of the block table over n tokens in `spans`. */
 void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uint32_t to, uint32_t n, const lq_span *spans, uint32_t n_spans);
+/* The op ROUTE over n tokens: r->routing. */
+void lq_run_route(lq_run *r, const lq_layer *l, const lq_op *route, uint32_t n);
+/* The tokens routed to an expert into route->out, which becomes r->expert; returns their number, *weight[number] their gains. */
+uint32_t lq_run_gather(lq_run *r, const lq_op *route, uint32_t expert, const float **weight);
+/* From ROUTE to MERGE for every expert; returns the MERGE. */
+const lq_op *lq_run_experts(lq_run *r, const lq_layer *l, uint32_t layer, const lq_op *route, uint32_t n);
 /* y[n][d] = norm(x): RMSNorm, or LayerNorm where p says so (gain or shift NULL: 1 and 0). y may be x. Parallel. */
 void lq_run_norm(const lq_kernels *k, const lq_params *p, const float *gain, const float *shift, const float *x, uint32_t d, uint32_t n, float *y);
 

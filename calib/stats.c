@@ -63,7 +63,8 @@ static void add_slice(void *arg, size_t i) {
     }
 }
 
-lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
+/* Maxima, sums, and the check that every value is finite. */
+static lq_status scan(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
     size_t slices = (s->cols + SLICE - 1) / SLICE;
     job j = {s, x, n, lq_alloc(slices)};
     if (!j.bad) return lq_oom(ctx, slices);
@@ -72,11 +73,43 @@ lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
     for (size_t i = 0; i < slices && !st; i++)
         if (j.bad[i]) st = lq_fail(ctx, LQ_ERR_QUALITY, "the activations are not finite in column %zu", i * SLICE + j.bad[i] - 1);
     lq_free(j.bad);
-    if (st) return st;
+    return st;
+}
+
+lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
+    LQ_TRY(scan(ctx, s, x, n));
     if (s->needs & LQ_NEED_SAMPLES) add_samples(s, x, n);
     if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
     s->n += n;
     return LQ_OK;
+}
+
+lq_status lq_stats_add_weighted(lq_ctx *ctx, lq_stats *s, float *x, const float *w, uint32_t n) {
+    LQ_TRY(scan(ctx, s, x, n));
+    if (s->needs & LQ_NEED_SAMPLES) add_samples(s, x, n);
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t c = 0; c < s->cols; c++) x[(size_t)t * s->cols + c] *= w[t];
+    if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
+    s->n += n;
+    return LQ_OK;
+}
+
+void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c) {
+    bool empty = !s->n;
+    if (s->needs & LQ_NEED_GRAM) {
+        double own = lq_gram_trace(&s->gram), other = lq_gram_trace(&prior->gram);
+        lq_gram_mix(&s->gram, &prior->gram, empty ? 1 : other > 0 ? c * own / other : 0);
+    }
+    if (!empty) return;
+    s->n = s->gram.n = prior->n;
+    if (s->needs & LQ_NEED_SAMPLES) {
+        s->n_samples = prior->n_samples;
+        s->stride = prior->stride;
+        memcpy(s->samples, prior->samples, (size_t)s->n_samples * s->cols * sizeof *s->samples);
+    }
+    if (!(s->needs & LQ_NEED_ABSMAX)) return;
+    memcpy(s->absmax, prior->absmax, s->cols * sizeof *s->absmax);
+    memcpy(s->abssum, prior->abssum, s->cols * sizeof *s->abssum);
 }
 
 void lq_stats_free(lq_stats *s) {

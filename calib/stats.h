@@ -11,6 +11,7 @@ typedef struct lq_stats {
     unsigned needs;
     uint32_t cols;
     uint64_t n;        /* tokens seen */
+    uint64_t routed;   /* of an expert: tokens routed to it; without any, n counts those of its prior */
     float *absmax;     /* [cols] max |x|      (ABSMAX) */
     double *abssum;    /* [cols] sum |x|      (ABSMAX) */
     lq_gram gram;      /* sum x x^T           (GRAM) */
@@ -22,5 +23,9 @@ enum { LQ_SAMPLES = 1024 };
 lq_status lq_stats_init(lq_ctx *ctx, lq_stats *s, unsigned needs, uint32_t cols);
 /* x[n][cols]; LQ_ERR_QUALITY when a value is not finite, naming the column. */
 lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n);
+/* The same for tokens of weight w[n]^2 in the Gram matrix (maxima and sums: 1). x is overwritten. */
+lq_status lq_stats_add_weighted(lq_ctx *ctx, lq_stats *s, float *x, const float *w, uint32_t n);
+/* s += c (tr G_s / tr G_prior) prior in the Gram matrix; s without tokens becomes the prior. */
+void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c);
 void lq_stats_free(lq_stats *s);
 #endif

@@ -22,6 +22,7 @@
     X(Q, "q_proj")               \
     X(K, "k_proj")               \
     X(V, "v_proj")               \
+    X(ATTN_SUB_NORM, "attn_sub_norm") /* of what o_proj reads */ \
     X(O, "o_proj")               \
     X(Q_NORM, "q_norm")          \
     X(K_NORM, "k_norm")          \
@@ -30,7 +31,16 @@
     X(GATE_UP, "gate_up_proj")   \
     X(GATE, "gate_proj")         \
     X(UP, "up_proj")             \
+    X(FFN_SUB_NORM, "ffn_sub_norm") /* of what down_proj reads */ \
     X(DOWN, "down_proj")         \
+    X(ROUTER, "router")          \
+    X(EXPERT_GATE, "expert.gate_proj") /* of expert `slot.expert` */ \
+    X(EXPERT_UP, "expert.up_proj")     \
+    X(EXPERT_DOWN, "expert.down_proj") \
+    X(SHARED_ROUTER, "shared_expert_gate") \
+    X(SHARED_GATE, "shared_expert.gate_proj") \
+    X(SHARED_UP, "shared_expert.up_proj")     \
+    X(SHARED_DOWN, "shared_expert.down_proj") \
     X(MLP_POST_NORM, "mlp_post_norm") \
     X(ROPE_DIV, "rope_freqs") /* a GGUF's divisors of the rotary frequencies; config.json says them as rope_scaling */
 
@@ -41,6 +51,9 @@ typedef enum lq_role {
     LQ_R_N
 } lq_role;
 extern const char *const lq_role_names[LQ_R_N];
+enum { LQ_EXPERT_ROLES = 3 }; /* EXPERT_GATE, _UP and _DOWN follow one another */
+static inline bool lq_role_is_expert(lq_role r) { return r >= LQ_R_EXPERT_GATE && r < LQ_R_EXPERT_GATE + LQ_EXPERT_ROLES; }
+static inline bool lq_role_is_router(lq_role r) { return r == LQ_R_ROUTER || r == LQ_R_SHARED_ROUTER; }
 
 /* How the stored rows differ from the rows of the matrix the model multiplies by. */
 typedef enum lq_view {
@@ -57,6 +70,7 @@ typedef struct lq_row {          /* one tensor of the model */
     const char *name;            /* the Hugging Face name, "model.layers.0.self_attn.q_proj.weight"; owned by the catalog */
     const char *gguf_name;       /* "blk.0.attn_q.weight"; NULL when the architecture has none */
     int32_t source;              /* index in the source */
+    uint64_t row0;               /* first of its rows in the source's tensor: several rows may view one stack of experts */
     lq_dtype dtype;              /* stored type in the source; LQ_NONE: the source holds it quantized */
     uint32_t ndim;               /* 1 or 2 for known roles; 0..4 for unknown ones */
     uint64_t shape[4];           /* Hugging Face order: rows, cols */

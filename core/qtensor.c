@@ -156,8 +156,9 @@ lq_status lq_qtensor_init(lq_ctx *ctx, lq_qtensor *q, const lq_scheme *s, lq_slo
 }
 
 void lq_qtensor_free(lq_qtensor *q) {
-    lq_arena_free(&q->mem);
+    lq_arena *mem = q->mem; /* q itself may live in it */
     *q = (lq_qtensor){0};
+    lq_arena_free(&mem);
 }
 
 static float scalar_get(lq_dtype t, const void *v, size_t i) {
@@ -246,45 +247,66 @@ float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code) {
     return code & 32 ? -v : v;
 }
 
-void lq_qtensor_add_extras(const lq_qtensor *q, uint32_t r, float *w) {
-    const lq_scheme *s = &q->sch;
-    if (s->extra & LQ_X_LOWRANK)
-        for (uint32_t k = 0; k < s->rank; k++) {
-            float a = lq_f16_f32(q->lr.a[(size_t)r * s->rank + k]);
-            for (uint32_t c = 0; c < q->cols; c++) w[c] += a * lq_f16_f32(q->lr.b[(size_t)k * q->cols + c]);
-        }
-    if (s->extra & LQ_X_OUTLIERS && q->outliers.n)
+lq_dtype lq_grid_dtype(lq_grid_kind k) { return k == LQ_GRID_F16 ? LQ_F16 : k == LQ_GRID_BF16 ? LQ_BF16 : k == LQ_GRID_F32 ? LQ_F32 : LQ_NONE; }
+
+void lq_qtensor_add_sparse(const lq_qtensor *q, uint32_t r, float *w) {
+    const lq_cols *kept = &q->outlier_cols;
+    if (q->sch.extra & LQ_X_OUTLIERS && q->outliers.n)
         for (uint32_t i = q->outliers.row[r]; i < q->outliers.row[r + 1]; i++) w[q->outliers.col[i]] += lq_f16_f32(q->outliers.v[i]);
-    if (s->extra & LQ_X_OUTLIER_COLS)
-        for (uint32_t i = 0; i < q->outlier_cols.n; i++) w[q->outlier_cols.idx[i]] = lq_f16_f32(q->outlier_cols.v[(size_t)r * q->outlier_cols.n + i]);
+    if (q->sch.extra & LQ_X_OUTLIER_COLS)
+        for (uint32_t i = 0; i < kept->n; i++) w[kept->idx[i]] = lq_f16_f32(kept->v[(size_t)r * kept->n + i]);
+}
+
+void lq_qtensor_add_extras(const lq_qtensor *q, uint32_t r, float *w) {
+    uint32_t rank = q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0;
+    for (uint32_t k = 0; k < rank; k++) {
+        float a = lq_f16_f32(q->lr.a[(size_t)r * rank + k]);
+        for (uint32_t c = 0; c < q->cols; c++) w[c] += a * lq_f16_f32(q->lr.b[(size_t)k * q->cols + c]);
+    }
+    lq_qtensor_add_sparse(q, r, w);
+}
+
+float lq_qtensor_code_weight(const lq_qtensor *q, uint32_t r, uint32_t c) {
+    const lq_scheme *s = &q->sch;
+    float a = lq_grid_value(q, r, lq_code_get(q->codes + (size_t)r * q->row_bytes, s->grid.bits, c)), scale = 1, zero = 0;
+    if (s->scale.dtype != LQ_NONE) scale = lq_plane_get(&s->scale, &q->scale, lq_plane_index(&s->scale, q->cols, r, c));
+    if (s->zero_kind != LQ_ZERO_NONE) zero = lq_plane_get(&s->zero, &q->zero, lq_plane_index(&s->zero, q->cols, r, c));
+    return s->zero_kind == LQ_ZERO_MIN ? scale * a - zero : scale * (a - zero);
 }
 
 void lq_qtensor_decode_row(const lq_qtensor *q, uint32_t r, float *out) {
-    const lq_scheme *s = &q->sch;
-    const uint8_t *row = q->codes + (size_t)r * q->row_bytes;
-    for (uint32_t c = 0; c < q->cols; c++) {
-        float a = lq_grid_value(q, r, lq_code_get(row, s->grid.bits, c)), scale = 1, zero = 0;
-        if (s->scale.dtype != LQ_NONE) scale = lq_plane_get(&s->scale, &q->scale, lq_plane_index(&s->scale, q->cols, r, c));
-        if (s->zero_kind != LQ_ZERO_NONE) zero = lq_plane_get(&s->zero, &q->zero, lq_plane_index(&s->zero, q->cols, r, c));
-        float w = s->zero_kind == LQ_ZERO_MIN ? scale * a - zero : scale * (a - zero);
-        out[q->perm ? q->perm[c] : c] = w;
-    }
-    if (s->extra & (LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK)) lq_qtensor_add_extras(q, r, out);
+    for (uint32_t c = 0; c < q->cols; c++) out[q->perm ? q->perm[c] : c] = lq_qtensor_code_weight(q, r, c);
+    if (q->sch.extra & (LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK)) lq_qtensor_add_extras(q, r, out);
 }
+
+static bool bytes_eq(const void *a, const void *b, size_t n) { return !n || !memcmp(a, b, n); }
 
 static bool plane_bits_eq(const lq_plane_desc *d, const lq_plane *a, const lq_plane *b, uint32_t rows, uint32_t cols) {
     size_t n = lq_plane_count(d, rows, cols), m = parents(d, n);
-    return !memcmp(&a->offset, &b->offset, sizeof a->offset) && (!n || !memcmp(a->v, b->v, n * lq_dtypes[d->dtype].bytes)) &&
-           (!m || !memcmp(a->parent, b->parent, m * lq_dtypes[d->parent].bytes));
+    return bytes_eq(&a->offset, &b->offset, sizeof a->offset) && bytes_eq(a->v, b->v, n * lq_dtypes[d->dtype].bytes) &&
+           bytes_eq(a->parent, b->parent, m * lq_dtypes[d->parent].bytes) && !a->lut == !b->lut && (!a->lut || bytes_eq(a->lut, b->lut, 256 * sizeof *a->lut));
+}
+
+static bool sparse_eq(const lq_qtensor *a, const lq_qtensor *b) {
+    const lq_csr *x = &a->outliers, *y = &b->outliers;
+    if (x->n != y->n) return false;
+    return !x->n || (bytes_eq(x->row, y->row, ((size_t)a->rows + 1) * 4) && bytes_eq(x->col, y->col, (size_t)x->n * 4) && bytes_eq(x->v, y->v, (size_t)x->n * 2));
+}
+
+static bool extras_eq(const lq_qtensor *a, const lq_qtensor *b) {
+    const lq_cols *x = &a->outlier_cols, *y = &b->outlier_cols;
+    size_t rank = a->sch.extra & LQ_X_LOWRANK ? a->sch.rank : 0;
+    return sparse_eq(a, b) && x->n == y->n && bytes_eq(x->idx, y->idx, (size_t)x->n * 4) && bytes_eq(x->v, y->v, (size_t)x->n * a->rows * 2) &&
+           bytes_eq(a->lr.a, b->lr.a, rank * a->rows * 2) && bytes_eq(a->lr.b, b->lr.b, rank * a->cols * 2);
 }
 
 bool lq_qtensor_eq(const lq_qtensor *a, const lq_qtensor *b) {
     if (!lq_scheme_eq(&a->sch, &b->sch) || a->rows != b->rows || a->cols != b->cols || a->n_lut != b->n_lut) return false;
-    if (!a->perm != !b->perm || !a->bias != !b->bias) return false;
+    if (!a->perm != !b->perm || !a->bias != !b->bias || !bytes_eq(&a->act_scale, &b->act_scale, sizeof a->act_scale)) return false;
     for (uint32_t r = 0; r < a->rows; r++)
         if (memcmp(a->codes + r * a->row_bytes, b->codes + r * b->row_bytes, ((size_t)a->cols * a->sch.grid.bits + 7) / 8)) return false;
     return plane_bits_eq(&a->sch.scale, &a->scale, &b->scale, a->rows, a->cols) &&
            plane_bits_eq(&a->sch.zero, &a->zero, &b->zero, a->rows, a->cols) &&
            (!a->perm || !memcmp(a->perm, b->perm, (size_t)a->cols * 4)) && (!a->bias || !memcmp(a->bias, b->bias, (size_t)a->rows * 4)) &&
-           (!a->n_lut || !memcmp(a->lut, b->lut, ((size_t)4 << a->sch.grid.bits) * a->n_lut));
+           bytes_eq(a->lut, b->lut, ((size_t)4 << a->sch.grid.bits) * a->n_lut) && extras_eq(a, b);
 }

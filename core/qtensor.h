@@ -137,8 +137,12 @@ float lq_plane_round(const lq_plane_desc *d, float v); /* what set then get woul
 size_t lq_plane_index(const lq_plane_desc *d, uint32_t cols, uint32_t r, uint32_t c); /* element that covers weight (r, c) */
 /* A(code): what a stored code of row r means before scaling. */
 float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code);
+/* What the stored code at (r, c) alone gives: stored column c, planes applied, extras not. */
+float lq_qtensor_code_weight(const lq_qtensor *q, uint32_t r, uint32_t c);
+lq_dtype lq_grid_dtype(lq_grid_kind k); /* the dtype whose bits are the codes of a float grid; LQ_NONE for the others */
 /* w[cols] of row r, weight-column order: low rank and sparse values added, outlier columns set. Part of decode_row. */
 void lq_qtensor_add_extras(const lq_qtensor *q, uint32_t r, float *w);
+void lq_qtensor_add_sparse(const lq_qtensor *q, uint32_t r, float *w); /* the same without low rank */
 /* out[cols], weight-column order: THE definition of the value of a qtensor. */
 void lq_qtensor_decode_row(const lq_qtensor *q, uint32_t r, float *out);
 /* Same scheme, shape and every stored bit equal (errors not compared). */

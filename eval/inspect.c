@@ -17,7 +17,7 @@ static uint64_t entry_elems(const lq_entry *e) {
 static double entry_bpw(const lq_entry *e) {
     uint64_t n = entry_elems(e);
     if (!n) return 0;
-    if (e->dtype == LQ_NONE && e->ndim == 2) return lq_scheme_bpw(&e->scheme, (uint32_t)e->shape[0], (uint32_t)e->shape[1]);
+    if (e->dtype == LQ_NONE && e->ndim == 2) return 8.0 * (double)lq_entry_q_bytes(e) / (double)n;
     return 8.0 * (double)e->bytes / (double)n;
 }
 

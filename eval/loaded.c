@@ -29,7 +29,10 @@ void lq_loaded_close(lq_loaded *l) {
 }
 
 uint64_t lq_weight_row_bytes(const lq_model *m, const lq_row *r) {
-    return r->source >= 0 && (size_t)r->source < m->src->n ? m->src->entries[r->source].bytes : 0;
+    if (r->source < 0 || (size_t)r->source >= m->src->n) return 0;
+    const lq_entry *e = &m->src->entries[r->source];
+    uint64_t rows = lq_entry_rows(e);
+    return e->ndim == 3 && rows ? e->bytes / rows * lq_row_rows(r) : e->bytes; /* a stack of experts holds several */
 }
 
 lq_weight lq_weight_of(const lq_model *m) {
@@ -41,7 +44,7 @@ lq_weight lq_weight_of(const lq_model *m) {
         bool quantized = r->dtype == LQ_NONE;
         if (quantized) {
             w.quantized++;
-            q_bits += 8.0 * (double)lq_scheme_bytes(&m->src->entries[r->source].scheme, lq_row_rows(r), lq_row_cols(r));
+            q_bits += 8.0 * (double)lq_entry_q_bytes(&m->src->entries[r->source]);
             q_elems += (double)lq_row_elems(r);
         }
         if (!r->linear || r->slot.block < 0) continue;

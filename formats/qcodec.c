@@ -1,20 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* A qtensor as bytes, version 1, little-endian, no padding between the parts:
+/* A qtensor as bytes, version 2, little-endian, no padding between the parts:
  *
- *     0  "LQQT"            4  u32 version = 1
- *     8  scheme, 56 bytes:
+ *     0  "LQQT"            4  u32 version = 2
+ *     8  scheme, 60 bytes:
  *          u8 grid kind, u8 bits, u8 vec, u8 zero kind, i32 bias
  *          scale, zero: u8 dtype, u8 sig, u8 parent, u8 0, u32 tile_r, u32 tile_c, u32 span
- *          act: u8 kind, u8 dtype, u8 scope, u8 0, u32 tile, f32 outlier;  u32 extra
- *    64  slot: i32 block, u16 role, i16 expert
- *    72  u32 rows, u32 cols   80  f64 err_w, f64 err_h
- *    96  u32 flags (1 bias, 2 scale table, 4 zero table), u32 n_lut   104  f32 scale offset, f32 zero offset
- *   112  codes: rows x ceil(cols * bits / 8), the canonical bitstream, unused bits zero
+ *          act: u8 kind, u8 dtype, u8 scope, u8 0, u32 tile, f32 outlier;  u32 extra, u16 rank, u16 sparse
+ *    68  slot: i32 block, u16 role, i16 expert
+ *    76  u32 rows, u32 cols   84  f64 err_w, f64 err_h
+ *   100  u32 flags (1 bias, 2 scale table, 4 zero table), u32 n_lut   108  f32 scale offset, f32 zero offset
+ *   116  f32 act_scale, u32 sparse values, u32 kept columns
+ *   128  codes: rows x ceil(cols * bits / 8), the canonical bitstream, unused bits zero
  *        scale elements, scale parents, [f32 x 256 scale table], the same for zero
- *        f32 x (n_lut << bits) code table, u32 x cols perm (LQ_X_PERM), [f32 x rows bias]
+ *        f16 x (n_lut << bits) code table (a fixed table is named, not stored), u32 x cols perm (LQ_X_PERM)
+ *        LQ_X_OUTLIERS: u32 x (rows + 1) row, u32 x n col, f16 x n;  LQ_X_OUTLIER_COLS: u32 x n index, f16 x rows x n
+ *        LQ_X_LOWRANK: f16 x rows x rank, f16 x rank x cols;  [f32 x rows bias]
  *
- * The length follows from the first 112 bytes, so it is checked before anything is allocated. dtype ids are their own
+ * The length follows from the first 128 bytes, so it is checked before anything is allocated. dtype ids are their own
  * (disk_dtypes), kinds are the enums. */
 #include "formats/qcodec.h"
 
@@ -24,11 +27,12 @@
 #include <string.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "planes are copied as they lie in memory");
-_Static_assert(LQ_GRID_E2M1 == 1 && LQ_GRID_LUT == 5 && LQ_ZERO_MIN == 2 && LQ_ACT_STATIC == 2, "ids on disk");
+_Static_assert(LQ_GRID_E2M1 == 1 && LQ_GRID_LUT == 5 && LQ_GRID_F32 == 8 && LQ_ZERO_MIN == 2 && LQ_ACT_STATIC == 2, "ids on disk");
+_Static_assert(LQ_LUT_DATA == 0 && LQ_LUT_NF4 == 1 && LQ_LUT_FP4 == 2 && LQ_LUT_SIGN == 3, "ids on disk");
 
-enum { HEAD = 112, VERSION = 1, TABLE = 256, F_BIAS = 1, F_SCALE_TABLE = 2, F_ZERO_TABLE = 4 };
-enum { EXTRAS = LQ_X_PERM | LQ_X_LUT_PER_ROW };
-static const lq_dtype disk_dtypes[] = {LQ_NONE, LQ_F32, LQ_F16, LQ_BF16, LQ_E4M3, LQ_E8M0, LQ_U8, LQ_I8, LQ_E5M2};
+enum { HEAD = 128, VERSION = 2, TABLE = 256, RANK_MAX = 1024, F_BIAS = 1, F_SCALE_TABLE = 2, F_ZERO_TABLE = 4 };
+enum { EXTRAS = LQ_X_PERM | LQ_X_LUT_PER_ROW | LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK };
+static const lq_dtype disk_dtypes[] = {LQ_NONE, LQ_F32, LQ_F16, LQ_BF16, LQ_E4M3, LQ_E8M0, LQ_U8, LQ_I8, LQ_E5M2, LQ_BOOL};
 enum { DISK_DTYPES = sizeof disk_dtypes / sizeof *disk_dtypes };
 
 static uint8_t dtype_id(lq_dtype t) {
@@ -39,7 +43,7 @@ static uint8_t dtype_id(lq_dtype t) {
 
 /* -- scheme ---------------------------------------------------------------------------------------------------------- */
 
-static bool is_plane_dtype(lq_dtype t) { return dtype_id(t) < DISK_DTYPES && t != LQ_E5M2; }
+static bool is_plane_dtype(lq_dtype t) { return dtype_id(t) < DISK_DTYPES && t != LQ_E5M2 && t != LQ_BOOL; }
 
 static lq_status plane_check(lq_ctx *ctx, const char *what, const lq_plane_desc *d, uint32_t rows, uint32_t cols) {
     if (!is_plane_dtype(d->dtype)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%ss of type %s", what, lq_dtypes[d->dtype].name);
@@ -52,14 +56,41 @@ static lq_status plane_check(lq_ctx *ctx, const char *what, const lq_plane_desc 
     return LQ_OK;
 }
 
+static bool is_float(lq_grid_kind k) { return k == LQ_GRID_F16 || k == LQ_GRID_BF16 || k == LQ_GRID_F32; }
+
+static bool bias_ok(const lq_grid *g) {
+    if (g->kind == LQ_GRID_INT) return g->bias >= -65536 && g->bias <= 65536;
+    if (g->kind != LQ_GRID_LUT) return g->bias == 0;
+    if (g->bias == LQ_LUT_SIGN) return g->bits == 1;
+    return g->bias == LQ_LUT_DATA || ((g->bias == LQ_LUT_NF4 || g->bias == LQ_LUT_FP4) && g->bits == 4);
+}
+
 static lq_status grid_check(lq_ctx *ctx, const lq_grid *g) {
-    static const struct { uint8_t lo, hi; } bits[] = {{1, 16}, {4, 4}, {6, 6}, {8, 8}, {8, 8}, {1, 16}};
-    if (g->kind > LQ_GRID_LUT) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "unknown grid kind %d", (int)g->kind);
+    static const struct { uint8_t lo, hi; } bits[] = {{1, 16}, {4, 4}, {6, 6}, {8, 8}, {8, 8}, {1, 16}, {16, 16}, {16, 16}, {32, 32}};
+    if (g->kind > LQ_GRID_F32) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "unknown grid kind %d", (int)g->kind);
     if (g->bits < bits[g->kind].lo || g->bits > bits[g->kind].hi)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%u-bit codes; this grid takes %u to %u", g->bits, bits[g->kind].lo, bits[g->kind].hi);
     if (g->vec != 1) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "codes for %u weights each; only 1 is known", g->vec);
-    if (g->kind == LQ_GRID_INT ? g->bias < -65536 || g->bias > 65536 : g->bias != 0)
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "code bias %d", (int)g->bias);
+    if (!bias_ok(g)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "code bias %d of a grid of kind %d with %u bits", (int)g->bias, (int)g->kind, g->bits);
+    return LQ_OK;
+}
+
+static lq_status act_check(lq_ctx *ctx, const lq_act *a) {
+    if (a->kind > LQ_ACT_STATIC) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "unknown kind of activations %d", (int)a->kind);
+    if (dtype_id(a->dtype) == DISK_DTYPES || !isfinite(a->outlier))
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "activations of type %s, threshold %g", lq_dtypes[a->dtype].name, (double)a->outlier);
+    return LQ_OK;
+}
+
+static lq_status extra_check(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uint32_t cols) {
+    bool sparse = s->extra & LQ_X_OUTLIERS, kept = s->extra & LQ_X_OUTLIER_COLS, low = s->extra & LQ_X_LOWRANK;
+    if (s->extra & ~(uint32_t)EXTRAS) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "extras 0x%x; those of 0x%x are known", (unsigned)s->extra, (unsigned)EXTRAS);
+    if (s->extra & LQ_X_LUT_PER_ROW && (s->grid.kind != LQ_GRID_LUT || s->grid.bias != LQ_LUT_DATA))
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a table per row on a grid that has no tables of its own");
+    if (low != (s->rank > 0) || s->rank > RANK_MAX || s->rank > rows || s->rank > cols)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "low rank %u of a matrix of %u x %u; at most %d", s->rank, rows, cols, RANK_MAX);
+    if ((sparse || kept) != (s->sparse > 0) || (sparse && s->sparse > 10000) || (sparse && kept))
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a limit of %u for %s", s->sparse, sparse && kept ? "both sparse values and kept columns" : sparse ? "sparse values in 10000" : "kept columns");
     return LQ_OK;
 }
 
@@ -71,11 +102,10 @@ lq_status lq_scheme_check(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uint32
     if (s->zero_kind > LQ_ZERO_MIN) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "unknown zero kind %d", (int)s->zero_kind);
     if ((s->zero_kind != LQ_ZERO_NONE) != (s->zero.dtype != LQ_NONE))
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "the zero kind and the zero plane (%s) disagree", lq_dtypes[s->zero.dtype].name);
-    if (s->act.kind > LQ_ACT_DYNAMIC) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "static activation scales; dynamic ones are known");
-    if (dtype_id(s->act.dtype) == DISK_DTYPES || !isfinite(s->act.outlier))
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "activations of type %s, threshold %g", lq_dtypes[s->act.dtype].name, (double)s->act.outlier);
-    if (s->extra & ~(uint32_t)EXTRAS) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "extras 0x%x; only a permutation and tables per row are known", (unsigned)s->extra);
-    return LQ_OK;
+    if (is_float(s->grid.kind) && (s->scale.dtype != LQ_NONE || s->zero.dtype != LQ_NONE))
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scales or zeros on a grid of floats");
+    LQ_TRY(act_check(ctx, &s->act));
+    return extra_check(ctx, s, rows, cols);
 }
 
 static uint8_t *put(uint8_t *p, const void *v, size_t n) { return (uint8_t *)memcpy(p, v, n) + n; }
@@ -96,7 +126,7 @@ void lq_scheme_encode(const lq_scheme *s, uint8_t out[LQ_SCHEME_BYTES]) {
     uint8_t *p = put(put(out, grid, 4), &s->grid.bias, 4);
     p = put_plane(put_plane(p, &s->scale), &s->zero);
     p = put(put(put(p, act, 4), &s->act.tile, 4), &s->act.outlier, 4);
-    put(p, &s->extra, 4);
+    put(put(put(p, &s->extra, 4), &s->rank, 2), &s->sparse, 2);
 }
 
 static bool dtype_from(uint8_t id, lq_dtype *out) {
@@ -113,7 +143,7 @@ static const uint8_t *get_plane(const uint8_t *p, lq_plane_desc *d, bool *ok) {
 
 lq_status lq_scheme_decode(lq_ctx *ctx, const uint8_t in[LQ_SCHEME_BYTES], lq_scheme *s) {
     *s = (lq_scheme){.grid = {.bits = in[1], .vec = in[2]}};
-    bool ok = in[0] <= LQ_GRID_LUT && in[3] <= LQ_ZERO_MIN;
+    bool ok = in[0] <= LQ_GRID_F32 && in[3] <= LQ_ZERO_MIN;
     s->grid.kind = ok ? (lq_grid_kind)in[0] : LQ_GRID_INT;
     s->zero_kind = ok ? (lq_zero_kind)in[3] : LQ_ZERO_NONE;
     const uint8_t *p = get(in + 4, &s->grid.bias, 4);
@@ -122,7 +152,7 @@ lq_status lq_scheme_decode(lq_ctx *ctx, const uint8_t in[LQ_SCHEME_BYTES], lq_sc
     s->act.kind = ok ? (lq_act_kind)p[0] : LQ_ACT_NONE;
     s->act.scope = p[2];
     p = get(get(p + 4, &s->act.tile, 4), &s->act.outlier, 4);
-    get(p, &s->extra, 4);
+    get(get(get(p, &s->extra, 4), &s->rank, 2), &s->sparse, 2);
     return ok ? LQ_OK : lq_fail(ctx, LQ_ERR_FORMAT, "a scheme of kinds this version does not know");
 }
 
@@ -147,15 +177,29 @@ static bool add_plane(uint64_t *total, const lq_plane_desc *d, uint32_t rows, ui
            add(total, table ? TABLE : 0, sizeof(float));
 }
 
-static uint64_t encoded_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols, uint32_t flags) {
-    uint64_t n = HEAD, luts = s->grid.kind != LQ_GRID_LUT ? 0 : s->extra & LQ_X_LUT_PER_ROW ? rows : 1;
-    bool ok = add(&n, rows, code_bytes(s, cols)) && add_plane(&n, &s->scale, rows, cols, flags & F_SCALE_TABLE) &&
-              add_plane(&n, &s->zero, rows, cols, flags & F_ZERO_TABLE) && add(&n, luts, (uint64_t)4 << s->grid.bits) &&
-              add(&n, s->extra & LQ_X_PERM ? cols : 0, 4) && add(&n, flags & F_BIAS ? rows : 0, sizeof(float));
+static size_t table_entries(const lq_scheme *s, uint32_t rows) { /* of the code table that is stored */
+    if (s->grid.kind != LQ_GRID_LUT || s->grid.bias != LQ_LUT_DATA) return 0;
+    return (size_t)(s->extra & LQ_X_LUT_PER_ROW ? rows : 1) << s->grid.bits;
+}
+
+typedef struct parts { uint32_t flags, sparse, kept; } parts; /* what the length depends on besides scheme and shape */
+
+static bool add_extras(uint64_t *n, const lq_scheme *s, uint32_t rows, uint32_t cols, const parts *p) {
+    bool ok = add(n, s->extra & LQ_X_PERM ? cols : 0, 4);
+    if (s->extra & LQ_X_OUTLIERS) ok = ok && add(n, (uint64_t)rows + 1, 4) && add(n, p->sparse, 6);
+    if (s->extra & LQ_X_OUTLIER_COLS) ok = ok && add(n, p->kept, 4) && add(n, (uint64_t)p->kept * rows, 2);
+    return ok && add(n, s->extra & LQ_X_LOWRANK ? ((uint64_t)rows + cols) * s->rank : 0, 2);
+}
+
+static uint64_t encoded_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols, const parts *p) {
+    uint64_t n = HEAD;
+    bool ok = add(&n, rows, code_bytes(s, cols)) && add_plane(&n, &s->scale, rows, cols, p->flags & F_SCALE_TABLE) &&
+              add_plane(&n, &s->zero, rows, cols, p->flags & F_ZERO_TABLE) && add(&n, table_entries(s, rows), 2) &&
+              add_extras(&n, s, rows, cols, p) && add(&n, p->flags & F_BIAS ? rows : 0, sizeof(float));
     return ok ? n : 0;
 }
 
-uint64_t lq_qtensor_encoded_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols) { return encoded_bytes(s, rows, cols, 0); }
+uint64_t lq_qtensor_encoded_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols) { return encoded_bytes(s, rows, cols, &(parts){0}); }
 
 /* -- values ---------------------------------------------------------------------------------------------------------- */
 
@@ -202,15 +246,97 @@ static lq_status perm_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
     return st;
 }
 
+/* What a code alone can get wrong: floats that are no numbers. */
+static lq_status codes_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
+    const lq_grid *g = &q->sch.grid;
+    if (!is_float(g->kind) && g->kind != LQ_GRID_E4M3 && g->kind != LQ_GRID_E5M2) return LQ_OK;
+    for (uint32_t r = 0; r < q->rows; r++)
+        for (uint32_t c = 0; c < q->cols; c++)
+            if (!isfinite(lq_grid_value(q, r, lq_code_get(q->codes + r * q->row_bytes, g->bits, c))))
+                return lq_fail(ctx, bad, "the code of weight (%u, %u) is no finite number", r, c);
+    return LQ_OK;
+}
+
+static lq_status table_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
+    size_t n = table_entries(&q->sch, q->rows);
+    LQ_TRY(floats_check(ctx, "code table entry", q->lut, n, bad));
+    for (size_t i = 0; i < n; i++)
+        if (lq_f16_f32(lq_f32_f16(q->lut[i])) != q->lut[i]) return lq_fail(ctx, bad, "code table entry %zu (%.9g) is no F16 value", i, (double)q->lut[i]);
+    return LQ_OK;
+}
+
+static lq_status halves_check(lq_ctx *ctx, const char *what, const uint16_t *v, size_t n, lq_status bad) {
+    for (size_t i = 0; i < n; i++)
+        if ((v[i] & 0x7c00) == 0x7c00) return lq_fail(ctx, bad, "%s %zu is not finite", what, i);
+    return LQ_OK;
+}
+
+static lq_status indices_check(lq_ctx *ctx, const char *what, const uint32_t *v, size_t n, uint32_t cols, lq_status bad) {
+    for (size_t i = 0; i < n; i++)
+        if (v[i] >= cols || (i && v[i] <= v[i - 1])) return lq_fail(ctx, bad, "%s %zu is column %u: not ascending below %u", what, i, v[i], cols);
+    return LQ_OK;
+}
+
+static lq_status sparse_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
+    const lq_csr *o = &q->outliers;
+    uint64_t most = (uint64_t)q->rows * q->cols * q->sch.sparse / 10000;
+    if (!(q->sch.extra & LQ_X_OUTLIERS) || (!o->n && !o->row)) return LQ_OK;
+    if (o->n > most) return lq_fail(ctx, bad, "%u sparse values, the scheme allows %llu", o->n, (unsigned long long)most);
+    if (o->row[0] || o->row[q->rows] != o->n) return lq_fail(ctx, bad, "sparse rows begin at %u and end at %u of %u values", o->row[0], o->row[q->rows], o->n);
+    for (uint32_t r = 0; r < q->rows; r++) {
+        if (o->row[r + 1] < o->row[r] || o->row[r + 1] > o->n) return lq_fail(ctx, bad, "sparse row %u begins at %u and ends at %u", r, o->row[r], o->row[r + 1]);
+        LQ_TRY(indices_check(ctx, "sparse value", o->col + o->row[r], o->row[r + 1] - o->row[r], q->cols, bad));
+    }
+    return halves_check(ctx, "sparse value", o->v, o->n, bad);
+}
+
+static bool is_kept(const lq_cols *k, uint32_t col) {
+    uint32_t lo = 0, hi = k->n;
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo) / 2;
+        if (k->idx[mid] < col) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo < k->n && k->idx[lo] == col;
+}
+
+/* The codes under a kept column mean 0: gemv adds the column to what the codes give. */
+static lq_status kept_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
+    const lq_cols *k = &q->outlier_cols;
+    if (!(q->sch.extra & LQ_X_OUTLIER_COLS) || !k->n) return LQ_OK;
+    if (k->n > q->sch.sparse) return lq_fail(ctx, bad, "%u kept columns, the scheme allows %u", k->n, q->sch.sparse);
+    LQ_TRY(indices_check(ctx, "kept column", k->idx, k->n, q->cols, bad));
+    LQ_TRY(halves_check(ctx, "value of kept columns", k->v, (size_t)k->n * q->rows, bad));
+    for (uint32_t c = 0; c < q->cols; c++) {
+        if (!is_kept(k, q->perm ? q->perm[c] : c)) continue;
+        for (uint32_t r = 0; r < q->rows; r++)
+            if (lq_qtensor_code_weight(q, r, c) != 0) return lq_fail(ctx, bad, "the code of weight (%u, %u) lies under a kept column and is not 0", r, c);
+    }
+    return LQ_OK;
+}
+
+static lq_status act_scale_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
+    bool fixed = q->sch.act.kind == LQ_ACT_STATIC;
+    if (fixed ? isfinite(q->act_scale) && q->act_scale > 0 : q->act_scale == 0) return LQ_OK;
+    return lq_fail(ctx, bad, "a step of %g for %s activations", (double)q->act_scale, fixed ? "static" : "no static");
+}
+
 lq_status lq_qtensor_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
+    bool low = q->sch.extra & LQ_X_LOWRANK;
     if (!isfinite(q->scale.offset) || !isfinite(q->zero.offset)) return lq_fail(ctx, bad, "a plane offset is not finite");
     LQ_TRY(floats_check(ctx, "scale table entry", q->scale.lut, TABLE, bad));
     LQ_TRY(floats_check(ctx, "zero table entry", q->zero.lut, TABLE, bad));
     LQ_TRY(scale_check(ctx, q, bad));
     LQ_TRY(zero_check(ctx, q, bad));
-    LQ_TRY(floats_check(ctx, "code table entry", q->lut, q->lut ? (size_t)q->n_lut << q->sch.grid.bits : 0, bad));
+    LQ_TRY(table_check(ctx, q, bad));
+    LQ_TRY(codes_check(ctx, q, bad));
     LQ_TRY(floats_check(ctx, "bias", q->bias, q->rows, bad));
-    return perm_check(ctx, q, bad);
+    LQ_TRY(act_scale_check(ctx, q, bad));
+    LQ_TRY(perm_check(ctx, q, bad));
+    LQ_TRY(sparse_check(ctx, q, bad));
+    LQ_TRY(kept_check(ctx, q, bad));
+    LQ_TRY(halves_check(ctx, "low rank value", q->lr.a, low ? (size_t)q->rows * q->sch.rank : 0, bad));
+    return halves_check(ctx, "low rank value", q->lr.b, low ? (size_t)q->cols * q->sch.rank : 0, bad);
 }
 
 /* -- encode ---------------------------------------------------------------------------------------------------------- */
@@ -233,15 +359,36 @@ static bool encode_codes(lq_buf *out, const lq_qtensor *q) {
     return true;
 }
 
-static void encode_head(const lq_qtensor *q, uint32_t flags, uint8_t head[HEAD]) {
-    uint32_t version = VERSION, shape[2] = {q->rows, q->cols}, tail[2] = {flags, q->n_lut};
+static void encode_head(const lq_qtensor *q, const parts *ps, uint8_t head[HEAD]) {
+    uint32_t version = VERSION, shape[2] = {q->rows, q->cols}, tail[2] = {ps->flags, q->n_lut}, counts[2] = {ps->sparse, ps->kept};
     double errs[2] = {q->err_w, q->err_h};
-    float offsets[2] = {q->scale.offset, q->zero.offset};
+    float steps[3] = {q->scale.offset, q->zero.offset, q->act_scale};
     uint8_t *p = put(put(head, "LQQT", 4), &version, 4);
     lq_scheme_encode(&q->sch, p);
     p = put(put(put(p + LQ_SCHEME_BYTES, &q->slot.block, 4), &q->slot.role, 2), &q->slot.expert, 2);
     p = put(put(p, shape, sizeof shape), errs, sizeof errs);
-    put(put(p, tail, sizeof tail), offsets, sizeof offsets);
+    put(put(put(p, tail, sizeof tail), steps, sizeof steps), counts, sizeof counts);
+}
+
+static bool encode_table(lq_buf *out, const lq_qtensor *q) {
+    for (size_t i = 0, n = table_entries(&q->sch, q->rows); i < n; i++) {
+        uint16_t v = lq_f32_f16(q->lut[i]);
+        if (!add_data(out, &v, sizeof v)) return false;
+    }
+    return true;
+}
+
+static bool encode_extras(lq_buf *out, const lq_qtensor *q) {
+    static const uint32_t none = 0;
+    const lq_scheme *s = &q->sch;
+    const lq_csr *o = &q->outliers;
+    const lq_cols *k = &q->outlier_cols;
+    size_t rank = s->extra & LQ_X_LOWRANK ? s->rank : 0, n = s->extra & LQ_X_OUTLIERS ? (size_t)q->rows + 1 : 0;
+    bool ok = add_data(out, q->perm, q->perm ? (size_t)q->cols * 4 : 0);
+    for (size_t r = 0; r < n && ok; r++) ok = add_data(out, o->row ? o->row + r : &none, 4);
+    if (n) ok = ok && add_data(out, o->col, (size_t)o->n * 4) && add_data(out, o->v, (size_t)o->n * 2);
+    if (s->extra & LQ_X_OUTLIER_COLS) ok = ok && add_data(out, k->idx, (size_t)k->n * 4) && add_data(out, k->v, (size_t)k->n * q->rows * 2);
+    return ok && add_data(out, q->lr.a, rank * q->rows * 2) && add_data(out, q->lr.b, rank * q->cols * 2);
 }
 
 static lq_status grow(lq_ctx *ctx, lq_buf *b, size_t need) { /* one allocation instead of a chain of doublings */
@@ -253,17 +400,23 @@ static lq_status grow(lq_ctx *ctx, lq_buf *b, size_t need) { /* one allocation i
     return LQ_OK;
 }
 
-lq_status lq_qtensor_encode(lq_ctx *ctx, const lq_qtensor *q, lq_buf *out) {
+static lq_status encodable(lq_ctx *ctx, const lq_qtensor *q) {
     LQ_TRY(lq_scheme_check(ctx, &q->sch, q->rows, q->cols));
-    uint32_t flags = (q->bias ? F_BIAS : 0) | (q->scale.lut ? F_SCALE_TABLE : 0) | (q->zero.lut ? F_ZERO_TABLE : 0);
-    uint64_t need = encoded_bytes(&q->sch, q->rows, q->cols, flags);
+    return table_check(ctx, q, LQ_ERR_QUALITY);
+}
+
+lq_status lq_qtensor_encode(lq_ctx *ctx, const lq_qtensor *q, lq_buf *out) {
+    LQ_TRY(encodable(ctx, q));
+    parts ps = {.flags = (q->bias ? F_BIAS : 0) | (q->scale.lut ? F_SCALE_TABLE : 0) | (q->zero.lut ? F_ZERO_TABLE : 0),
+                .sparse = q->sch.extra & LQ_X_OUTLIERS ? q->outliers.n : 0, .kept = q->sch.extra & LQ_X_OUTLIER_COLS ? q->outlier_cols.n : 0};
+    uint64_t need = encoded_bytes(&q->sch, q->rows, q->cols, &ps);
     if (!need) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a matrix of %u x %u is too large", q->rows, q->cols);
     LQ_TRY(grow(ctx, out, (size_t)need));
     uint8_t head[HEAD];
-    encode_head(q, flags, head);
+    encode_head(q, &ps, head);
     bool ok = lq_buf_add(out, head, HEAD) && encode_codes(out, q) && encode_plane(out, q, &q->sch.scale, &q->scale) &&
-              encode_plane(out, q, &q->sch.zero, &q->zero) && add_data(out, q->lut, ((size_t)q->n_lut << q->sch.grid.bits) * sizeof(float)) &&
-              add_data(out, q->perm, q->perm ? (size_t)q->cols * 4 : 0) && add_data(out, q->bias, q->bias ? (size_t)q->rows * sizeof(float) : 0);
+              encode_plane(out, q, &q->sch.zero, &q->zero) && encode_table(out, q) && encode_extras(out, q) &&
+              add_data(out, q->bias, q->bias ? (size_t)q->rows * sizeof(float) : 0);
     return ok ? LQ_OK : lq_oom(ctx, (size_t)need);
 }
 
@@ -290,44 +443,76 @@ static lq_status decode_codes(lq_ctx *ctx, lq_qtensor *q, const uint8_t **p) {
     return LQ_OK;
 }
 
-static lq_status decode_body(lq_ctx *ctx, lq_qtensor *q, const uint8_t *p, uint32_t flags) {
+static void decode_table(lq_qtensor *q, const uint8_t **p) {
+    for (size_t i = 0, n = table_entries(&q->sch, q->rows); i < n; i++) {
+        uint16_t v;
+        *p = get(*p, &v, sizeof v);
+        q->lut[i] = lq_f16_f32(v);
+    }
+}
+
+static lq_status decode_extras(lq_ctx *ctx, lq_qtensor *q, const uint8_t **p, const parts *ps) {
+    size_t rank = q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0;
+    if (q->perm) *p = get(*p, q->perm, (size_t)q->cols * 4);
+    if (q->sch.extra & LQ_X_OUTLIERS) {
+        lq_csr *o = &q->outliers;
+        LQ_TRY(lq_qtensor_outliers(ctx, q, ps->sparse));
+        *p = get(get(get(*p, o->row, ((size_t)q->rows + 1) * 4), o->col, (size_t)o->n * 4), o->v, (size_t)o->n * 2);
+    }
+    if (q->sch.extra & LQ_X_OUTLIER_COLS) {
+        lq_cols *k = &q->outlier_cols;
+        LQ_TRY(lq_qtensor_outlier_cols(ctx, q, ps->kept));
+        *p = get(get(*p, k->idx, (size_t)k->n * 4), k->v, (size_t)k->n * q->rows * 2);
+    }
+    if (rank) *p = get(get(*p, q->lr.a, rank * q->rows * 2), q->lr.b, rank * q->cols * 2);
+    return LQ_OK;
+}
+
+static lq_status decode_body(lq_ctx *ctx, lq_qtensor *q, const uint8_t *p, const parts *ps) {
     LQ_TRY(decode_codes(ctx, q, &p));
-    LQ_TRY(decode_plane(ctx, q, &p, &q->sch.scale, &q->scale, flags & F_SCALE_TABLE));
-    LQ_TRY(decode_plane(ctx, q, &p, &q->sch.zero, &q->zero, flags & F_ZERO_TABLE));
-    if (q->lut) p = get(p, q->lut, ((size_t)q->n_lut << q->sch.grid.bits) * sizeof(float));
-    if (q->perm) p = get(p, q->perm, (size_t)q->cols * 4);
-    if (flags & F_BIAS) {
+    LQ_TRY(decode_plane(ctx, q, &p, &q->sch.scale, &q->scale, ps->flags & F_SCALE_TABLE));
+    LQ_TRY(decode_plane(ctx, q, &p, &q->sch.zero, &q->zero, ps->flags & F_ZERO_TABLE));
+    decode_table(q, &p);
+    LQ_TRY(decode_extras(ctx, q, &p, ps));
+    if (ps->flags & F_BIAS) {
         if (!(q->bias = lq_arena_alloc(q->mem, (size_t)q->rows * sizeof(float)))) return lq_oom(ctx, (size_t)q->rows * sizeof(float));
         get(p, q->bias, (size_t)q->rows * sizeof(float));
     }
     return lq_qtensor_check(ctx, q, LQ_ERR_FORMAT);
 }
 
-lq_status lq_qtensor_decode(lq_ctx *ctx, const void *bytes, size_t n, lq_qtensor *out) {
-    const uint8_t *p = bytes;
-    *out = (lq_qtensor){0};
+typedef struct head { lq_scheme s; lq_slot slot; uint32_t shape[2], tail[2], counts[2]; double errs[2]; float steps[3]; } head;
+
+static lq_status decode_head(lq_ctx *ctx, const uint8_t *p, size_t n, head *h) {
+    uint32_t version;
     if (n < HEAD || memcmp(p, "LQQT", 4)) return lq_fail(ctx, LQ_ERR_FORMAT, "these %zu bytes are no quantized matrix", n);
-    uint32_t version, shape[2], tail[2];
-    double errs[2];
-    float offsets[2];
-    lq_slot slot;
-    lq_scheme s;
     p = get(p + 4, &version, 4);
     if (version != VERSION) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "quantized matrix of version %u; this program reads %d", version, VERSION);
-    LQ_TRY(lq_scheme_decode(ctx, p, &s));
-    p = get(get(get(p + LQ_SCHEME_BYTES, &slot.block, 4), &slot.role, 2), &slot.expert, 2);
-    p = get(get(get(get(p, shape, 8), errs, 16), tail, 8), offsets, 8);
-    if (lq_scheme_check(ctx, &s, shape[0], shape[1])) return ctx ? ctx->status = LQ_ERR_FORMAT : LQ_ERR_FORMAT;
-    uint32_t luts = s.grid.kind != LQ_GRID_LUT ? 0 : s.extra & LQ_X_LUT_PER_ROW ? shape[0] : 1;
-    if (tail[0] > 7 || tail[1] != luts) return lq_fail(ctx, LQ_ERR_FORMAT, "flags 0x%x with %u tables, expected %u tables", tail[0], tail[1], luts);
-    uint64_t need = encoded_bytes(&s, shape[0], shape[1], tail[0]);
-    if (need != n) return lq_fail(ctx, LQ_ERR_FORMAT, "%zu bytes for a matrix of %u x %u, expected %llu", n, shape[0], shape[1], (unsigned long long)need);
-    LQ_TRY(lq_qtensor_init(ctx, out, &s, slot, shape[0], shape[1]));
-    out->err_w = errs[0];
-    out->err_h = errs[1];
-    out->scale.offset = offsets[0];
-    out->zero.offset = offsets[1];
-    lq_status st = decode_body(ctx, out, p, tail[0]);
+    LQ_TRY(lq_scheme_decode(ctx, p, &h->s));
+    p = get(get(get(p + LQ_SCHEME_BYTES, &h->slot.block, 4), &h->slot.role, 2), &h->slot.expert, 2);
+    p = get(get(p, h->shape, sizeof h->shape), h->errs, sizeof h->errs);
+    get(get(get(p, h->tail, sizeof h->tail), h->steps, sizeof h->steps), h->counts, sizeof h->counts);
+    if (lq_scheme_check(ctx, &h->s, h->shape[0], h->shape[1])) return ctx ? ctx->status = LQ_ERR_FORMAT : LQ_ERR_FORMAT;
+    uint32_t luts = h->s.grid.kind != LQ_GRID_LUT ? 0 : h->s.extra & LQ_X_LUT_PER_ROW ? h->shape[0] : 1;
+    if (h->tail[0] > 7 || h->tail[1] != luts) return lq_fail(ctx, LQ_ERR_FORMAT, "flags 0x%x with %u tables, expected %u tables", h->tail[0], h->tail[1], luts);
+    bool stray = (h->counts[0] && !(h->s.extra & LQ_X_OUTLIERS)) || (h->counts[1] && !(h->s.extra & LQ_X_OUTLIER_COLS));
+    return stray ? lq_fail(ctx, LQ_ERR_FORMAT, "%u sparse values and %u kept columns in a scheme without them", h->counts[0], h->counts[1]) : LQ_OK;
+}
+
+lq_status lq_qtensor_decode(lq_ctx *ctx, const void *bytes, size_t n, lq_qtensor *out) {
+    head h;
+    *out = (lq_qtensor){0};
+    LQ_TRY(decode_head(ctx, bytes, n, &h));
+    parts ps = {h.tail[0], h.counts[0], h.counts[1]};
+    uint64_t need = encoded_bytes(&h.s, h.shape[0], h.shape[1], &ps);
+    if (need != n) return lq_fail(ctx, LQ_ERR_FORMAT, "%zu bytes for a matrix of %u x %u, expected %llu", n, h.shape[0], h.shape[1], (unsigned long long)need);
+    LQ_TRY(lq_qtensor_init(ctx, out, &h.s, h.slot, h.shape[0], h.shape[1]));
+    out->err_w = h.errs[0];
+    out->err_h = h.errs[1];
+    out->scale.offset = h.steps[0];
+    out->zero.offset = h.steps[1];
+    out->act_scale = h.steps[2];
+    lq_status st = decode_body(ctx, out, (const uint8_t *)bytes + HEAD, &ps);
     if (st) lq_qtensor_free(out);
     return st;
 }

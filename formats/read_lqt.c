@@ -201,7 +201,7 @@ static bool from_hex(const char *hex, uint8_t *out, size_t n) {
     return true;
 }
 
-static lq_status quantized_entry(lq_ctx *ctx, const lqt *f, const frame_run *run, const char *hex, lq_entry *e) {
+static lq_status quantized_entry(lq_ctx *ctx, const lqt *f, const frame_run *run, const char *hex, const json_t *holds, lq_entry *e) {
     uint8_t bytes[LQ_SCHEME_BYTES] = {0};
     if (!from_hex(hex, bytes, sizeof bytes)) return lq_fail(ctx, LQ_ERR_FORMAT, "its scheme is no %zu bytes of hex", sizeof bytes);
     LQ_TRY(lq_scheme_decode(ctx, bytes, &e->scheme));
@@ -211,7 +211,9 @@ static lq_status quantized_entry(lq_ctx *ctx, const lqt *f, const frame_run *run
     uint64_t least = lq_qtensor_encoded_bytes(&e->scheme, (uint32_t)e->shape[0], (uint32_t)e->shape[1]);
     if (!least || f->frames[run->first].raw < least)
         return lq_fail(ctx, LQ_ERR_FORMAT, "%llu bytes, its scheme needs %llu", (unsigned long long)f->frames[run->first].raw, (unsigned long long)least);
+    if (!json_is_integer(holds) || json_integer_value(holds) <= 0) return lq_fail(ctx, LQ_ERR_FORMAT, "its index does not say how much it holds");
     e->bytes = f->frames[run->first].bytes;
+    e->q_bytes = (uint64_t)json_integer_value(holds);
     return LQ_OK;
 }
 
@@ -225,7 +227,7 @@ static lq_status add_tensor(lq_ctx *ctx, lq_source *s, const json_t *t, uint64_t
     lq_status st;
     LQ_GO(read_shape(ctx, json_object_get(t, "shape"), &e));
     LQ_GO(add_frames(ctx, f, json_object_get(t, "frames"), end, run));
-    LQ_GO(dtype ? plain_entry(ctx, f, run, dtype, &e) : quantized_entry(ctx, f, run, scheme, &e));
+    LQ_GO(dtype ? plain_entry(ctx, f, run, dtype, &e) : quantized_entry(ctx, f, run, scheme, json_object_get(t, "holds"), &e));
 done:
     return st ? lq_note(ctx, st, "tensor '%s'", e.name) : lq_source_add(ctx, s, &e);
 }
@@ -334,9 +336,9 @@ static lq_status lqt_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out
     LQ_TRY(unpack_new(ctx, f, &f->frames[f->tensors[i].first], &raw));
     lq_status st = lq_qtensor_decode(ctx, raw.v, raw.n, out);
     lq_buf_free(&raw);
-    if (!st && (!lq_scheme_eq(&out->sch, &e->scheme) || out->rows != e->shape[0] || out->cols != e->shape[1])) {
+    if (!st && (!lq_scheme_eq(&out->sch, &e->scheme) || out->rows != e->shape[0] || out->cols != e->shape[1] || lq_qtensor_bytes(out) != e->q_bytes)) {
         lq_qtensor_free(out);
-        st = lq_fail(ctx, LQ_ERR_FORMAT, "its frame holds another scheme or shape than the index says");
+        st = lq_fail(ctx, LQ_ERR_FORMAT, "its frame holds another scheme, shape or size than the index says");
     }
     if (!st) out->slot = (lq_slot){0};
     return st;

@@ -4,6 +4,7 @@
  * config.json gains one key without a change to its other bytes. */
 #include "formats/sink.h"
 
+#include "formats/config_splice.h"
 #include "formats/write.h"
 
 #include <string.h>
@@ -138,33 +139,17 @@ lq_status lq_sink_close(lq_sink **s) {
 
 /* -- config.json ----------------------------------------------------------------------------------------------------- */
 
-/* The object's text, each line but the first two columns further right, as a member of a two-space file wants it. */
-static lq_status indented(lq_ctx *ctx, const json_t *v, lq_buf *out) {
-    lq_buf flat;
-    LQ_TRY(lq_json_dump(ctx, v, &flat));
-    bool ok = true;
-    for (size_t i = 0; i + 1 < flat.n && ok; i++) /* without the last newline */
-        ok = lq_buf_add(out, flat.v + i, 1) && (flat.v[i] != '\n' || lq_buf_add(out, "  ", 2));
-    lq_buf_free(&flat);
-    return ok ? LQ_OK : lq_oom(ctx, out->n);
-}
-
-static bool is_space(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
-
-static lq_status spliced(lq_ctx *ctx, const char *text, size_t n, bool empty, const json_t *v, lq_buf *out) {
-    size_t brace = n;
-    while (brace && text[brace - 1] != '}') brace--; /* it parsed, so only blanks follow the last brace */
-    size_t end = --brace;
-    while (end && is_space(text[end - 1])) end--;
-    const char *head = empty ? "\n  \"quantization_config\": " : ",\n  \"quantization_config\": ";
-    if (!lq_buf_add(out, text, end) || !lq_buf_add(out, head, strlen(head))) return lq_oom(ctx, n);
-    LQ_TRY(indented(ctx, v, out));
-    if (end == brace && !lq_buf_add(out, "\n", 1)) return lq_oom(ctx, n);
-    return lq_buf_add(out, text + end, n - end) ? LQ_OK : lq_oom(ctx, n);
+static lq_status all_changes(lq_sink *s, json_t **out) {
+    json_t *quant = NULL;
+    *out = s->opts.config ? json_copy((json_t *)s->opts.config) : json_object();
+    if (!*out) return lq_oom(s->ctx, 64);
+    if (!s->format->quant_config) return LQ_OK;
+    if (!(quant = s->format->quant_config(s)) || json_object_set_new(*out, "quantization_config", quant)) return lq_oom(s->ctx, 64);
+    return LQ_OK;
 }
 
 lq_status lq_sink_config(lq_sink *s, const char *text, size_t n) {
-    json_t *doc = NULL, *quant = NULL;
+    json_t *doc = NULL, *changes = NULL;
     lq_buf out = {0};
     lq_status st = lq_json_parse(s->ctx, "config.json", text, n, &doc);
     if (st) return st;
@@ -172,23 +157,16 @@ lq_status lq_sink_config(lq_sink *s, const char *text, size_t n) {
         st = lq_fail(s->ctx, LQ_ERR_FORMAT, "config.json: not an object");
         goto done;
     }
-    if (!s->format->quant_config) {
-        st = lq_sink_sidecar(s, "config.json", text, n);
-        goto done;
-    }
-    if (json_object_get(doc, "quantization_config")) {
+    if (s->format->quant_config && json_object_get(doc, "quantization_config")) {
         st = lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "config.json: it has a quantization_config already; the input is quantized");
         goto done;
     }
-    if (!(quant = s->format->quant_config(s))) {
-        st = lq_oom(s->ctx, n);
-        goto done;
-    }
-    LQ_GO(spliced(s->ctx, text, n, json_object_size(doc) == 0, quant, &out));
+    LQ_GO(all_changes(s, &changes));
+    LQ_GO(lq_config_splice(s->ctx, text, n, doc, changes, &out));
     st = lq_sink_sidecar(s, "config.json", out.v, out.n);
 done:
     lq_buf_free(&out);
-    json_decref(quant);
+    json_decref(changes);
     json_decref(doc);
     return st;
 }

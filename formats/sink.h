@@ -12,6 +12,7 @@ typedef struct lq_sink_opts {
     uint64_t shard_size;
     const json_t *meta;      /* "meta" of a quantization_config: quantizer, damp_percent ...; borrowed, may be NULL */
     bool act_order;          /* truth for desc_act style keys */
+    const json_t *config;    /* top-level keys of config.json that change: the new value, null: the key goes; borrowed, may be NULL */
 } lq_sink_opts;
 
 typedef struct lq_format {   /* one row per output format */
@@ -45,7 +46,7 @@ lq_status lq_sink_put(lq_sink *s, const lq_qtensor *q);                         
 /* data: [rows][cols] in row->out_dtype, whatever the row's name wants in a file. */
 lq_status lq_sink_put_fp(lq_sink *s, const lq_row *row, const void *data, size_t bytes);
 lq_status lq_sink_sidecar(lq_sink *s, const char *name, const void *data, size_t n);        /* byte for byte */
-/* config.json: the source's text with quantization_config spliced in before its last brace, every other byte kept. */
+/* config.json: the source's text with opts.config applied and quantization_config spliced in before its last brace, every other byte kept. */
 lq_status lq_sink_config(lq_sink *s, const char *text, size_t n);
 lq_status lq_sink_sync(lq_sink *s);     /* after each block: what was put is on the disk */
 lq_status lq_sink_close(lq_sink **s);   /* every row must have been put: else LQ_ERR_QUALITY naming it */

@@ -26,6 +26,10 @@ uint64_t lq_entry_rows(const lq_entry *e) {
     return n;
 }
 
+uint64_t lq_entry_q_bytes(const lq_entry *e) {
+    return e->q_bytes ? e->q_bytes : lq_scheme_bytes(&e->scheme, (uint32_t)e->shape[0], (uint32_t)e->shape[1]);
+}
+
 uint64_t lq_entry_cols(const lq_entry *e) {
     if (e->ndim == 1 && lq_dtypes[e->dtype].block > 1) return e->shape[0];
     return e->ndim < 2 ? 1 : e->shape[e->ndim - 1];

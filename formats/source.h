@@ -15,6 +15,7 @@ typedef struct lq_entry {
     uint64_t shape[4];       /* Hugging Face order (rows, cols); GGUF dims reversed */
     uint64_t bytes;          /* stored bytes of all its parts */
     lq_scheme scheme;
+    uint64_t q_bytes;        /* quantized: what lq_qtensor_bytes counts; 0: the scheme says it all (lq_entry_q_bytes) */
 } lq_entry;
 
 typedef struct lq_source lq_source;
@@ -55,6 +56,7 @@ long lq_source_find(const lq_source *s, const char *name); /* -1: absent */
  * row per element (of a block type: one row), a 0-D tensor one row of one element. rows * cols = elements. */
 uint64_t lq_entry_rows(const lq_entry *e);
 uint64_t lq_entry_cols(const lq_entry *e);
+uint64_t lq_entry_q_bytes(const lq_entry *e); /* codes, planes, tables and extras of a quantized entry as stored, everything counted */
 /* rows [row0, row0+rows) of entry i in its stored type, row-major: rows * lq_dtype_row_bytes(dtype, lq_entry_cols) bytes. */
 lq_status lq_source_read(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uint64_t rows, void *out);
 /* A whole quantized entry. out owns itself; slot is left zero (the model sets it). Every index, scale and zero is checked. */

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* An ordinary Hugging Face folder of float tensors: `lquant convert`. */
+/* An ordinary Hugging Face folder of float tensors: `lquant convert`, and what a method changed but left in floats. */
 #include "formats/write.h"
+
+#include <string.h>
 
 typedef struct lq_fp { lq_st_writer *w; } lq_fp;
 
 static lq_status fp_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uint32_t cols) {
-    (void)s, (void)rows, (void)cols;
+    bool plain = lq_grid_dtype(s->grid.kind) != LQ_NONE && s->act.kind == LQ_ACT_NONE && !s->extra;
+    if (plain) return lq_scheme_check(ctx, s, rows, cols);
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "it holds float tensors only; --format lqt holds every scheme");
 }
 
@@ -21,8 +24,13 @@ static lq_status fp_open(lq_sink *s) {
 }
 
 static lq_status fp_put(lq_sink *s, const lq_row *r, const lq_qtensor *q) {
-    (void)q;
-    return lq_fail(s->ctx, LQ_ERR_INTERNAL, "'%s' is quantized", r->name);
+    size_t row = (size_t)q->cols * q->sch.grid.bits / 8;
+    char *data = lq_alloc(row * q->rows);
+    if (!data) return lq_oom(s->ctx, row * q->rows);
+    for (uint32_t i = 0; i < q->rows; i++) memcpy(data + i * row, q->codes + i * q->row_bytes, row);
+    lq_status st = lq_st_put(s->ctx, ((lq_fp *)s->priv)->w, r->name, data, row * q->rows);
+    lq_free(data);
+    return st;
 }
 
 static lq_status fp_put_fp(lq_sink *s, const lq_row *r, const void *data, size_t bytes) {

@@ -12,6 +12,7 @@ typedef struct lq_lqt {
     ZSTD_CCtx *zstd;
     lq_buf packed, raw;          /* scratch: a compressed frame, an encoded matrix */
     json_t **frames;             /* [cat->n] "frames" of each row */
+    uint64_t *holds;             /* [cat->n] lq_qtensor_bytes of each quantized row */
     json_t *sidecars;            /* array of {"name", "frames"} */
 } lq_lqt;
 
@@ -28,8 +29,9 @@ static lq_status lqt_open(lq_sink *s) {
     static const uint8_t head[LQT_HEAD] = LQT_MAGIC;
     lq_lqt *f = s->priv;
     f->frames = LQ_NEWN(json_t *, s->cat->n);
+    f->holds = LQ_NEWN(uint64_t, s->cat->n);
     f->sidecars = json_array();
-    if (!f->frames || !f->sidecars) return lq_oom(s->ctx, s->cat->n * sizeof *f->frames);
+    if (!f->frames || !f->holds || !f->sidecars) return lq_oom(s->ctx, s->cat->n * sizeof *f->frames);
     LQ_TRY(start_zstd(s, f));
     char *path = lq_path_join(s->dir, "model.lqt");
     if (!path) return lq_oom(s->ctx, strlen(s->dir));
@@ -68,6 +70,7 @@ static lq_status lqt_put(lq_sink *s, const lq_row *r, const lq_qtensor *q) {
     json_t *frames;
     LQ_TRY(frames_of(s, r, &frames));
     f->raw.n = 0;
+    f->holds[r - s->cat->rows] = lq_qtensor_bytes(q);
     LQ_TRY(lq_qtensor_encode(s->ctx, q, &f->raw));
     return put_frame(s, f->raw.v, f->raw.n, frames);
 }
@@ -101,7 +104,7 @@ static lq_status lqt_sidecar(lq_sink *s, const char *name, const void *data, siz
     return st;
 }
 
-static json_t *row_index(const lq_row *r, json_t *frames) {
+static json_t *row_index(const lq_row *r, json_t *frames, uint64_t holds) {
     json_t *shape = json_array();
     for (uint32_t i = 0; i < r->ndim && shape; i++)
         if (json_array_append_new(shape, json_integer((json_int_t)(r->quantize ? r->shape[i] : lq_row_stored(r, i))))) return json_decref(shape), NULL;
@@ -112,14 +115,15 @@ static json_t *row_index(const lq_row *r, json_t *frames) {
     for (size_t i = 0; i < sizeof bytes; i++)
         for (size_t j = 0; j < 2; j++) hex[2 * i + j] = "0123456789abcdef"[bytes[i] >> (j ? 0 : 4) & 15];
     hex[sizeof hex - 1] = 0;
-    return json_pack("{s:s, s:s, s:s, s:o, s:O}", "name", r->name, "type", lq_scheme_name(&r->scheme, type, sizeof type), "scheme", hex, "shape", shape, "frames", frames);
+    return json_pack("{s:s, s:s, s:s, s:I, s:o, s:O}", "name", r->name, "type", lq_scheme_name(&r->scheme, type, sizeof type), "scheme", hex, "holds",
+                     (json_int_t)holds, "shape", shape, "frames", frames);
 }
 
 static lq_status index_text(lq_sink *s, lq_buf *out) {
     lq_lqt *f = s->priv;
     json_t *tensors = json_array();
     bool ok = tensors;
-    for (size_t i = 0; i < s->cat->n && ok; i++) ok = !json_array_append_new(tensors, row_index(&s->cat->rows[i], f->frames[i]));
+    for (size_t i = 0; i < s->cat->n && ok; i++) ok = !json_array_append_new(tensors, row_index(&s->cat->rows[i], f->frames[i], f->holds[i]));
     json_t *doc = ok ? json_pack("{s:i, s:O, s:O}", "version", LQT_VERSION, "sidecars", f->sidecars, "tensors", tensors) : NULL;
     lq_status st = doc ? lq_json_dump(s->ctx, doc, out) : lq_oom(s->ctx, s->cat->n * 256);
     json_decref(doc);
@@ -167,6 +171,7 @@ static void lqt_abandon(lq_sink *s) {
     lq_buf_free(&f->raw);
     for (size_t i = 0; f->frames && i < s->cat->n; i++) json_decref(f->frames[i]);
     lq_free(f->frames);
+    lq_free(f->holds);
     json_decref(f->sidecars);
 }
 

@@ -6,8 +6,8 @@
 #define LQ_KERNELS_H
 #include "core/qtensor.h"
 
-typedef enum lq_actfn { LQ_ACTFN_SILU, LQ_ACTFN_GELU_TANH, LQ_ACTFN_GELU, LQ_ACTFN_RELU, LQ_ACTFN_N } lq_actfn;
-extern const char *const lq_actfn_names[LQ_ACTFN_N]; /* as in hidden_act: "silu", "gelu_pytorch_tanh", "gelu", "relu" */
+typedef enum lq_actfn { LQ_ACTFN_SILU, LQ_ACTFN_GELU_TANH, LQ_ACTFN_GELU, LQ_ACTFN_RELU, LQ_ACTFN_RELU2, LQ_ACTFN_N } lq_actfn;
+extern const char *const lq_actfn_names[LQ_ACTFN_N]; /* as in hidden_act: "silu", "gelu_pytorch_tanh", "gelu", "relu", "relu2" (the square of relu) */
 
 typedef struct lq_kernels {
     const char *name;   /* "c", "avx2", "avx512" */

@@ -26,6 +26,8 @@ void lq_gram_add(lq_gram *g, const float *x, size_t ldx, uint32_t n); /* x[n][k]
 double lq_gram_at(const lq_gram *g, uint32_t i, uint32_t j);
 /* Full symmetric matrix, divided by the token count, as double out[k][k] (ld = k). */
 void lq_gram_full(const lq_gram *g, double *out);
+double lq_gram_trace(const lq_gram *g);
+void lq_gram_mix(lq_gram *g, const lq_gram *other, double c); /* g += c other, of the same size; parallel inside */
 void lq_gram_free(lq_gram *g);
 
 /* H = R R^T with R upper triangular (Cholesky of the index-reversed matrix), in place, fp64, blocked and parallel with fixed

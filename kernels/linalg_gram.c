@@ -88,3 +88,20 @@ static void full_task(void *arg, size_t ti) {
 }
 
 void lq_gram_full(const lq_gram *g, double *out) { lq_parallel_for(tile_rows(g->k), full_task, &(spread){g, out}); }
+
+double lq_gram_trace(const lq_gram *g) {
+    double sum = 0;
+    for (uint32_t i = 0; i < g->k; i++) sum += lq_gram_at(g, i, i);
+    return sum;
+}
+
+typedef struct mix { lq_gram *g; const lq_gram *other; double c; } mix;
+
+static void mix_task(void *arg, size_t ti) {
+    const mix *m = arg;
+    double *to = tile_at(m->g, (uint32_t)ti, 0);
+    const double *from = tile_at(m->other, (uint32_t)ti, 0);
+    for (size_t i = 0; i < (ti + 1) * T * T; i++) to[i] += m->c * from[i];
+}
+
+void lq_gram_mix(lq_gram *g, const lq_gram *other, double c) { lq_parallel_for(tile_rows(g->k), mix_task, &(mix){g, other, c}); }

@@ -18,6 +18,7 @@ static lq_status put_linear(road *r, json_t *entry, const void *p, size_t n) {
     }
     if (json_array_append(r->modules, entry)) return lq_oom(r->ctx, 64);
     LQ_TRY(lq_qtensor_decode(r->ctx, p, n, &q));
+    r->bytes_held += lq_qtensor_bytes(&q);
     lq_status st = lq_sink_put(r->sink, &q);
     lq_qtensor_free(&q);
     return st;
@@ -58,16 +59,20 @@ static lq_status note_choice(road *r, json_t *entry, const void *p, size_t n) {
 
 /* Which kept tensors come from the journal instead of the source. */
 static lq_status find_folded(road *r) {
-    r->changed = lq_alloc(r->model->cat.n + 1);
+    if (!r->changed) r->changed = lq_alloc(r->model->cat.n + 1);
     r->folded = json_array();
     r->transforms = json_array();
     if (!r->changed || !r->folded || !r->transforms) return lq_oom(r->ctx, r->model->cat.n);
     return lq_unit_each_done(r, &(lq_unit_reader){.kept = note_folded});
 }
 
-static json_t *manifest(road *r) {
+static json_t *manifest(road *r, json_t *changes) {
     json_t *cal = r->needs ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed) : json_null();
-    json_t *changed = r->plan.format->quant_config ? json_pack("[s]", "quantization_config") : json_array();
+    json_t *changed = json_array();
+    const char *key;
+    json_t *v;
+    json_object_foreach(changes, key, v) json_array_append_new(changed, json_string(key));
+    if (r->plan.format->quant_config) json_array_append_new(changed, json_string("quantization_config"));
     json_t *m = json_pack("{s:i, s:s, s:O, s:O, s:o, s:o, s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options,
                      "calibration", cal, "config_changes", changed, "modules", r->modules, "kept", lq_manifest_kept(&r->model->cat));
     if (m && r->run->recipe.n_xforms && (json_object_set(m, "transforms", r->transforms) || json_object_set(m, "folded", r->folded))) {
@@ -81,11 +86,12 @@ lq_status lq_assemble(road *r) {
     json_t *meta = json_pack("{s:[s], s:b, s:b}", "quantizer", "lquant:" LQ_VERSION, "static_groups", 1, "true_sequential", r->needs != 0);
     json_t *damp = json_object_get(r->options, "damp-percent");
     if (meta && damp) json_object_set(meta, "damp_percent", damp);
-    lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta};
+    json_t *changes = lq_sidecars_changes(r->model);
+    lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes};
     lq_buf text = {0};
     lq_status st;
     r->modules = json_array();
-    if (!meta || !r->modules) { st = lq_oom(r->ctx, 256); goto done; }
+    if (!meta || !changes || !r->modules) { st = lq_oom(r->ctx, 256); goto done; }
     LQ_GO(find_folded(r));
     LQ_GO(lq_job_clean(r->ctx, &r->job));
     LQ_GO(lq_sink_open(r->ctx, r->plan.format, r->job.partial, &r->model->cat, &so, &r->sink));
@@ -93,7 +99,7 @@ lq_status lq_assemble(road *r) {
     for (size_t i = 0; i < r->model->cat.n; i++)
         if (!r->model->cat.rows[i].quantize && !r->changed[i]) LQ_GO(put_kept(r, &r->model->cat.rows[i]));
     LQ_GO(lq_unit_each_done(r, &(lq_unit_reader){.linear = put_linear, .kept = put_folded, .choice = note_choice}));
-    json_t *m = manifest(r);
+    json_t *m = manifest(r, changes);
     if (!m) { st = lq_oom(r->ctx, 256); goto done; }
     if (!r->plan.format->ext) { /* a folder: the manifest also lists what was written */
         LQ_GO(lq_sink_close(&r->sink));
@@ -115,21 +121,43 @@ done:
     lq_sink_abandon(&r->sink);
     lq_buf_free(&text);
     json_decref(meta);
+    json_decref(changes);
     return st;
+}
+
+/* A matrix of floats comes back as an ordinary tensor. */
+static lq_status compare_floats(road *r, const lq_qtensor *want, size_t i, bool *same) {
+    const lq_entry *e = &r->back->entries[i];
+    size_t row = (size_t)want->cols * want->sch.grid.bits / 8;
+    *same = e->dtype == lq_grid_dtype(want->sch.grid.kind) && lq_entry_rows(e) == want->rows && lq_entry_cols(e) == want->cols;
+    if (!*same) return LQ_OK;
+    char *got = lq_alloc(row * want->rows);
+    lq_status st = got ? lq_source_read(r->ctx, r->back, i, 0, want->rows, got) : lq_oom(r->ctx, row * want->rows);
+    for (uint32_t k = 0; k < want->rows && !st; k++) *same &= !memcmp(got + k * row, want->codes + k * want->row_bytes, row);
+    lq_free(got);
+    return st;
+}
+
+static lq_status compare_codes(road *r, const lq_qtensor *want, size_t i, bool *same) {
+    lq_qtensor got;
+    LQ_TRY(lq_source_read_q(r->ctx, r->back, i, &got));
+    *same = lq_qtensor_eq(want, &got);
+    lq_qtensor_free(&got);
+    return LQ_OK;
 }
 
 /* What was written is read back by another code path and compared with the codes the method chose. */
 static lq_status compare_linear(road *r, json_t *entry, const void *p, size_t n) {
     const char *module = json_string_value(json_object_get(entry, "name"));
     char *name = lq_strf("%s.weight", module ? module : "");
-    lq_qtensor want = {0}, got = {0};
+    bool same = true;
+    lq_qtensor want = {0};
     lq_status st = name ? lq_qtensor_decode(r->ctx, p, n, &want) : lq_oom(r->ctx, 256);
     long i = st ? -1 : lq_source_find(r->back, name);
     if (!st && i < 0) st = lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: is not in the written checkpoint", name);
-    if (!st) st = lq_source_read_q(r->ctx, r->back, (size_t)i, &got);
-    if (!st && !lq_qtensor_eq(&want, &got)) st = lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: reads back differently from what was written", name);
+    if (!st) st = r->back->entries[i].dtype != LQ_NONE ? compare_floats(r, &want, (size_t)i, &same) : compare_codes(r, &want, (size_t)i, &same);
+    if (!st && !same) st = lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: reads back differently from what was written", name);
     lq_qtensor_free(&want);
-    lq_qtensor_free(&got);
     lq_free(name);
     return st;
 }

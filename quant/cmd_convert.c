@@ -3,7 +3,9 @@
 /* lquant convert: a model in one format to an ordinary Hugging Face folder of one float type. */
 #include "core/num.h"
 #include "core/verb.h"
+#include "calib/rotate.h"
 #include "quant/job.h"
+#include "quant/pipeline.h"
 #include "quant/plan.h"
 #include "quant/sidecars.h"
 
@@ -12,12 +14,15 @@
 
 typedef struct args {
     lq_common common;
-    int dtype, overwrite;
+    int dtype, overwrite, rotate;
+    int64_t rotate_seed;
     uint64_t shard_size;
 } args;
 
 static const lq_opt options[] = {
     {"dtype", NULL, LQ_OPT_CHOICE, offsetof(args, dtype), NULL, "bf16", LQ_FLOAT_CHOICES, 0, 0, 0, "type of every tensor in OUT"},
+    {"rotate", NULL, LQ_OPT_CHOICE, offsetof(args, rotate), NULL, "none", LQ_ROTATION_CHOICES, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
+    {"rotate-seed", NULL, LQ_OPT_INT, offsetof(args, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(args, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file"},
     {"overwrite", NULL, LQ_OPT_SET, offsetof(args, overwrite), NULL, NULL, NULL, 0, 0, 1, "replace OUT once the new one is complete"},
     {0}};
@@ -59,14 +64,16 @@ static lq_status put_row(lq_ctx *ctx, lq_model *m, lq_sink *sink, const lq_row *
 
 static lq_status write_all(lq_ctx *ctx, lq_source *src, lq_model *m, const args *a, const lq_job *job, loss *l) {
     lq_sink *sink = NULL;
-    lq_sink_opts so = {.shard_size = a->shard_size};
+    json_t *changes = lq_sidecars_changes(m);
+    lq_sink_opts so = {.shard_size = a->shard_size, .config = changes};
     for (size_t i = 0; i < m->cat.n; i++) m->cat.rows[i].out_dtype = lq_float_choice(a->dtype);
-    lq_status st = lq_sink_open(ctx, lq_format_by_name("safetensors"), job->partial, &m->cat, &so, &sink);
+    lq_status st = !changes ? lq_oom(ctx, 64) : lq_sink_open(ctx, lq_format_by_name("safetensors"), job->partial, &m->cat, &so, &sink);
     if (!st) st = lq_sidecars_write(ctx, src, m, sink);
     for (size_t i = 0; i < m->cat.n && !st; i++) st = lq_check_cancel(ctx);
     for (size_t i = 0; i < m->cat.n && !st; i++) st = put_row(ctx, m, sink, &m->cat.rows[i], l);
     if (!st) st = lq_sink_close(&sink);
     lq_sink_abandon(&sink);
+    json_decref(changes);
     return st;
 }
 
@@ -78,6 +85,7 @@ static lq_status convert(lq_ctx *ctx, const args *a, const char *in, const char 
     lq_status st;
     LQ_GO(lq_source_open(ctx, in, &src));
     LQ_GO(lq_model_open(ctx, src, false, &m));
+    if (a->rotate) LQ_GO(lq_model_rotate(ctx, m, lq_rotation_choice(a->rotate), (uint64_t)a->rotate_seed));
     LQ_GO(lq_job_open(ctx, &job, in, out, "convert", LQ_RESUME_NEVER, a->overwrite));
     st = write_all(ctx, src, m, a, &job, &l);
     if (!st) st = lq_job_finish(ctx, &job, NULL);

@@ -69,16 +69,18 @@ json_t *lq_manifest_calibration(const lq_rows *rows, int64_t seed) {
                      "seed", (json_int_t)seed, "bos", rows->bos, "sha256", rows->hash);
 }
 
-json_t *lq_manifest_module(const lq_row *row, const lq_outcome *o) {
+json_t *lq_manifest_module(const lq_row *row, const lq_qtensor *q, const lq_outcome *o) {
     char module[256], type[64];
-    json_t *m = json_pack("{s:s, s:[I,I], s:s, s:s, s:f}", "name", lq_row_module(row, module, sizeof module), "shape", (json_int_t)lq_row_rows(row),
-                          (json_int_t)lq_row_cols(row), "type", lq_scheme_name(&row->scheme, type, sizeof type), "method", o->method, "err_w", o->err_w);
+    json_t *m = json_pack("{s:s, s:[I,I], s:s, s:I, s:s, s:f}", "name", lq_row_module(row, module, sizeof module), "shape", (json_int_t)lq_row_rows(row),
+                          (json_int_t)lq_row_cols(row), "type", lq_scheme_name(&row->scheme, type, sizeof type), "bytes", (json_int_t)lq_qtensor_bytes(q), "method", o->method, "err_w", o->err_w);
     if (!m) return NULL;
     int bad = 0;
     if (o->err_h >= 0) bad |= json_object_set_new(m, "rel_err", json_real(o->err_h));
     if (o->err_h_rtn >= 0) bad |= json_object_set_new(m, "rel_err_rtn", json_real(o->err_h_rtn));
     if (o->damp >= 0) bad |= json_object_set_new(m, "damp", json_real(o->damp));
     if (o->tokens) bad |= json_object_set_new(m, "tokens", json_integer((json_int_t)o->tokens));
+    if (row->slot.expert >= 0 && lq_role_is_expert((lq_role)row->slot.role)) bad |= json_object_set_new(m, "expert", json_integer(row->slot.expert));
+    if (o->expert_tokens >= 0) bad |= json_object_set_new(m, "expert_tokens", json_integer((json_int_t)o->expert_tokens));
     if (o->dead_cols) bad |= json_object_set_new(m, "dead_columns", json_integer(o->dead_cols));
     if (o->guarded_rows) bad |= json_object_set_new(m, "guarded_rows", json_integer(o->guarded_rows));
     if (o->fallback[0]) bad |= json_object_set_new(m, "fallback", json_string(o->fallback));

@@ -9,7 +9,7 @@
 /* New references; NULL: out of memory. */
 json_t *lq_manifest_inputs(lq_ctx *ctx, lq_source *src, lq_status *st); /* [{"name", "sha256"}] of weights and sidecars */
 json_t *lq_manifest_calibration(const lq_rows *rows, int64_t seed);
-json_t *lq_manifest_module(const lq_row *row, const lq_outcome *o);
+json_t *lq_manifest_module(const lq_row *row, const lq_qtensor *q, const lq_outcome *o);
 json_t *lq_manifest_kept(const lq_catalog *cat);                              /* [{"name", "type", "why"?}] */
 json_t *lq_manifest_outputs(lq_ctx *ctx, const char *dir, lq_status *st);     /* [{"name", "sha256"}] of every file in dir */
 lq_outcome lq_manifest_outcome(const json_t *module);                         /* the numbers of a module entry, for quotas */

@@ -21,6 +21,7 @@ typedef struct lq_outcome {     /* what happened to a linear: goes to the report
     double err_w;               /* |W-Q|^2/|W|^2 */
     double damp;                /* damping used, relative to the mean diagonal; -1: none */
     uint64_t tokens;            /* calibration tokens its input was seen with; set by the pipeline */
+    int64_t expert_tokens;      /* of an expert: those routed to it, its prior not counted; -1: no expert, or no calibration; set by the pipeline */
     uint32_t dead_cols;         /* columns the calibration never touched */
     uint32_t guarded_rows;      /* rows kept from RTN because it was better */
     char fallback[160];         /* "" or why the method could not be used */

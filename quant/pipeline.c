@@ -4,6 +4,7 @@
 #define _DEFAULT_SOURCE
 #include "quant/road.h"
 
+#include "calib/rotate.h"
 #include "quant/manifest.h"
 
 #include <string.h>
@@ -17,6 +18,8 @@ const lq_opt lq_run_options[] = {
     {"resume", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, resume), NULL, "auto", "auto|never|only", 0, 0, 0, "continue an interrupted run"},
     {"overwrite", NULL, LQ_OPT_SET, offsetof(lq_run_opts, overwrite), NULL, NULL, NULL, 0, 0, 1, "replace OUT once the new one is complete"},
     {"max-fallback", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, max_fallback), "PERCENT", "0.5", NULL, 0, 100, 0, "linears that may fall back before the run fails (exit 6)"},
+    {"rotate", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, rotate), NULL, "none", LQ_ROTATION_CHOICES, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
+    {"rotate-seed", NULL, LQ_OPT_INT, offsetof(lq_run_opts, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
     {"true-sequential", NULL, LQ_OPT_SET, offsetof(lq_run_opts, true_sequential), NULL, NULL, NULL, 0, 0, 1, NULL},
     {"dry-run", NULL, LQ_OPT_SET, offsetof(lq_run_opts, dry_run), NULL, NULL, NULL, 0, 0, 1, "print the plan from headers and stop"},
     {"report", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, report), "FILE", NULL, NULL, 0, 0, 0, "write the run's JSON report (times, peaks, every linear)"},
@@ -33,12 +36,15 @@ uint32_t lq_run_sets(lq_run *run, lq_optset sets[LQ_RUN_SETS + 1]) {
 
 /* ---- before any weight is touched ---- */
 
-/* gptq where it can hold the type, else our own. */
+/* gptq where it can hold the type, an ordinary folder for floats, else our own. */
 static lq_status natural_format(road *r, const char **name) {
+    static const char *const natural[] = {"gptq", "safetensors"};
     lq_scheme s;
     LQ_TRY(lq_plan_base(r->ctx, &r->run->plan_opts, r->run->recipe.method, r->run->recipe.opts, &s));
-    *name = lq_format_by_name("gptq")->accept(NULL, &s, 1024, 1024 * (s.scale.tile_c ? s.scale.tile_c : 1)) ? "lqt" : "gptq";
-    if (**name == 'l') lq_log(r->ctx, LQ_LOG_INFO, "format lqt: the gptq format cannot hold this type");
+    for (size_t i = 0; i < sizeof natural / sizeof *natural && !*name; i++)
+        if (!lq_format_by_name(natural[i])->accept(NULL, &s, 1024, 1024 * (s.scale.tile_c ? s.scale.tile_c : 1))) *name = natural[i];
+    if (!*name) lq_log(r->ctx, LQ_LOG_INFO, "format lqt: the gptq format cannot hold this type");
+    if (!*name) *name = "lqt";
     return LQ_OK;
 }
 
@@ -52,6 +58,28 @@ static lq_status choose_format(road *r, const lq_format **out) {
     return lq_fail(r->ctx, LQ_ERR_USAGE, "unknown format '%s'; lquant list formats prints the known ones", name);
 }
 
+/* Static activations take their step from calibration, whatever the method. */
+static lq_status static_needs(road *r) {
+    for (size_t i = 0; i < r->model->cat.n; i++) {
+        const lq_row *row = &r->model->cat.rows[i];
+        if (row->quantize && row->scheme.act.kind == LQ_ACT_STATIC) r->needs |= LQ_NEED_ABSMAX;
+    }
+    if (r->needs && !r->model->arch) return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "static activations need calibration, and this architecture cannot be run");
+    return LQ_OK;
+}
+
+unsigned lq_rotation_choice(int index) {
+    static const unsigned what[] = {0, LQ_ROTATE_STREAM | LQ_ROTATE_HEADS, LQ_ROTATE_HEADS};
+    return what[index];
+}
+
+static lq_status rotate(road *r) {
+    unsigned what = lq_rotation_choice(r->run->opts.rotate);
+    if (!what) return LQ_OK;
+    lq_status st = lq_model_rotate(r->ctx, r->model, what, (uint64_t)r->run->opts.rotate_seed);
+    return st ? lq_note(r->ctx, st, "--rotate") : LQ_OK;
+}
+
 static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
@@ -62,8 +90,10 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(lq_source_open(r->ctx, r->run->in, &r->src));
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0, &r->model));
+    LQ_TRY(rotate(r));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
+    LQ_TRY(static_needs(r));
     lq_log(r->ctx, LQ_LOG_INFO, "plan: %s to format %s, %u linears at %.3f bits per weight, %u kept, %.1f MB -> %.1f MB", method->name, format->name,
            r->plan.n_quantized, lq_plan_bpw(&r->plan), r->plan.n_kept, (double)r->plan.bytes_source / 1e6,
            (double)(r->plan.bytes_quantized + r->plan.bytes_kept) / 1e6);
@@ -145,9 +175,10 @@ static lq_status check_quota(road *r) {
 }
 
 static json_t *report(road *r, lq_status st) {
+    uint64_t bytes = r->bytes_held ? r->bytes_held : r->plan.bytes_quantized; /* the plan's figure allows for all the sparse values there may be */
     json_t *v = json_pack("{s:i, s:s, s:s, s:s, s:f, s:I, s:f, s:I, s:I, s:I, s:f, s:b}", "schema", 1, "status", lq_status_text(st), "in", r->run->in, "out",
                           r->run->out ? r->run->out : "", "seconds", lq_now() - r->start, "peak_memory", (json_int_t)lq_peak_rss(), "bits_per_weight",
-                          lq_plan_bpw(&r->plan), "bytes_quantized", (json_int_t)r->plan.bytes_quantized, "bytes_kept", (json_int_t)r->plan.bytes_kept,
+                          r->plan.weights ? 8.0 * (double)bytes / (double)r->plan.weights : 0.0, "bytes_quantized", (json_int_t)bytes, "bytes_kept", (json_int_t)r->plan.bytes_kept,
                           "fallbacks", (json_int_t)r->fallbacks, "mean_rel_err", r->err_n ? r->err_sum / r->err_n : 0.0, "resumed", r->job.resumed);
     if (!v) return NULL;
     if (r->options) json_object_set(v, "options", r->options);

@@ -15,8 +15,13 @@ typedef struct lq_run_opts {
     uint64_t shard_size, max_memory; /* max_memory 0: a quarter of the machine's */
     const char *work_dir, *report;
     int resume, overwrite, dry_run, true_sequential; /* always sequential: the flag is accepted */
+    int rotate;                   /* LQ_ROTATION_* */
+    int64_t rotate_seed;
     double max_fallback;          /* percent of linears that may fall back before the run fails with LQ_ERR_QUALITY */
 } lq_run_opts;
+enum { LQ_ROTATION_NONE, LQ_ROTATION_HADAMARD, LQ_ROTATION_HEADS };
+#define LQ_ROTATION_CHOICES "none|hadamard|heads"
+unsigned lq_rotation_choice(int index); /* LQ_ROTATE_* of calib/rotate.h */
 extern const lq_opt lq_run_options[];
 
 typedef struct lq_run {

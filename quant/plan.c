@@ -80,7 +80,7 @@ static lq_status wanted(lq_ctx *ctx, lq_row *row, const lq_plan_opts *o, const l
     char module[256];
     bool hit;
     *out = *base;
-    if (row->slot.role == LQ_R_HEAD || row->slot.role == LQ_R_EMBED) {
+    if (row->slot.role == LQ_R_HEAD || row->slot.role == LQ_R_EMBED || lq_role_is_router((lq_role)row->slot.role)) {
         out->keep = true;
         row->why_kept = "kept by default";
     }
@@ -157,6 +157,12 @@ static void tally(lq_plan *p, const lq_row *row) {
     p->bytes_quantized += lq_scheme_bytes(&row->scheme, lq_row_rows(row), lq_row_cols(row));
 }
 
+static lq_grid float_grid(lq_dtype t, const lq_plan_opts *o) {
+    if (t != LQ_F32 && t != LQ_F16 && t != LQ_BF16) t = lq_float_choice(o->dtype);
+    lq_grid g = {.kind = t == LQ_F32 ? LQ_GRID_F32 : t == LQ_F16 ? LQ_GRID_F16 : LQ_GRID_BF16, .bits = t == LQ_F32 ? 32 : 16, .vec = 1};
+    return g;
+}
+
 static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts *o, const lq_want *w) {
     if (w->keep) {
         keep(row, o);
@@ -167,6 +173,7 @@ static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts
     row->quantize = true;
     row->why_kept = NULL;
     row->scheme = w->scheme;
+    if (w->knobs & LQ_TYPE_SOURCE) row->scheme.grid = float_grid(row->dtype, o);
     if (p->method->refine) p->method->refine(p->method_opts, &row->scheme);
     lq_status st = legal(ctx, p, row);
     if (st == LQ_ERR_UNSUPPORTED && o->keep_unfit) {

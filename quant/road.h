@@ -23,9 +23,10 @@ typedef struct road {
     json_t *inputs, *options, *modules;
     json_t *transforms;        /* what each site chose; of finished units, filled by assemble */
     json_t *folded;            /* names of the kept tensors a transform changed; the same */
-    uint8_t *changed;          /* [catalog rows] is it one of them? */
+    uint8_t *changed;          /* [catalog rows] is it one of them? of this run's blocks first, then of all finished units */
     lq_progress bar;
     uint32_t fallbacks;
+    uint64_t bytes_held;       /* lq_qtensor_bytes of what was written */
     double start, err_sum;
     uint32_t err_n;
 } road;

@@ -3,6 +3,7 @@
 #include "quant/sidecars.h"
 
 #include "calib/chat.h"
+#include "calib/rotate.h"
 #include "calib/tokenizer.h"
 
 #include <string.h>
@@ -51,6 +52,10 @@ done:
     lq_buf_free(&chat);
     lq_tokenizer_free(&t);
     return st;
+}
+
+json_t *lq_sidecars_changes(const lq_model *m) {
+    return m->rotation && m->rotation->untied ? json_pack("{s:b}", "tie_word_embeddings", 0) : json_object();
 }
 
 lq_status lq_sidecars_write(lq_ctx *ctx, lq_source *src, const lq_model *m, lq_sink *sink) {

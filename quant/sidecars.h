@@ -6,5 +6,7 @@
 #include "calib/model.h"
 #include "formats/sink.h"
 
+/* Top-level keys of config.json that differ from the source's: for lq_sink_opts.config. New reference; NULL: out of memory. */
+json_t *lq_sidecars_changes(const lq_model *m);
 lq_status lq_sidecars_write(lq_ctx *ctx, lq_source *src, const lq_model *m, lq_sink *sink);
 #endif

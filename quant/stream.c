@@ -3,6 +3,7 @@
 /* The loop over blocks (or, for data-free methods, over linears) that decides every code. */
 #include "quant/road.h"
 
+#include "calib/act.h"
 #include "calib/fold.h"
 #include "core/thread.h"
 
@@ -13,7 +14,34 @@ static void decode_slice(void *arg, size_t i) {
     d->k->dequant(d->q, r0, nr, d->w + (size_t)r0 * d->q->cols);
 }
 
-static lq_status quantize_linear(road *r, const lq_row *row, float *w, const lq_stats *stats) {
+/* The rest of the block runs on the quantized weights, and on the codes themselves where activations are rounded with them.
+ * Takes q over. */
+static lq_status take_place(road *r, lq_linear *lin, float *w, lq_qtensor *q) {
+    struct decode d = {r->model->k, q, w};
+    lq_qtensor *home = lin && q->sch.act.kind ? lq_arena_alloc(q->mem, sizeof *home) : NULL;
+    if (!lin || !q->sch.act.kind) {
+        lq_parallel_for((q->rows + 31) / 32, decode_slice, &d);
+        lq_qtensor_free(q);
+        return LQ_OK;
+    }
+    if (!home) return lq_qtensor_free(q), lq_oom(r->ctx, sizeof *home);
+    *home = *q;
+    lin->q = home; /* freed with the block */
+    return LQ_OK;
+}
+
+/* The step of static activations: the largest |x| calibration saw, outside the columns kept apart. */
+static float static_step(const lq_qtensor *q, const lq_stats *stats) {
+    float max = 0;
+    for (uint32_t c = 0, i = 0; stats && stats->absmax && c < q->cols; c++) {
+        bool apart = i < q->outlier_cols.n && q->outlier_cols.idx[i] == c;
+        i += apart;
+        if (!apart && stats->absmax[c] > max) max = stats->absmax[c];
+    }
+    return max > 0 ? max / lq_act_top(q->sch.act.dtype) : 1;
+}
+
+static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, float *w, const lq_stats *stats) {
     const lq_method *m = r->plan.method;
     lq_weights in = {.slot = row->slot, .name = row->name, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w};
     lq_outcome o = {.method = m->name, .err_h = -1, .err_h_rtn = -1, .err_w = -1, .damp = -1};
@@ -23,13 +51,14 @@ static lq_status quantize_linear(road *r, const lq_row *row, float *w, const lq_
     if (st) return lq_note(r->ctx, st, "%s", row->name);
     q.slot = row->slot;
     o.tokens = stats ? stats->n : 0;
-    struct decode d = {r->model->k, &q, w};
-    lq_parallel_for((q.rows + 31) / 32, decode_slice, &d); /* the rest of the block runs on the quantized weights */
+    o.expert_tokens = stats && lq_role_is_expert((lq_role)row->slot.role) ? (int64_t)stats->routed : -1;
+    if (q.sch.act.kind == LQ_ACT_STATIC) q.act_scale = static_step(&q, stats);
     st = lq_unit_add(r, row, &q, &o);
-    lq_qtensor_free(&q);
+    if (st) return lq_qtensor_free(&q), st;
+    LQ_TRY(take_place(r, lin, w, &q));
     if (o.fallback[0]) lq_log(r->ctx, LQ_LOG_WARN, "%s: fell back to %s: %s", row->name, o.method, o.fallback);
     lq_log(r->ctx, LQ_LOG_DEBUG, "%s: %s rel_err %.5f (rtn %.5f) damp %.3g", row->name, o.method, o.err_h, o.err_h_rtn, o.damp);
-    return st;
+    return LQ_OK;
 }
 
 static double row_cost(const lq_row *row) { return row->quantize ? (double)lq_row_elems(row) : 0; }
@@ -41,7 +70,7 @@ static lq_status data_free(road *r) {
         if (!lq_job_has(&r->job, (uint32_t)i)) {
             float *w = lq_calloc(lq_row_elems(row), 4);
             lq_status st = w ? lq_model_read_f32(r->ctx, r->model, row, w) : lq_oom(r->ctx, 4 * lq_row_elems(row));
-            if (!st) st = quantize_linear(r, row, w, NULL);
+            if (!st) st = quantize_linear(r, row, NULL, w, NULL);
             lq_free(w);
             LQ_TRY(st);
             LQ_TRY(lq_unit_finish(r, (uint32_t)i));
@@ -55,7 +84,7 @@ static lq_status on_stage(void *user, int32_t block, const lq_stage *stage, cons
     road *r = user;
     (void)block;
     for (uint32_t i = 0; i < stage->n; i++)
-        if (stage->lin[i]->row->quantize) LQ_TRY(quantize_linear(r, stage->lin[i]->row, stage->lin[i]->w, stats));
+        if (stage->lin[i]->row->quantize) LQ_TRY(quantize_linear(r, stage->lin[i]->row, stage->lin[i], stage->lin[i]->w, stats));
     return LQ_OK;
 }
 
@@ -65,15 +94,11 @@ static lq_status replay_linear(road *r, json_t *entry, const void *p, size_t n) 
     lq_qtensor q;
     LQ_TRY(lq_qtensor_decode(r->ctx, p, n, &q));
     lq_layer *layer = q.slot.block >= 0 && (uint32_t)q.slot.block < r->model->par.n_layers ? &r->model->layers[q.slot.block] : &r->model->outer;
-    lq_linear *lin = q.slot.role < LQ_R_N ? &layer->lin[q.slot.role] : NULL;
-    lq_status st = LQ_OK;
-    if (!lin || !lin->w || lin->rows != q.rows || lin->cols != q.cols) st = lq_fail(r->ctx, LQ_ERR_FORMAT, "%s: a unit does not fit the model", r->job.journal);
-    else {
-        struct decode d = {r->model->k, &q, lin->w};
-        lq_parallel_for((q.rows + 31) / 32, decode_slice, &d);
-    }
+    bool known = q.slot.role < LQ_R_N && (!lq_role_is_expert((lq_role)q.slot.role) || (q.slot.expert >= 0 && (uint32_t)q.slot.expert < layer->n_experts));
+    lq_linear *lin = known ? lq_layer_linear(layer, q.slot.role, q.slot.expert) : NULL;
+    if (lin && lin->w && lin->rows == q.rows && lin->cols == q.cols) return take_place(r, lin, lin->w, &q);
     lq_qtensor_free(&q);
-    return st;
+    return lq_fail(r->ctx, LQ_ERR_FORMAT, "%s: a unit does not fit the model", r->job.journal);
 }
 
 static lq_status replay_kept(road *r, json_t *entry, const void *p, size_t n) {
@@ -137,7 +162,7 @@ static lq_status run_head(road *r) {
         if (!st) st = lq_stats_add(r->ctx, &stats, in, len);
     }
     if (!st) st = lq_model_read_f32(r->ctx, r->model, row, w);
-    if (!st) st = quantize_linear(r, row, w, &stats);
+    if (!st) st = quantize_linear(r, row, NULL, w, &stats);
     lq_stats_free(&stats);
     lq_model_unload(r->model, -1);
     lq_free(x);

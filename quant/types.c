@@ -54,6 +54,7 @@ const lq_type lq_types[] = {
     {"lut2", "4 values chosen for each row", 0, false, ROW_LUT(2)},
     {"lut3", "8 values chosen for each row", 0, false, ROW_LUT(3)},
     {"lut4", "16 values chosen for each row", 0, false, ROW_LUT(4)},
+    {"float", "the input's own float type, changed by the method", LQ_TYPE_SOURCE, false, {.grid = {.kind = LQ_GRID_F32, .bits = 32, .vec = 1}}},
     {"f16", "F16, changed by the method", 0, false, {.grid = {.kind = LQ_GRID_F16, .bits = 16, .vec = 1}}},
     {"bf16", "BF16, changed by the method", 0, false, {.grid = {.kind = LQ_GRID_BF16, .bits = 16, .vec = 1}}},
     {"f32", "F32, changed by the method", 0, false, {.grid = {.kind = LQ_GRID_F32, .bits = 32, .vec = 1}}},

@@ -5,7 +5,7 @@
 #define LQ_TYPES_H
 #include "core/qtensor.h"
 
-enum { LQ_TYPE_GROUP = 1, LQ_TYPE_SYM = 2, LQ_TYPE_ACT = 4 }; /* what -gN / -row, -sym / -asym / -fz, -static may change */
+enum { LQ_TYPE_GROUP = 1, LQ_TYPE_SYM = 2, LQ_TYPE_ACT = 4, LQ_TYPE_SOURCE = 8 }; /* what -gN / -row, -sym / -asym / -fz, -static may change; SOURCE: the input's float type */
 
 typedef struct lq_type {
     const char *name, *what;

@@ -22,7 +22,7 @@ static lq_status add_frame(road *r, json_t *entry, const lq_buf *data) {
 lq_status lq_unit_add(road *r, const lq_row *row, const lq_qtensor *q, const lq_outcome *o) {
     lq_buf bytes = {0};
     lq_status st = lq_qtensor_encode(r->ctx, q, &bytes);
-    if (!st) st = add_frame(r, lq_manifest_module(row, o), &bytes);
+    if (!st) st = add_frame(r, lq_manifest_module(row, q, o), &bytes);
     lq_buf_free(&bytes);
     return st;
 }

@@ -26,8 +26,9 @@ typedef struct lq_xsite {       /* a fold site, or (site NULL) a stage no scale 
     const lq_stats *stats;      /* of the readers' input */
     lq_fit fit;                 /* how the recipe's method chooses its scales: what a pseudo-quantized weight is scored with */
     /* Replaces s[scales] by what can be folded exactly: to be called on candidates before they are judged. */
-    void (*settle)(const struct lq_xsite *, bool pow2, float *s);
+    lq_status (*settle)(lq_ctx *, const struct lq_xsite *, bool pow2, float *s);
     const void *user;
+    int32_t expert;             /* whose site it is; -1 */
 } lq_xsite;
 
 typedef struct lq_xchoice {     /* goes to the manifest */
@@ -47,7 +48,7 @@ typedef struct lq_xform {
     bool (*wants)(const void *opts, lq_site_kind kind); /* does it fold here? */
     /* s[scales], all 1 on entry. Deterministic at any thread count; parallel inside. */
     lq_status (*apply)(lq_ctx *, const void *opts, const lq_xsite *, float *s, lq_xchoice *);
-    /* A bound on |W diag(s)| for each row and group of reader i: limit[rows][cols / group], INFINITY where nothing is cut. NULL: none. */
+    /* For a stage (site->n readers may be in others): a bound on |W diag(s)| for each row and group of reader i: limit[rows][cols / group], INFINITY where nothing is cut. NULL: none. */
     lq_status (*clip)(lq_ctx *, const void *opts, const lq_xsite *, uint32_t i, const float *s, uint32_t group, float *limit, lq_xchoice *);
 } lq_xform;
 extern const lq_xform *const lq_xforms[]; /* order of `lquant list methods`, before the methods; NULL ends */

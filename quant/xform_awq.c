@@ -69,7 +69,7 @@ static lq_status means(lq_ctx *ctx, const lq_xsite *x, double *xm, double *wm) {
     return LQ_OK;
 }
 
-static void scales_of(const lq_xsite *x, const double *xm, const double *wm, double r, bool with_w, bool pow2, float *s) {
+static lq_status scales_of(lq_ctx *ctx, const lq_xsite *x, const double *xm, const double *wm, double r, bool with_w, bool pow2, float *s) {
     double least = INFINITY, most = 0;
     for (uint32_t j = 0; j < x->scales; j++) {
         double v = pow(fmax(xm[j], 1e-8), r);
@@ -82,7 +82,7 @@ static void scales_of(const lq_xsite *x, const double *xm, const double *wm, dou
     }
     double mid = most > 0 ? sqrt(most * least) : 1;
     for (uint32_t j = 0; j < x->scales; j++) s[j] = xm[j] > 0 ? (float)(s[j] / mid) : 1;
-    x->settle(x, pow2, s);
+    return x->settle(ctx, x, pow2, s);
 }
 
 /* ---- the Gram loss ---- */
@@ -118,10 +118,11 @@ static lq_status bench_loss(lq_ctx *ctx, const bench *b, const lq_scheme *target
 
 /* Rows that are looked at in the search: all of a small matrix; of a large one as many as keep the product with H affordable, in
  * even steps. */
-static uint32_t sample_rows(const lq_xreader *in, uint32_t cols, lq_fit fit) {
-    uint64_t most = (uint64_t)4e9 / ((uint64_t)cols * cols), fits = (1u << 19) / cols;
-    if (fit != LQ_FIT_MINMAX && fits < most) most = fits;
-    if (most < 128) most = 128;
+static uint32_t sample_rows(const lq_xsite *x, const lq_xreader *in) {
+    uint64_t most = (uint64_t)4e9 / ((uint64_t)x->cols * x->cols), fits = (1u << 17) / x->cols, least = x->n > 8 ? 32 : 128;
+    if (x->fit != LQ_FIT_MINMAX && fits < most) most = fits;
+    most = most * 4 / (x->n < 4 ? 4 : x->n);
+    if (most < least) most = least;
     return in->rows < most ? in->rows : (uint32_t)most;
 }
 
@@ -132,7 +133,7 @@ static lq_status score(lq_ctx *ctx, const lq_xsite *x, const float *h, const flo
     for (uint32_t i = 0; i < x->n && !st; i++) {
         const lq_xreader *in = &x->reader[i];
         if (!in->target) continue;
-        uint32_t rows = all_rows ? in->rows : sample_rows(in, x->cols, x->fit);
+        uint32_t rows = all_rows ? in->rows : sample_rows(x, in);
         size_t size = (size_t)rows * x->cols;
         bench b = {.h = h, .moment = moment, .w = in->w, .rows = rows, .cols = x->cols, .q = LQ_NEWN(float, size)};
         float *sample = rows < in->rows ? LQ_NEWN(float, size) : NULL;
@@ -156,7 +157,7 @@ static lq_status score(lq_ctx *ctx, const lq_xsite *x, const float *h, const flo
 
 static bool samples_all(const lq_xsite *x) {
     for (uint32_t i = 0; i < x->n; i++)
-        if (x->reader[i].target && sample_rows(&x->reader[i], x->cols, x->fit) < x->reader[i].rows) return false;
+        if (x->reader[i].target && sample_rows(x, &x->reader[i]) < x->reader[i].rows) return false;
     return true;
 }
 
@@ -184,7 +185,7 @@ static lq_status make(lq_ctx *ctx, const awq_opts *o, const lq_xsite *x, uint32_
         float *s = c->s + (size_t)k * x->scales;
         c->which[k] = k;
         for (uint32_t j = 0; j < x->scales; j++) s[j] = 1;
-        if (k) scales_of(x, xm, xm + x->scales, (double)(k <= n_x ? k : k - n_x - 1) / (double)o->ratios, k > n_x, o->pow2, s);
+        if (k) st = scales_of(ctx, x, xm, xm + x->scales, (double)(k <= n_x ? k : k - n_x - 1) / (double)o->ratios, k > n_x, o->pow2, s);
         for (uint32_t col = 0; col < x->cols; col++) c->by_column[(size_t)k * x->cols + col] = s[x->scale_of[col]];
     }
     lq_free(xm);

@@ -9,10 +9,11 @@
  * powers of two, so that the fold changes no bit; a channel the sample never reached keeps s = 1. algorithms.md 4. */
 #include "quant/xform.h"
 
-#include "core/num.h"
+#include "calib/act.h"
 #include "core/thread.h"
 #include "kernels/linalg.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -60,10 +61,10 @@ static void maxima(const lq_xsite *x, float *xmax, float *wmax) {
             for (uint32_t c = 0; c < x->cols; c++) wmax[x->scale_of[c]] = fmaxf(wmax[x->scale_of[c]], fabsf(x->reader[i].w[r * x->cols + c]));
 }
 
-static void scales_of(const lq_xsite *x, const float *xmax, const float *wmax, double alpha, bool pow2, float *s) {
+static lq_status scales_of(lq_ctx *ctx, const lq_xsite *x, const float *xmax, const float *wmax, double alpha, bool pow2, float *s) {
     for (uint32_t j = 0; j < x->scales; j++)
         s[j] = !(xmax[j] > 0) ? 1 : (float)(pow(fmax(xmax[j], 1e-5), alpha) / pow(fmax(wmax[j], 1e-5), 1 - alpha));
-    x->settle(x, pow2, s);
+    return x->settle(ctx, x, pow2, s);
 }
 
 /* ---- the score ---- */
@@ -72,42 +73,35 @@ typedef struct trial {
     const lq_xsite *x;
     const lq_xreader *in;
     const float *s;       /* [cols], by column */
-    float *xq, *y, *wq;   /* [n][cols], [n][rows], [rows][cols] */
+    float *xq, *smooth, *step; /* [n][cols] */
+    float *y, *wq;        /* [n][rows], [rows][cols] */
+    float fixed;          /* step of static activations */
     const float *want;    /* [n][rows] */
     double *sums;         /* [slices] */
     uint32_t n;
 } trial;
 
-static float rounded_code(lq_dtype t, float v) { return t == LQ_E4M3 ? lq_e4m3_f32(lq_f32_e4m3(v)) : fminf(fmaxf(rintf(v), -127), 127); }
-
-/* x / s as the target's activations will hold it. */
-static void deploy(const lq_act *a, float fixed, const float *s, const float *x, uint32_t cols, float *out) {
-    uint32_t tile = a->tile ? a->tile : cols;
-    float top = a->dtype == LQ_E4M3 ? 448.0f : 127.0f;
-    for (uint32_t c = 0; c < cols; c++) out[c] = x[c] / s[c];
-    for (uint32_t c0 = 0; a->kind && c0 < cols; c0 += tile) {
-        uint32_t c1 = c0 + tile < cols ? c0 + tile : cols;
-        float most = 0, step;
-        for (uint32_t c = c0; c < c1; c++)
-            if (!(a->outlier > 0 && fabsf(out[c]) >= a->outlier)) most = fmaxf(most, fabsf(out[c]));
-        step = a->kind == LQ_ACT_STATIC ? fixed : most / top;
-        for (uint32_t c = c0; c < c1; c++)
-            if (!(a->outlier > 0 && fabsf(out[c]) >= a->outlier)) out[c] = step > 0 ? step * rounded_code(a->dtype, out[c] / step) : 0;
+/* x / s as the target's activations will hold it, times s: wq is Q(W s) / s. */
+static void deploy_slice(void *arg, size_t i) {
+    const trial *t = arg;
+    uint32_t cols = t->x->cols, tiles = lq_act_tiles(&t->in->target->act, cols);
+    const lq_act *a = &t->in->target->act;
+    for (size_t k = i * SLICE; k < (i + 1) * SLICE && k < t->n; k++) {
+        const float *x = t->x->stats->samples + k * cols;
+        float *out = t->xq + k * cols, *smooth = t->smooth + k * cols, *step = t->step + k * cols;
+        for (uint32_t c = 0; c < cols; c++) smooth[c] = x[c] / t->s[c];
+        if (a->kind) lq_act_quantize(a, t->fixed, NULL, smooth, cols, out, step);
+        for (uint32_t c = 0; c < cols; c++) {
+            bool apart = !a->kind || (a->outlier > 0 && fabsf(smooth[c]) >= a->outlier);
+            out[c] = (apart ? smooth[c] : out[c] * step[tiles > 1 ? c / a->tile : 0]) * t->s[c];
+        }
     }
 }
 
-static void deploy_slice(void *arg, size_t i) {
-    const trial *t = arg;
-    uint32_t cols = t->x->cols;
-    float fixed = 0;
-    const lq_act *a = &t->in->target->act;
-    for (uint32_t c = 0; a->kind == LQ_ACT_STATIC && c < cols; c++) fixed = fmaxf(fixed, t->x->stats->absmax[c] / t->s[c]);
-    fixed /= a->dtype == LQ_E4M3 ? 448.0f : 127.0f;
-    for (size_t k = i * SLICE; k < (i + 1) * SLICE && k < t->n; k++) {
-        float *out = t->xq + k * cols;
-        deploy(a, fixed, t->s, t->x->stats->samples + k * cols, cols, out);
-        for (uint32_t c = 0; c < cols; c++) out[c] *= t->s[c]; /* wq is Q(W s) / s */
-    }
+static float fixed_step(const trial *t) {
+    float most = 0;
+    for (uint32_t c = 0; c < t->x->cols; c++) most = fmaxf(most, t->x->stats->absmax[c] / t->s[c]);
+    return most / lq_act_top(t->in->target->act.dtype);
 }
 
 static void error_slice(void *arg, size_t i) {
@@ -125,6 +119,7 @@ static lq_status score(lq_ctx *ctx, trial *t, double *err) {
     const lq_xsite *x = t->x;
     size_t slices = (t->n + SLICE - 1) / SLICE;
     LQ_TRY(lq_xform_pseudo(ctx, t->in->target, t->in->w, t->in->rows, x->cols, t->s, x->fit, NULL, t->wq));
+    if (t->in->target->act.kind == LQ_ACT_STATIC) t->fixed = fixed_step(t);
     lq_parallel_for(slices, deploy_slice, t);
     lq_matmul(t->xq, x->cols, t->wq, x->cols, t->y, t->in->rows, t->n, t->in->rows, x->cols);
     lq_parallel_for(slices, error_slice, t);
@@ -141,9 +136,11 @@ static lq_status score_all(lq_ctx *ctx, const lq_xsite *x, const float *s, uint3
         if (!in->target) continue;
         trial t = {.x = x, .in = in, .n = n, .xq = LQ_NEWN(float, (size_t)n * x->cols), .y = LQ_NEWN(float, (size_t)n * in->rows)};
         float *want = LQ_NEWN(float, (size_t)n * in->rows);
+        t.smooth = LQ_NEWN(float, (size_t)2 * n * x->cols);
+        t.step = t.smooth ? t.smooth + (size_t)n * x->cols : NULL;
         t.wq = LQ_NEWN(float, (size_t)in->rows * x->cols);
         t.sums = LQ_NEWN(double, (n + SLICE - 1) / SLICE);
-        if (!t.xq || !t.y || !want || !t.wq || !t.sums) st = lq_oom(ctx, (size_t)in->rows * x->cols * 4);
+        if (!t.xq || !t.smooth || !t.y || !want || !t.wq || !t.sums) st = lq_oom(ctx, (size_t)in->rows * x->cols * 4);
         else lq_matmul(x->stats->samples, x->cols, in->w, x->cols, want, in->rows, n, in->rows, x->cols);
         t.want = want;
         for (uint32_t k = 0; k < n_candidates && !st; k++) {
@@ -152,6 +149,7 @@ static lq_status score_all(lq_ctx *ctx, const lq_xsite *x, const float *s, uint3
             if (!st) st = score(ctx, &t, &err[k]);
         }
         lq_free(t.xq);
+        lq_free(t.smooth);
         lq_free(t.y);
         lq_free(want);
         lq_free(t.wq);
@@ -169,7 +167,7 @@ static lq_status search(lq_ctx *ctx, const smooth_opts *o, const lq_xsite *x, co
     for (uint32_t k = 0; k < n && !st; k++) {
         float *sk = each + (size_t)k * x->scales;
         for (uint32_t j = 0; j < x->scales; j++) sk[j] = 1;
-        if (k != NONE) scales_of(x, xmax, wmax, (FIRST + STEP * (double)(k - 1)) / 100, !o->any_factor, sk);
+        if (k != NONE) st = scales_of(ctx, x, xmax, wmax, (FIRST + STEP * (double)(k - 1)) / 100, !o->any_factor, sk);
         for (uint32_t c = 0; c < x->cols; c++) by_column[(size_t)k * x->cols + c] = sk[x->scale_of[c]];
     }
     if (!st) st = score_all(ctx, x, by_column, n, err);
@@ -196,13 +194,13 @@ static lq_status apply(lq_ctx *ctx, const void *opts, const lq_xsite *x, float *
         snprintf(choice->chose, sizeof choice->chose, "none: nothing here is quantized");
         return LQ_OK;
     }
-    float *xmax = LQ_NEWN(float, (size_t)2 * x->scales), *wmax = xmax + x->scales;
+    float *xmax = LQ_NEWN(float, (size_t)2 * x->scales), *wmax = xmax ? xmax + x->scales : NULL;
     lq_status st = xmax ? LQ_OK : lq_oom(ctx, (size_t)x->scales * 8);
     if (!st) maxima(x, xmax, wmax);
     read_alpha(o, &alpha);
     if (!st && alpha < 0) st = search(ctx, o, x, xmax, wmax, s, choice);
     else if (!st) {
-        scales_of(x, xmax, wmax, alpha, !o->any_factor, s);
+        st = scales_of(ctx, x, xmax, wmax, alpha, !o->any_factor, s);
         snprintf(choice->chose, sizeof choice->chose, "alpha %.3g", alpha);
     }
     lq_free(xmax);

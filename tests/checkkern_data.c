@@ -3,6 +3,8 @@
 /* Schemes, tensors and vectors to check kernels with. */
 #include "checkkern.h"
 
+#include "core/pack.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,6 +44,16 @@ const ck_scheme ck_schemes[] = {
     {"fp8_row", GRID(LQ_GRID_E4M3, 8, 0, LQ_F32, 0)},
     {"fp8_128x128", {.grid = {LQ_GRID_E4M3, 8, 1, 0}, .scale = {.dtype = LQ_F32, .tile_r = 128, .tile_c = 128}}},
     {"lut4_g64", GRID(LQ_GRID_LUT, 4, 64, LQ_F16, 0)},
+    {"nf4_flat64", {.grid = {LQ_GRID_LUT, 4, 1, LQ_LUT_NF4}, .scale = {.dtype = LQ_F32, .tile_r = LQ_FLAT, .tile_c = 64}}},
+    {"f16", GRID(LQ_GRID_F16, 16, 0, LQ_NONE, 0)},
+    {"bf16_sparse", {.grid = {LQ_GRID_BF16, 16, 1, 0}, .extra = LQ_X_OUTLIERS, .sparse = 300}},
+    {"f32", GRID(LQ_GRID_F32, 32, 0, LQ_NONE, 0)},
+    {"lut3_sparse", {.grid = {LQ_GRID_LUT, 3, 1, 0}, .extra = LQ_X_LUT_PER_ROW | LQ_X_OUTLIERS, .sparse = 300}},
+    {"i4sym_g32_rank1", {.grid = {LQ_GRID_INT, 4, 1, 8}, .scale = {.dtype = LQ_F16, .tile_r = 1, .tile_c = 32}, .extra = LQ_X_LOWRANK, .rank = 1}},
+    {"i3min_rank70_sparse", {.grid = {LQ_GRID_INT, 3, 1, 0}, .zero_kind = LQ_ZERO_MIN, .scale = {.dtype = LQ_F16, .tile_r = 1}, .zero = {.dtype = LQ_F16, .tile_r = 1},
+                             .extra = LQ_X_LOWRANK | LQ_X_OUTLIERS, .rank = 70, .sparse = 100}},
+    {"i8sym_cols", {.grid = {LQ_GRID_INT, 8, 1, 128}, .scale = {.dtype = LQ_F32, .tile_r = 1}, .extra = LQ_X_OUTLIER_COLS, .sparse = 6}},
+    {"i8sym_cols_rank3", {.grid = {LQ_GRID_INT, 8, 1, 128}, .scale = {.dtype = LQ_F32, .tile_r = 1}, .extra = LQ_X_OUTLIER_COLS | LQ_X_LOWRANK, .rank = 3, .sparse = 6}},
     {"lut3_per_row", {.grid = {LQ_GRID_LUT, 3, 1, 0}, .extra = LQ_X_LUT_PER_ROW}},
 };
 const size_t ck_n_schemes = sizeof ck_schemes / sizeof *ck_schemes;
@@ -84,6 +96,49 @@ static void fill_plane(const lq_plane_desc *d, lq_plane *p, uint32_t rows, uint3
     }
 }
 
+static uint16_t half(lq_rng *rng) { return lq_f32_f16(lq_rng_normal(rng) / 16); }
+
+static void fill_sparse(lq_qtensor *q, lq_rng *rng) {
+    uint32_t most = (uint32_t)((uint64_t)q->rows * q->cols * q->sch.sparse / 10000), n = 0;
+    if (lq_qtensor_outliers(NULL, q, most)) abort();
+    for (uint32_t r = 0; r < q->rows; r++) {
+        for (uint32_t c = lq_rng_below(rng, 20); c < q->cols && n < most; c += 1 + lq_rng_below(rng, 40), n++) {
+            q->outliers.col[n] = c;
+            q->outliers.v[n] = half(rng);
+        }
+        q->outliers.row[r + 1] = n;
+    }
+    q->outliers.n = n;
+}
+
+static void fill_kept(lq_qtensor *q, lq_rng *rng) {
+    uint32_t n = q->sch.sparse < q->cols ? q->sch.sparse : q->cols;
+    lq_cols *k = &q->outlier_cols;
+    if (lq_qtensor_outlier_cols(NULL, q, n)) abort();
+    for (uint32_t i = 0; i < n; i++) k->idx[i] = i * (q->cols / n);
+    for (size_t i = 0; i < (size_t)n * q->rows; i++) k->v[i] = half(rng);
+    for (uint32_t r = 0; r < q->rows; r++)
+        for (uint32_t c = 0; c < q->cols; c++)
+            for (uint32_t i = 0; i < n; i++)
+                if ((q->perm ? q->perm[c] : c) == k->idx[i]) lq_code_put(q->codes + r * q->row_bytes, q->sch.grid.bits, c, (uint32_t)q->sch.grid.bias);
+}
+
+static void fill_extras(lq_qtensor *q, lq_rng *rng) {
+    for (size_t i = 0; i < (size_t)q->sch.rank * q->rows; i++) q->lr.a[i] = half(rng);
+    for (size_t i = 0; i < (size_t)q->sch.rank * q->cols; i++) q->lr.b[i] = half(rng);
+    if (q->sch.extra & LQ_X_OUTLIERS) fill_sparse(q, rng);
+    if (q->sch.extra & LQ_X_OUTLIER_COLS) fill_kept(q, rng);
+}
+
+static void fill_float_codes(lq_qtensor *q, lq_rng *rng) {
+    static const lq_dtype of[] = {LQ_F16, LQ_BF16, LQ_F32};
+    for (uint32_t r = 0; r < q->rows; r++)
+        for (uint32_t c = 0; c < q->cols; c++) {
+            float v = lq_rng_normal(rng) / 16;
+            lq_dtype_encode(of[q->sch.grid.kind - LQ_GRID_F16], &v, q->codes + r * q->row_bytes + (size_t)c * q->sch.grid.bits / 8, 1);
+        }
+}
+
 void ck_fill(lq_qtensor *q, const lq_scheme *s, uint32_t rows, uint32_t cols, lq_rng *rng, bool hostile) {
     if (lq_qtensor_init(NULL, q, s, (lq_slot){0}, rows, cols)) abort();
     for (uint32_t r = 0; r < rows; r++)
@@ -91,12 +146,14 @@ void ck_fill(lq_qtensor *q, const lq_scheme *s, uint32_t rows, uint32_t cols, lq
             q->codes[r * q->row_bytes + i] = (uint8_t)(hostile && r % 2 ? 0xff : lq_rng_u32(rng));
     if (s->grid.kind == LQ_GRID_E4M3) /* no NaN */
         for (size_t i = 0; i < rows * q->row_bytes; i++) q->codes[i] &= 0xf7;
-    fill_plane(&s->scale, &q->scale, rows, cols, rng, hostile);
+    if (s->grid.kind >= LQ_GRID_F16) fill_float_codes(q, rng);
+    if (s->scale.dtype != LQ_NONE) fill_plane(&s->scale, &q->scale, rows, cols, rng, hostile);
     if (s->zero_kind != LQ_ZERO_NONE) fill_plane(&s->zero, &q->zero, rows, cols, rng, hostile);
-    for (size_t i = 0; q->lut && i < (size_t)q->n_lut << s->grid.bits; i++) q->lut[i] = lq_rng_normal(rng);
+    for (size_t i = 0; q->lut && i < (size_t)q->n_lut << s->grid.bits && s->grid.bias == LQ_LUT_DATA; i++) q->lut[i] = lq_rng_normal(rng);
     for (uint32_t c = 0; q->perm && c < cols; c++) { /* inside-out shuffle */
         uint32_t j = lq_rng_below(rng, c + 1);
         q->perm[c] = q->perm[j];
         q->perm[j] = c;
     }
+    fill_extras(q, rng);
 }

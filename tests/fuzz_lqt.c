@@ -17,7 +17,7 @@
 static char dir[64];
 static lq_buf good;          /* a sound file */
 static uint64_t index_at;
-static lq_buf index_text, matrix;
+static lq_buf index_text, matrix, extras;
 
 static const char *in(const char *name) {
     static char path[128];
@@ -29,11 +29,37 @@ static void remove_dir(void) {
     lq_buf_free(&good);
     lq_buf_free(&index_text);
     lq_buf_free(&matrix);
+    lq_buf_free(&extras);
     lq_remove_tree(NULL, dir);
 }
 
 static void must(bool ok) {
     if (!ok) abort(); /* our own seed does not work: the test is wrong */
+}
+
+/* Two matrices with everything that is not a code, a scale or a zero. */
+static void make_extras(uint32_t extra, uint16_t sparse) {
+    lq_scheme s = lq_scheme_int(8, 8, true);
+    lq_qtensor q;
+    s.extra = extra | LQ_X_LOWRANK | LQ_X_PERM;
+    s.rank = 2;
+    s.sparse = sparse;
+    s.act = (lq_act){.kind = LQ_ACT_STATIC, .dtype = LQ_I8};
+    must(!lq_qtensor_init(NULL, &q, &s, (lq_slot){0, LQ_R_Q, -1}, 4, 16));
+    for (uint32_t c = 0; c < 16; c++) q.perm[c] = c;
+    memset(q.codes, 128, 4 * q.row_bytes);
+    q.act_scale = 0.5f;
+    if (extra == LQ_X_OUTLIERS) {
+        must(!lq_qtensor_outliers(NULL, &q, 2));
+        q.outliers.col[1] = 7;
+        for (uint32_t r = 0; r < 4; r++) q.outliers.row[r + 1] = r < 2 ? 1 : 2;
+    } else {
+        must(!lq_qtensor_outlier_cols(NULL, &q, 2));
+        q.outlier_cols.idx[1] = 9;
+    }
+    extras.n = 0;
+    must(!lq_qtensor_encode(NULL, &q, &extras));
+    lq_qtensor_free(&q);
 }
 
 static void make_seed(void) {
@@ -126,6 +152,9 @@ static void decode_matrix(const uint8_t *data, size_t n) {
     lq_qtensor q;
     if (lq_qtensor_decode(NULL, data, n, &q)) return;
     lq_buf again = {0};
+    float *row = malloc(q.cols * sizeof *row);
+    if (row) lq_qtensor_decode_row(&q, q.rows - 1, row);
+    free(row);
     must(!lq_qtensor_encode(NULL, &q, &again) && again.n == n && !memcmp(again.v, data, n));
     lq_buf_free(&again);
     lq_qtensor_free(&q);
@@ -147,9 +176,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
 
 size_t fuzz_seed(size_t i, uint8_t *out, size_t cap) {
     start();
-    const lq_buf *from[] = {&good, &index_text, &matrix, &index_text}; /* the index twice: most is to be found there */
-    if (i >= 4 || from[i]->n + 1 > cap) return 0;
-    out[0] = (uint8_t)(i == 3 ? 1 : i);
+    const lq_buf *from[] = {&good, &index_text, &matrix, &index_text, &extras, &extras}; /* the index twice: most is to be found there */
+    if (i == 4) make_extras(LQ_X_OUTLIERS, 400);
+    if (i == 5) make_extras(LQ_X_OUTLIER_COLS, 3);
+    if (i >= 6 || from[i]->n + 1 > cap) return 0;
+    out[0] = (uint8_t)(i == 3 ? 1 : i > 3 ? 2 : i);
     memcpy(out + 1, from[i]->v, from[i]->n);
     return from[i]->n + 1;
 }

@@ -34,8 +34,16 @@ static void off_whole(fixture *f) { P.rope.whole = false; }
 static void off_scale(fixture *f) { P.rope.scale = 0; }
 static void off_long(fixture *f) { P.rope.original = 1000; }
 static void off_first_div(fixture *f) { P.rope.long_div[2] *= 2; }
+static void off_short_div(fixture *f) { P.rope.div[2] *= 2; }
+static void off_part(fixture *f) { P.rope.dim -= 2; }
+static void off_pairs(fixture *f) { P.rope.pairs = false; }
+static void off_sub_norm(fixture *f, lq_role role) { for (uint32_t i = 0; i < P.hidden; i++) f->m->layers[0].norm[role][i] = 1; }
+static void off_attn_sub(fixture *f) { off_sub_norm(f, LQ_R_ATTN_SUB_NORM); }
+static void off_ffn_sub(fixture *f) { off_sub_norm(f, LQ_R_FFN_SUB_NORM); }
+static void off_relu2(fixture *f) { P.act = LQ_ACTFN_RELU; }
+static void off_eps(fixture *f) { P.norm_eps = 0.1f; }
 static void off_biases(fixture *f) {
-    for (uint32_t l = 0; l < P.n_layers; l++) f->m->layers[l].lin[LQ_R_O].bias = f->m->layers[l].lin[LQ_R_V].bias = NULL;
+    for (uint32_t l = 0; l < P.n_layers; l++) f->m->layers[l].lin[LQ_R_K].bias = f->m->layers[l].lin[LQ_R_V].bias = NULL;
 }
 
 static void less_one(fixture *f, lq_role role, uint32_t n) {
@@ -69,6 +77,15 @@ static const off_switch switches[] = {
     {"llama_dynamic", off_kind, "scaling"},            {"llama_dynamic", off_factor, "factor"},
     {"llama_dynamic", off_original, "original context"}, {"llama_longrope", off_long, "long factors"},
     {"llama_longrope", off_first_div, "one factor"},   {"llama_longrope", off_scale, "attention factor"},
+    {"phi3", off_window, "window"},                    {"phi3", off_long, "long factors"},
+    {"phi3", off_scale, "attention factor"},           {"phi4", off_short_div, "short factors"},
+    {"phi4", off_part, "part of a head"},              {"phi4", off_scale, "attention factor"},
+    {"glm", off_part, "part of a head"},               {"glm", off_pairs, "interleaved turns"},
+    {"glm", off_biases, "biases"},                     {"glm4", off_pairs, "interleaved turns"},
+    {"glm4", off_attn_post, "norm after attention"},   {"glm4", off_mlp_post, "norm after the mlp"},
+    {"glm4", off_base, "base"},                        {"bitnet", off_attn_sub, "norm before o"},
+    {"bitnet", off_ffn_sub, "norm before down"},       {"bitnet", off_relu2, "activation"},
+    {"bitnet", off_eps, "eps"},                        {"bitnet", off_base, "base"},
 };
 
 static void every_setting_moves_the_logits(void **state) {

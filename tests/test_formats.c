@@ -21,6 +21,7 @@
 #include "core/thread.h"
 #include "formats/sink.h"
 #include "formats/source.h"
+#include "quant/types.h"
 
 enum { HIDDEN = 64, WIDE = 128, ROWS = 9 };
 static const char config_text[] = "{\n  \"model_type\": \"llama\",\n\t\"odd\":   [1,  2]\n}\n";
@@ -61,22 +62,61 @@ static void fill_plane(lq_rng *rng, const lq_plane_desc *d, lq_plane *p, uint32_
     }
 }
 
+static uint16_t half(lq_rng *rng) { return lq_f32_f16(lq_rng_normal(rng)); }
+
+static void fill_sparse(lq_rng *rng, lq_qtensor *q) {
+    uint32_t most = (uint32_t)((uint64_t)q->rows * q->cols * q->sch.sparse / 10000), n = 0;
+    assert_int_equal(lq_qtensor_outliers(NULL, q, most), LQ_OK);
+    for (uint32_t r = 0; r < q->rows; r++) {
+        for (uint32_t c = lq_rng_below(rng, 64); c < q->cols && n < most; c += 1 + lq_rng_below(rng, 64), n++) {
+            q->outliers.col[n] = c;
+            q->outliers.v[n] = half(rng);
+        }
+        q->outliers.row[r + 1] = n;
+    }
+    q->outliers.n = n;
+}
+
+static void zero_column(lq_qtensor *q, uint32_t col) {
+    uint32_t code = q->sch.grid.kind == LQ_GRID_INT ? (uint32_t)q->sch.grid.bias : 0;
+    for (uint32_t r = 0; r < q->rows; r++)
+        for (uint32_t c = 0; c < q->cols; c++)
+            if ((q->perm ? q->perm[c] : c) == col) lq_code_put(q->codes + r * q->row_bytes, q->sch.grid.bits, c, code);
+}
+
+static void fill_extras(lq_rng *rng, lq_qtensor *q) {
+    const lq_scheme *s = &q->sch;
+    if (s->act.kind == LQ_ACT_STATIC) q->act_scale = 0.03f;
+    if (s->extra & LQ_X_OUTLIERS) fill_sparse(rng, q);
+    if (s->extra & LQ_X_OUTLIER_COLS) {
+        assert_int_equal(lq_qtensor_outlier_cols(NULL, q, s->sparse), LQ_OK);
+        for (uint32_t i = 0; i < s->sparse; i++) zero_column(q, q->outlier_cols.idx[i] = 5 * i + 2);
+        for (size_t i = 0; i < (size_t)s->sparse * q->rows; i++) q->outlier_cols.v[i] = half(rng);
+    }
+    for (size_t i = 0; i < (size_t)s->rank * q->rows; i++) q->lr.a[i] = half(rng);
+    for (size_t i = 0; i < (size_t)s->rank * q->cols; i++) q->lr.b[i] = half(rng);
+}
+
 static void fill_qtensor(lq_rng *rng, lq_qtensor *q) {
     const lq_grid *g = &q->sch.grid;
     for (uint32_t r = 0; r < q->rows; r++)
         for (uint32_t c = 0; c < q->cols; c++) {
-            uint32_t code = lq_rng_u32(rng) & ((1u << g->bits) - 1);
+            uint32_t code = lq_rng_u32(rng) & (0xffffffffu >> (32 - g->bits));
+            if (g->kind == LQ_GRID_F32) code = lq_f32_bits(lq_rng_normal(rng));
+            if (g->kind == LQ_GRID_F16 || g->kind == LQ_GRID_BF16) code &= 0xbfff;
+            if (g->kind == LQ_GRID_E4M3 || g->kind == LQ_GRID_E5M2) code &= 0xbf;
             lq_code_put(q->codes + r * q->row_bytes, g->bits, c, code);
         }
     fill_plane(rng, &q->sch.scale, &q->scale, q->rows, q->cols, false, 255);
     fill_plane(rng, &q->sch.zero, &q->zero, q->rows, q->cols, true, (1u << g->bits) - 1);
-    for (size_t i = 0; q->lut && i < (size_t)q->n_lut << g->bits; i++) q->lut[i] = lq_rng_normal(rng);
+    for (size_t i = 0; q->lut && i < (size_t)q->n_lut << g->bits && g->bias == LQ_LUT_DATA; i++) q->lut[i] = lq_f16_f32(lq_f32_f16(lq_rng_normal(rng)));
     for (uint32_t c = 0; q->perm && c < q->cols; c++) {
         uint32_t at = lq_rng_below(rng, c + 1);
         q->perm[c] = q->perm[at];
         q->perm[at] = c;
     }
     if (q->sch.scale.parent != LQ_NONE) q->scale.offset = 0.125f;
+    fill_extras(rng, q);
 }
 
 static void model_make(model *m, const lq_scheme *schemes, size_t n) {
@@ -233,11 +273,120 @@ static size_t odd_schemes(lq_scheme *out) {
     return n;
 }
 
+static size_t extra_schemes(lq_scheme *out) {
+    size_t n = 0;
+    out[n] = lq_scheme_int(4, 32, true), out[n].extra = LQ_X_OUTLIERS, out[n++].sparse = 50;
+    out[n++] = (lq_scheme){.grid = {LQ_GRID_LUT, 3, 1, 0}, .extra = LQ_X_LUT_PER_ROW | LQ_X_OUTLIERS, .sparse = 200};
+    out[n] = lq_scheme_int(8, -1, true), out[n].extra = LQ_X_OUTLIER_COLS, out[n++].sparse = 7;
+    out[n] = lq_scheme_int(3, 32, false), out[n].extra = LQ_X_LOWRANK, out[n++].rank = 5;
+    out[n] = lq_scheme_int(2, 32, true), out[n].extra = LQ_X_LOWRANK | LQ_X_OUTLIERS, out[n].sparse = 1, out[n++].rank = 1; /* too small for one value */
+    out[n] = lq_scheme_int(8, -1, true), out[n++].act = (lq_act){.kind = LQ_ACT_STATIC, .dtype = LQ_I8};
+    out[n] = lq_scheme_int(4, 32, true), out[n++].act = (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_BOOL};
+    return n;
+}
+
+/* Every row of lq_types on a matrix of this width, and what a run may add to it. */
+static size_t type_schemes(lq_scheme *out) {
+    size_t n = 0;
+    for (const lq_type *t = lq_types; t->name; t++) {
+        if (t->keep) continue;
+        lq_want w = {.knobs = t->knobs, .scheme = t->scheme};
+        lq_want_group(&w, 32);
+        if (w.scheme.scale.tile_r > 1 && w.scheme.scale.tile_r != LQ_FLAT) w.scheme.scale.tile_r = w.scheme.scale.tile_c = 32;
+        out[n++] = w.scheme;
+    }
+    return n;
+}
+
 /* What each format is known to hold, said independently of its accept(). */
 static bool holds(const lq_format *f, const lq_scheme *s, bool odd) {
     if (!strcmp(f->name, "lqt")) return true;
     if (!strcmp(f->name, "safetensors")) return false;
     return !odd && s->grid.bits != 5;
+}
+
+static void every_named_type_and_every_extra_round_trips_in_lqt(void **state) {
+    (void)state;
+    lq_scheme list[2][SCHEMES];
+    size_t n[2] = {type_schemes(list[0]), extra_schemes(list[1])};
+    assert_true(n[0] > 20 && n[0] < SCHEMES);
+    for (size_t k = 0; k < 2; k++)
+        for (size_t i = 0; i < n[k]; i++) check_round_trip(lq_format_by_name("lqt"), &list[k][i], 1);
+}
+
+static void a_fixed_table_is_not_stored_and_comes_back(void **state) {
+    (void)state;
+    lq_scheme nf4 = {.grid = {LQ_GRID_LUT, 4, 1, LQ_LUT_NF4}}, own = {.grid = {LQ_GRID_LUT, 4, 1, LQ_LUT_DATA}};
+    lq_qtensor q, back;
+    lq_buf b = {0};
+    assert_int_equal(lq_qtensor_encoded_bytes(&own, 3, 8) - lq_qtensor_encoded_bytes(&nf4, 3, 8), 32);
+    assert_int_equal(lq_qtensor_init(NULL, &q, &nf4, (lq_slot){0}, 3, 8), LQ_OK);
+    assert_int_equal(lq_qtensor_encode(NULL, &q, &b), LQ_OK);
+    assert_int_equal(lq_qtensor_decode(NULL, b.v, b.n, &back), LQ_OK);
+    assert_true(back.lut[15] == 1 && back.lut[7] == 0 && lq_qtensor_eq(&q, &back));
+    lq_qtensor_free(&q);
+    lq_qtensor_free(&back);
+    lq_buf_free(&b);
+}
+
+typedef enum harm { GOOD, COL_RANGE, COL_ORDER, ROW_BACK, ROW_END, TOO_MANY, SPARSE_INF, KEPT_ORDER, KEPT_CODE, KEPT_NAN, RANK_INF, NO_STEP, TABLE_WIDE, CODE_NAN, HARMS } harm;
+
+static void do_harm(harm h, lq_qtensor *q) {
+    switch (h) {
+    case COL_RANGE: q->outliers.col[q->outliers.n - 1] = q->cols; break;
+    case COL_ORDER: q->outliers.col[1] = q->outliers.col[0]; break;
+    case ROW_BACK: q->outliers.row[2] = q->outliers.row[1] - 1; break;
+    case ROW_END: q->outliers.row[q->rows]--; break;
+    case TOO_MANY: q->sch.sparse = 1; break;
+    case SPARSE_INF: q->outliers.v[0] = 0x7c00; break;
+    case KEPT_ORDER: q->outlier_cols.idx[1] = q->outlier_cols.idx[0]; break;
+    case KEPT_CODE: lq_code_put(q->codes, 8, 2, 129); break;
+    case KEPT_NAN: q->outlier_cols.v[0] = 0x7e00; break;
+    case RANK_INF: q->lr.b[0] = 0xfc00; break;
+    case NO_STEP: q->act_scale = 0; break;
+    case TABLE_WIDE: q->lut[3] = 0.1f; break;
+    case CODE_NAN: lq_code_put(q->codes, 32, 1, 0x7fc00000); break;
+    default: break;
+    }
+}
+
+static void what_the_extras_hold_is_checked(void **state) {
+    (void)state;
+    lq_scheme sparse = {.grid = {LQ_GRID_LUT, 3, 1, 0}, .extra = LQ_X_LUT_PER_ROW | LQ_X_OUTLIERS, .sparse = 500}, kept = lq_scheme_int(8, -1, true);
+    lq_scheme low = lq_scheme_int(4, 32, true), fixed = low, floats = {.grid = {LQ_GRID_F32, 32, 1, 0}};
+    kept.extra = LQ_X_OUTLIER_COLS, kept.sparse = 3;
+    low.extra = LQ_X_LOWRANK, low.rank = 2;
+    fixed.act = (lq_act){.kind = LQ_ACT_STATIC, .dtype = LQ_I8};
+    const lq_scheme *of[HARMS] = {&sparse, &sparse, &sparse, &sparse, &sparse, &sparse, &sparse, &kept, &kept, &kept, &low, &fixed, &sparse, &floats};
+    for (harm h = GOOD; h < HARMS; h++) {
+        lq_rng rng;
+        lq_qtensor q;
+        lq_ctx ctx = {0};
+        lq_rng_seed(&rng, 3, 1);
+        assert_int_equal(lq_qtensor_init(NULL, &q, of[h], (lq_slot){0}, 16, 64), LQ_OK);
+        fill_qtensor(&rng, &q);
+        assert_int_equal(lq_qtensor_check(NULL, &q, LQ_ERR_FORMAT), LQ_OK);
+        do_harm(h, &q);
+        lq_status st = lq_qtensor_check(&ctx, &q, LQ_ERR_FORMAT);
+        if (st != (h == GOOD ? LQ_OK : LQ_ERR_FORMAT)) fail_msg("harm %d: status %d %s", (int)h, (int)st, ctx.msg);
+        lq_qtensor_free(&q);
+    }
+}
+
+static void schemes_that_contradict_themselves_are_refused(void **state) {
+    (void)state;
+    lq_scheme bad[] = {lq_scheme_int(4, 32, true), lq_scheme_int(4, 32, true), lq_scheme_int(4, 32, true), lq_scheme_int(4, 32, true), lq_scheme_int(4, 32, true),
+                       {.grid = {LQ_GRID_LUT, 3, 1, LQ_LUT_NF4}}, {.grid = {LQ_GRID_LUT, 4, 1, LQ_LUT_NF4}, .extra = LQ_X_LUT_PER_ROW},
+                       {.grid = {LQ_GRID_F16, 16, 1, 0}, .scale = {.dtype = LQ_F32, .tile_r = 1}}, {.grid = {LQ_GRID_F32, 16, 1, 0}}};
+    bad[0].rank = 4;
+    bad[1].extra = LQ_X_LOWRANK;
+    bad[2].extra = LQ_X_LOWRANK, bad[2].rank = 65;
+    bad[3].extra = LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS, bad[3].sparse = 4;
+    bad[4].extra = LQ_X_HADAMARD;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        lq_ctx ctx = {0};
+        if (lq_scheme_check(&ctx, &bad[i], 64, 64) != LQ_ERR_UNSUPPORTED) fail_msg("scheme %zu is taken", i);
+    }
 }
 
 static void every_scheme_round_trips_or_is_refused(void **state) {
@@ -283,6 +432,31 @@ static void a_float_folder_round_trips(void **state) {
         }
     fresh_dir();
     if (write_model(&ctx, lq_format_by_name("safetensors"), &m) || read_model(&ctx, &m, &same) || !same) fail_msg("%s", ctx.msg);
+    lq_remove_tree(NULL, dir);
+    model_free(&m);
+}
+
+static void a_matrix_of_floats_is_an_ordinary_tensor_of_a_folder(void **state) {
+    (void)state;
+    lq_scheme floats[3] = {{.grid = {LQ_GRID_F32, 32, 1, 0}}, {.grid = {LQ_GRID_BF16, 16, 1, 0}}, {.grid = {LQ_GRID_F16, 16, 1, 0}}};
+    model m;
+    lq_ctx ctx = {0};
+    lq_source *s;
+    model_make(&m, floats, 3);
+    fresh_dir();
+    assert_int_equal(write_model(&ctx, lq_format_by_name("safetensors"), &m), LQ_OK);
+    assert_int_equal(lq_source_open(&ctx, out_path, &s), LQ_OK);
+    for (size_t i = 0; i < ROWS; i++) {
+        if (!m.rows[i].quantize) continue;
+        const lq_entry *e = &s->entries[lq_source_find(s, m.rows[i].name)];
+        size_t bytes = (size_t)lq_entry_cols(e) * lq_dtypes[e->dtype].bytes;
+        uint8_t *data = malloc(bytes * m.q[i].rows);
+        assert_int_equal(e->dtype, lq_grid_dtype(m.rows[i].scheme.grid.kind));
+        assert_int_equal(lq_source_read(&ctx, s, (size_t)(e - s->entries), 0, m.q[i].rows, data), LQ_OK);
+        for (uint32_t r = 0; r < m.q[i].rows; r++) assert_memory_equal(data + r * bytes, m.q[i].codes + r * m.q[i].row_bytes, bytes);
+        free(data);
+    }
+    lq_source_free(&s);
     lq_remove_tree(NULL, dir);
     model_free(&m);
 }
@@ -578,8 +752,13 @@ int main(void) {
     lq_threads_set(1); /* tiny matrices */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_scheme_round_trips_or_is_refused),
+        cmocka_unit_test(every_named_type_and_every_extra_round_trips_in_lqt),
+        cmocka_unit_test(a_fixed_table_is_not_stored_and_comes_back),
+        cmocka_unit_test(what_the_extras_hold_is_checked),
+        cmocka_unit_test(schemes_that_contradict_themselves_are_refused),
         cmocka_unit_test(mixed_schemes_round_trip),
         cmocka_unit_test(a_float_folder_round_trips),
+        cmocka_unit_test(a_matrix_of_floats_is_an_ordinary_tensor_of_a_folder),
         cmocka_unit_test(refusals_name_the_nearest_setting),
         cmocka_unit_test(a_missing_tensor_is_named_at_close),
         cmocka_unit_test(what_was_not_planned_is_refused),

@@ -158,17 +158,24 @@ static lq_cache *embed_rows(fixture *f, uint64_t budget) {
     return c;
 }
 
+static uint32_t stages_before(fixture *f, int32_t block) {
+    lq_stage stages[8];
+    uint32_t n = 0;
+    for (int32_t b = 0; b < block; b++) n += lq_block_stages(f->m, b, stages, 8);
+    return n;
+}
+
 static lq_status count_stage(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats) {
     capture *c = user;
     uint64_t tokens = 0;
     for (int i = 0; i < N_SEQ; i++) tokens += lens[i];
     lq_stage stages[8];
-    uint32_t n_stages = lq_block_stages(c->f->m, block, stages, 8);
-    assert_int_equal(stage->index, c->n % n_stages);
-    assert_int_equal(block, c->n / n_stages);
-    assert_int_equal(stats->n, tokens);
+    lq_block_stages(c->f->m, block, stages, 8);
     assert_int_equal(stats->cols, stage->cols);
     assert_int_equal(stage->n, stages[stage->index].n);
+    if (stage->expert > 0) return LQ_OK; /* their tokens: test_moe.c */
+    assert_int_equal(stage->index, c->n - stages_before(c->f, block));
+    if (stage->expert < 0) assert_int_equal(stats->n, tokens);
     c->n++;
     return LQ_OK;
 }
@@ -211,8 +218,7 @@ static void calibration_runs_the_stages_and_leaves_the_forward_stream(void **sta
         float *want = forwarded(&f), *staged = calibrated(&f, 1 << 30, &hook), *plain = calibrated(&f, 1 << 30, NULL), *spilled = calibrated(&f, 0, NULL);
         uint32_t total = 0, d = f.m->par.hidden;
         for (int i = 0; i < N_SEQ; i++) total += lens[i];
-        lq_stage stages[8];
-        assert_int_equal(c.n, lq_block_stages(f.m, 0, stages, 8) * f.m->par.n_layers);
+        assert_int_equal(c.n, stages_before(&f, (int32_t)f.m->par.n_layers));
         assert_memory_equal(staged, plain, (size_t)total * d * 4);
         assert_memory_equal(spilled, plain, (size_t)total * d * 4);
         lq_final_norm(f.m, plain, total, plain);

@@ -7,7 +7,7 @@
 #include "kernels/ref/exp.h"
 #include "kernels/ref/ref.h"
 
-const char *const lq_actfn_names[LQ_ACTFN_N] = {"silu", "gelu_pytorch_tanh", "gelu", "relu"};
+const char *const lq_actfn_names[LQ_ACTFN_N] = {"silu", "gelu_pytorch_tanh", "gelu", "relu", "relu2"};
 
 static void silu(const float *gate, const float *up, float *y, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + lq_exp(-gate[i])) * up[i];
@@ -28,8 +28,12 @@ static void relu(const float *gate, const float *up, float *y, size_t n) {
     for (size_t i = 0; i < n; i++) y[i] = (gate[i] < 0 ? 0 : gate[i]) * up[i];
 }
 
+static void relu2(const float *gate, const float *up, float *y, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = gate[i] < 0 ? 0 * up[i] : gate[i] * gate[i] * up[i];
+}
+
 void lq_glu_c(lq_actfn f, const float *gate, const float *up, float *y, size_t n) {
-    static void (*const forms[LQ_ACTFN_N])(const float *, const float *, float *, size_t) = {silu, gelu_tanh, gelu, relu};
+    static void (*const forms[LQ_ACTFN_N])(const float *, const float *, float *, size_t) = {silu, gelu_tanh, gelu, relu, relu2};
     forms[f](gate, up, y, n);
 }
 

@@ -27,10 +27,19 @@ LQ_WALK_INLINE void bytes(const lq_walk *w, void *arg, lq_seg g, const uint8_t *
     if (n) _mm256_maskstore_ps(out, lq_mask8(n), _mm256_mul_ps(lq_codes256_bytes(p, zero), s));
 }
 
-void lq_dequant_avx2(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out) {
+static bool codes(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out) {
     lq_walk w;
-    if (!lq_walk_init(&w, q)) lq_dequant_c(q, r0, nr, out);
+    lq_dtype floats = lq_qtensor_floats(q);
+    if (floats == LQ_NONE && !lq_walk_init(&w, q)) return false;
+    if (floats != LQ_NONE)
+        for (uint32_t r = 0; r < nr; r++) lq_decode_avx2(floats, q->codes + (r0 + r) * q->row_bytes, out + (size_t)r * q->cols, q->cols);
     else if (w.bits == 8) lq_walk_dequant(&w, r0, nr, out, bytes);
     else if (w.bits == 4) lq_walk_dequant(&w, r0, nr, out, nibbles);
     else lq_walk_dequant(&w, r0, nr, out, to3);
+    return true;
+}
+
+void lq_dequant_avx2(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out) {
+    if (!codes(q, r0, nr, out)) lq_dequant_c(q, r0, nr, out);
+    else if (q->sch.extra & LQ_X_ADDED) lq_dequant_extras(q, r0, nr, out, lq_decode_avx2);
 }

@@ -63,8 +63,14 @@ static float byte_row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x
 
 void lq_gemv_avx2(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y) {
     lq_walk w;
-    if (!lq_walk_init(&w, q)) lq_gemv_c(q, r0, nr, x, y);
-    else lq_walk_gemv(&w, r0, nr, x, y, w.bits == 8 ? byte_row : w.bits == 4 ? nibble_row : to3_row);
+    lq_dtype floats = lq_qtensor_floats(q);
+    if (floats != LQ_NONE) lq_gemv_fp_avx2(floats, q->codes + r0 * q->row_bytes, q->row_bytes, nr, q->cols, x, y);
+    else if (lq_walk_init(&w, q)) lq_walk_gemv(&w, r0, nr, x, y, w.bits == 8 ? byte_row : w.bits == 4 ? nibble_row : to3_row);
+    else {
+        lq_gemv_c(q, r0, nr, x, y);
+        return;
+    }
+    if (q->sch.extra & LQ_X_ADDED) lq_gemv_extras(q, r0, nr, x, y);
 }
 
 /* n weights as floats times x into the sums; n is a multiple of 8 except at the end of a row */

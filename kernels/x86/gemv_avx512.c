@@ -56,8 +56,14 @@ static float byte_row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x
 
 void lq_gemv_avx512(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y) {
     lq_walk w;
-    if (!lq_walk_init(&w, q)) lq_gemv_c(q, r0, nr, x, y);
-    else lq_walk_gemv(&w, r0, nr, x, y, w.bits == 8 ? byte_row : narrow_row);
+    lq_dtype floats = lq_qtensor_floats(q);
+    if (floats != LQ_NONE) lq_gemv_fp_avx512(floats, q->codes + r0 * q->row_bytes, q->row_bytes, nr, q->cols, x, y);
+    else if (lq_walk_init(&w, q)) lq_walk_gemv(&w, r0, nr, x, y, w.bits == 8 ? byte_row : narrow_row);
+    else {
+        lq_gemv_c(q, r0, nr, x, y);
+        return;
+    }
+    if (q->sch.extra & LQ_X_ADDED) lq_gemv_extras(q, r0, nr, x, y);
 }
 
 static inline __m512 load16(lq_dtype t, const unsigned char *p, size_t i, __mmask16 m) {

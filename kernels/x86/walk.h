@@ -8,7 +8,7 @@
  * bits are computed. */
 #ifndef LQ_WALK_H
 #define LQ_WALK_H
-#include "core/qtensor.h"
+#include "kernels/ref/ref.h"
 
 #include <immintrin.h>
 #include <stdlib.h>
@@ -53,7 +53,7 @@ static inline lq_walk_plane lq_walk_plane_make(const lq_plane_desc *d, const lq_
     return (lq_walk_plane){present ? kind : LQ_WALK_ABSENT, segs, 0, d, p};
 }
 
-/* false: the scheme is none of the kernel's; decode by the definition. */
+/* The codes alone; what LQ_X_ADDED names comes after. false: the scheme is none of the kernel's; decode by the definition. */
 static inline bool lq_walk_init(lq_walk *w, const lq_qtensor *q) {
     const lq_scheme *s = &q->sch;
     bool has_zero = s->zero_kind != LQ_ZERO_NONE;
@@ -61,7 +61,7 @@ static inline bool lq_walk_init(lq_walk *w, const lq_qtensor *q) {
     uint32_t st = lq_walk_tile(&s->scale, q->cols), zt = has_zero ? lq_walk_tile(&s->zero, q->cols) : st;
     if (!q->cols || s->grid.vec > 1 || !lq_walk_plane_ok(&s->scale, q->cols)) return false;
     if (has_zero && !lq_walk_plane_ok(&s->zero, q->cols)) return false;
-    if (abs(s->grid.bias) > 1 << 20 || s->extra & ~(uint32_t)(LQ_X_PERM | LQ_X_LUT_PER_ROW)) return false;
+    if (abs(s->grid.bias) > 1 << 20 || s->extra & ~(uint32_t)(LQ_X_PERM | LQ_X_LUT_PER_ROW | LQ_X_ADDED)) return false;
     if (s->grid.bits > 4 && (s->grid.bits != 8 || s->grid.kind != LQ_GRID_INT)) return false;
     /* 8 bits: code - bias - z1 must be exact */
     if (s->grid.bits == 8 && has_zero && (s->zero_kind != LQ_ZERO_CODE || !whole)) return false;

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Calibration of the experts of a block. The output of expert e is multiplied by the gate g_e of a token, so its error counts
+ * g_e^2 |dW x|^2, and its Gram matrix is
+ *
+ *   H_e = sum over the T_e tokens routed to e of g_e^2 x x^T
+ *
+ * Routing leaves some experts few tokens or none, and H_e without rank. It is shrunk towards what any token would have been:
+ *
+ *   H_e' = H_e + tau T0 / (T0 + T_e) (tr H_e / tr P) P;    no token: H_e' = P
+ *
+ * P, the prior: for gate and up the Gram matrix of all tokens that enter the block's experts; for down that of up to SAMPLE of them,
+ * evenly spread, sent through gate and up of e (quantized by then). Linear shrinkage towards a pooled covariance as in Ledoit and Wolf
+ * 2004 (J. Multivariate Anal. 88), with an intensity that follows from the token count alone; algorithms.md 18. Every expert is
+ * calibrated and none falls back to plain rounding.
+ *
+ * Statistics of as many experts as fit the budget are held at a time; the tokens are read again for each such set (the norm and the
+ * router run again). Which set an expert is in changes no bit. */
+#include "calib/walk.h"
+
+#include <string.h>
+
+enum { SAMPLE = 4096 };
+
+typedef struct experts {
+    const lq_op *route;
+    lq_stage_hook hook;
+    const lq_stats *layer;
+    uint32_t stage[2];         /* numbers of the two stages inside */
+    uint32_t cut[2];           /* ops that they begin at */
+    uint8_t input[2];          /* tensors that they read */
+    float *sample;             /* [n_sample][hidden] */
+    uint64_t seen, every;      /* tokens; one of how many is sampled */
+    uint32_t n_sample;
+    bool sampled;
+} experts;
+
+typedef struct pass { experts *x; uint32_t at, first, n; lq_stats *stats; } pass; /* stage `at` of experts first .. first + n */
+
+static lq_status ops(lq_walk *w, const experts *x, uint32_t at, uint32_t n) {
+    lq_run_ops(&w->run, &w->m->layers[w->b], (uint32_t)w->b, (uint32_t)(x->route + 1 - w->m->arch->block), x->cut[at], n, NULL, 0);
+    return lq_work_check(w->ctx, &w->run.work);
+}
+
+static void take_sample(lq_walk *w, experts *x, uint32_t n) {
+    size_t d = w->run.width[x->route->out];
+    const float *from = w->run.t[x->route->in[0]];
+    for (uint32_t t = 0; t < n; t++, x->seen++)
+        if (x->seen % x->every == 0) memcpy(x->sample + x->n_sample++ * d, from + t * d, d * sizeof *from);
+}
+
+static lq_status gather_stats(lq_walk *w, const lq_chunk *c, void *user) {
+    pass *p = user;
+    experts *x = p->x;
+    if (!x->sampled) take_sample(w, x, c->n);
+    lq_run_route(&w->run, &w->m->layers[w->b], x->route, c->n);
+    for (uint32_t i = 0; i < p->n; i++) {
+        const float *weight;
+        uint32_t n = lq_run_gather(&w->run, x->route, p->first + i, &weight);
+        if (!n) continue;
+        LQ_TRY(ops(w, x, p->at, n));
+        float *in = w->run.t[x->input[p->at]];
+        p->stats[i].routed += n;
+        if (w->m->expert_opts.flat) LQ_TRY(lq_stats_add(w->ctx, &p->stats[i], in, n));
+        else LQ_TRY(lq_stats_add_weighted(w->ctx, &p->stats[i], in, weight, n));
+    }
+    return LQ_OK;
+}
+
+/* The prior of an expert's down: the sample through its gate and up. */
+static lq_status sample_stats(lq_walk *w, const experts *x, uint32_t expert, uint32_t cols, lq_stats *out) {
+    size_t d = w->run.width[x->route->out];
+    lq_status st = lq_stats_init(w->ctx, out, x->hook.needs, cols);
+    w->run.expert = expert;
+    for (uint32_t t = 0; t < x->n_sample && !st; t += w->run.chunk) {
+        uint32_t n = x->n_sample - t < w->run.chunk ? x->n_sample - t : w->run.chunk;
+        memcpy(w->run.t[x->route->out], x->sample + t * d, n * d * sizeof(float));
+        st = ops(w, x, 1, n);
+        if (!st) st = lq_stats_add(w->ctx, out, w->run.t[x->input[1]], n);
+    }
+    return st;
+}
+
+static lq_status shrink(lq_walk *w, const experts *x, const lq_stage *stage, uint32_t at, lq_stats *s) {
+    const lq_expert_opts *o = &w->m->expert_opts;
+    double t0 = o->prior_tokens > 0 ? (double)o->prior_tokens : stage->cols, c = o->prior * t0 / (t0 + (double)s->n);
+    if (!(c > 0) && s->n) return LQ_OK;
+    if (!at) return lq_stats_shrink(s, x->layer, c), LQ_OK;
+    lq_stats prior;
+    lq_status st = sample_stats(w, x, (uint32_t)stage->expert, stage->cols, &prior);
+    if (!st) lq_stats_shrink(s, &prior, c);
+    lq_stats_free(&prior);
+    return st;
+}
+
+static lq_status visit(lq_walk *w, const experts *x, uint32_t at, uint32_t expert, lq_stats *s) {
+    lq_stage stage;
+    lq_stage_fill(w->m, w->b, x->stage[at], (int32_t)expert, &stage);
+    if (s) LQ_TRY(shrink(w, x, &stage, at, s));
+    LQ_TRY(x->hook.on_stage(x->hook.user, w->b, &stage, s));
+    return lq_run_fit(w->ctx, &w->run, &w->m->layers[w->b]); /* what it left may be quantized */
+}
+
+/* One of the two stages for a set of experts. */
+static lq_status run_set(lq_walk *w, uint32_t s, experts *x, uint32_t at, uint32_t first, uint32_t n) {
+    lq_stats *stats = x->layer ? LQ_NEWN(lq_stats, n) : NULL;
+    lq_status st = LQ_OK;
+    lq_stage stage;
+    lq_stage_fill(w->m, w->b, x->stage[at], (int32_t)first, &stage);
+    if (x->layer && !stats) return lq_oom(w->ctx, n * sizeof *stats);
+    for (uint32_t i = 0; i < n && stats; i++) LQ_GO(lq_stats_init(w->ctx, &stats[i], x->hook.needs, stage.cols));
+    if (stats) LQ_GO(lq_walk_chunks(w, s + 1, false, gather_stats, &(pass){x, at, first, n, stats}));
+    x->sampled = x->seen > 0;
+    for (uint32_t i = 0; i < n; i++) {
+        LQ_GO(visit(w, x, at, first + i, stats ? &stats[i] : NULL));
+        if (stats) lq_stats_free(&stats[i]);
+    }
+done:
+    for (uint32_t i = 0; i < n && stats; i++) lq_stats_free(&stats[i]);
+    lq_free(stats);
+    return st;
+}
+
+static uint32_t set_size(const lq_walk *w, const experts *x) {
+    uint64_t most = 1;
+    for (int at = 0; at < 2; at++) {
+        uint64_t tiles = (w->run.width[x->input[at]] + LQ_GRAM_TILE - 1) / LQ_GRAM_TILE, bytes = tiles * (tiles + 1) * 4 * LQ_GRAM_TILE * LQ_GRAM_TILE;
+        most = bytes > most ? bytes : most;
+    }
+    uint64_t fit = w->stats_budget / most, all = w->m->par.n_experts;
+    return fit < 1 ? 1 : fit < all ? (uint32_t)fit : (uint32_t)all;
+}
+
+/* The two stages between ROUTE and MERGE: what reads the tokens, what reads the product. */
+static lq_status find_stages(lq_walk *w, experts *x) {
+    int32_t stage[LQ_MAX_OPS], n = 0;
+    const lq_op *table = w->m->arch->block;
+    uint32_t n_ops = lq_arch_stages(w->m->arch, &w->m->par, (uint32_t)w->b, stage);
+    for (uint32_t i = (uint32_t)(x->route - table) + 1; i < n_ops && table[i].kind != LQ_OP_MERGE; i++) {
+        if (stage[i] < 0 || (n && (uint32_t)stage[i] == x->stage[n - 1])) continue;
+        if (n == 2) return lq_fail(w->ctx, LQ_ERR_INTERNAL, "experts of more than two stages");
+        x->cut[n] = i;
+        x->input[n] = table[i].in[0];
+        x->stage[n++] = (uint32_t)stage[i];
+    }
+    return n == 2 ? LQ_OK : lq_fail(w->ctx, LQ_ERR_INTERNAL, "experts of %d stages", n);
+}
+
+lq_status lq_walk_experts(lq_walk *w, uint32_t s, const lq_stage_hook *hook, const lq_stats *layer) {
+    experts x = {.route = &w->m->arch->block[w->p.cut[s + 1]], .hook = *hook, .layer = layer};
+    uint32_t all = w->m->par.n_experts, d = w->run.width[x.route->out];
+    LQ_TRY(find_stages(w, &x));
+    if (layer) {
+        x.every = layer->n > SAMPLE ? (layer->n + SAMPLE - 1) / SAMPLE : 1;
+        uint64_t kept = (layer->n + x.every - 1) / x.every;
+        if (!(x.sample = LQ_NEWN(float, kept * d))) return lq_oom(w->ctx, kept * d * 4);
+    }
+    lq_status st = LQ_OK;
+    for (uint32_t first = 0, n = set_size(w, &x); first < all && !st; first += n) {
+        if (n > all - first) n = all - first;
+        for (uint32_t at = 0; at < 2 && !st; at++) st = run_set(w, s, &x, at, first, n);
+    }
+    lq_free(x.sample);
+    return st;
+}

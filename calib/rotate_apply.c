@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The products of a rotation: rows and columns of one tensor, in fp64, on fixed slices. */
+#include "calib/rotate.h"
+#include "core/num.h"
+#include "core/thread.h"
+
+#include <string.h>
+
+enum { ROWS = 32, COLS = 8 };
+
+typedef struct job {
+    const lq_rotation *r;
+    const lq_params *par;
+    lq_turn turn;
+    const float *gain;          /* [cols] or NULL */
+    uint32_t rows, cols;
+    float *w;                   /* [rows][cols] */
+    double *wide;               /* [rows][cols] when columns are turned too; else NULL */
+    double *scratch;            /* per worker: per */
+    size_t per;
+} job;
+
+static void by_head(const lq_orthogonal *q, double *v, uint32_t n, double *scratch) {
+    for (uint32_t at = 0; at + q->n <= n; at += q->n) lq_orthogonal_apply(q, v + at, scratch);
+}
+
+/* The inputs of a row of weights. */
+static void turn_inputs(const job *j, double *v, double *scratch) {
+    if (j->gain)
+        for (uint32_t c = 0; c < j->cols; c++) v[c] *= j->gain[c];
+    if (j->turn.in_stream) lq_orthogonal_apply(&j->r->stream, v, scratch);
+    if (j->turn.in_heads) by_head(&j->r->heads, v, j->cols, scratch);
+}
+
+static void row_slice(void *arg, size_t i) {
+    const job *j = arg;
+    uint32_t r0 = (uint32_t)i * ROWS, r1 = j->rows - r0 < ROWS ? j->rows : r0 + ROWS;
+    double *mine = j->scratch + j->per * (size_t)lq_worker();
+    for (uint32_t r = r0; r < r1; r++) {
+        float *w = j->w + (size_t)r * j->cols;
+        double *v = j->wide ? j->wide + (size_t)r * j->cols : mine;
+        for (uint32_t c = 0; c < j->cols; c++) v[c] = w[c];
+        turn_inputs(j, v, mine + j->cols);
+        for (uint32_t c = 0; !j->wide && c < j->cols; c++) w[c] = (float)v[c];
+    }
+}
+
+/* The value heads among the outputs. */
+static void turn_values(const job *j, double *v, double *scratch) {
+    const lq_orthogonal *q = &j->r->heads;
+    uint32_t n = j->turn.split == LQ_OP_LINEAR ? j->rows : lq_part_rows(j->par, LQ_R_V);
+    for (uint32_t at = 0; at + q->n <= n; at += q->n) lq_orthogonal_apply(q, v + lq_split_row(j->par, j->turn.split, LQ_R_V, at), scratch);
+}
+
+static void column_slice(void *arg, size_t i) {
+    const job *j = arg;
+    uint32_t c0 = (uint32_t)i * COLS, n = j->cols - c0 < COLS ? j->cols - c0 : COLS;
+    double *v = j->scratch + j->per * (size_t)lq_worker(), *scratch = v + (size_t)COLS * j->rows;
+    for (uint32_t r = 0; r < j->rows; r++)
+        for (uint32_t c = 0; c < n; c++) v[(size_t)c * j->rows + r] = j->wide[(size_t)r * j->cols + c0 + c];
+    for (uint32_t c = 0; c < n; c++) {
+        if (j->turn.out_stream) lq_orthogonal_apply(&j->r->stream, v + (size_t)c * j->rows, scratch);
+        if (j->turn.out_heads) turn_values(j, v + (size_t)c * j->rows, scratch);
+    }
+    for (uint32_t r = 0; r < j->rows; r++)
+        for (uint32_t c = 0; c < n; c++) j->w[(size_t)r * j->cols + c0 + c] = (float)v[(size_t)c * j->rows + r];
+}
+
+static lq_status read_gain(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_turn t, float **out) {
+    *out = NULL;
+    if (!t.gain) return LQ_OK;
+    int32_t block = t.gain == LQ_R_FINAL_NORM ? -1 : row->slot.block;
+    const lq_row *norm = lq_catalog_find(&m->cat, (lq_slot){block, t.gain, -1}, LQ_PART_WEIGHT);
+    uint64_t n = norm ? lq_row_elems(norm) : 0;
+    if (n != lq_row_cols(row)) return lq_fail(ctx, LQ_ERR_INTERNAL, "%s: its norm has %llu gains", row->name, (unsigned long long)n);
+    if (!(*out = LQ_NEWN(float, n))) return lq_oom(ctx, n * 4);
+    LQ_TRY(lq_model_read_raw(ctx, m, norm, *out));
+    for (uint64_t i = 0; m->par.norm_plus_one && i < n; i++) (*out)[i] += 1;
+    return LQ_OK;
+}
+
+static lq_status turn_all(lq_ctx *ctx, job *j) {
+    bool columns = j->turn.out_stream || j->turn.out_heads;
+    j->per = 2 * (size_t)j->cols;
+    if (columns && (COLS + 1) * (size_t)j->rows > j->per) j->per = (COLS + 1) * (size_t)j->rows;
+    j->scratch = lq_calloc(j->per * (size_t)lq_threads(), sizeof *j->scratch);
+    if (columns) j->wide = lq_calloc((size_t)j->rows * j->cols, sizeof *j->wide);
+    if (!j->scratch || (columns && !j->wide)) return lq_oom(ctx, (size_t)j->rows * j->cols * sizeof *j->wide);
+    lq_parallel_for((j->rows + ROWS - 1) / ROWS, row_slice, j);
+    if (columns) lq_parallel_for((j->cols + COLS - 1) / COLS, column_slice, j);
+    return LQ_OK;
+}
+
+lq_status lq_rotation_apply(lq_ctx *ctx, lq_model *m, const lq_row *row, float *w) {
+    lq_turn t = lq_rotation_turn(m, row);
+    float *gain = NULL;
+    if (!lq_turn_any(t)) return LQ_OK;
+    if (t.one) {
+        for (uint64_t i = 0; i < lq_row_elems(row); i++) w[i] = m->par.norm_plus_one ? 0 : 1;
+        return LQ_OK;
+    }
+    lq_status st = read_gain(ctx, m, row, t, &gain);
+    job j = {.r = m->rotation, .par = &m->par, .turn = t, .gain = gain, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w};
+    if (!st) st = turn_all(ctx, &j);
+    lq_free(j.scratch);
+    lq_free(j.wide);
+    lq_free(gain);
+    return st;
+}
