@@ -5,10 +5,32 @@
 
 #include "core/num.h"
 
-const lq_arch *const lq_archs[] = {&lq_arch_llama, &lq_arch_mistral, &lq_arch_qwen2, &lq_arch_qwen3,
-                                   &lq_arch_mixtral, &lq_arch_qwen2_moe, &lq_arch_qwen3_moe, &lq_arch_olmoe,
-                                  &lq_arch_gemma, &lq_arch_gemma2, &lq_arch_gemma3, &lq_arch_granite,
-                                  &lq_arch_phi3, &lq_arch_glm, &lq_arch_glm4, &lq_arch_bitnet, NULL};
+const lq_arch *const lq_archs[] = {
+    &lq_arch_llama,
+    &lq_arch_mistral,
+    &lq_arch_qwen2,
+    &lq_arch_qwen3,
+    &lq_arch_mixtral,
+    &lq_arch_qwen2_moe,
+    &lq_arch_qwen3_moe,
+    &lq_arch_olmoe,
+    &lq_arch_gemma,
+    &lq_arch_gemma2,
+    &lq_arch_gemma3,
+    &lq_arch_granite,
+    &lq_arch_phi3,
+    &lq_arch_glm,
+    &lq_arch_glm4,
+    &lq_arch_bitnet,
+    &lq_arch_qwen2_vl,
+    &lq_arch_qwen3_vl,
+    &lq_arch_opt,
+    &lq_arch_gpt2,
+    &lq_arch_gpt_neox,
+    &lq_arch_falcon,
+    &lq_arch_phi,
+    NULL,
+};
 
 static bool is_listed(const char *const *list, const char *name) {
     for (; *list; list++)

@@ -108,7 +108,7 @@ typedef struct lq_arch_name {     /* a stored tensor: what it is, its names (%d 
     uint8_t rows, cols;           /* lq_dim; rows maybe | LQ_TRANSPOSED; cols LQ_DIM_NONE: 1-D */
     uint8_t only_if;              /* lq_feature, maybe | LQ_UNLESS */
 } lq_arch_name;
-typedef struct lq_respelled { const char *from, *to; } lq_respelled; /* names that begin with `from` may begin with `to` instead */
+typedef struct lq_respelled { const char *from, *to; } lq_respelled;
 
 /* Another way a role is stored: all experts in one tensor [experts][of * rows][cols], where this role's rows are the at-th of `of` parts;
  * of 0: one matrix as usual. Looked for where the first name is absent. */
@@ -118,7 +118,10 @@ typedef struct lq_arch_stack { lq_role role; const char *hf, *gguf; uint8_t at, 
 typedef enum lq_window_keys { LQ_WINDOW_NONE, LQ_WINDOW_ALL, LQ_WINDOW_BY_LAYER, LQ_WINDOW_ALTERNATE, LQ_WINDOW_EVEN_LAYERS, LQ_WINDOW_SWITCHED } lq_window_keys;
 typedef struct lq_family {
     uint32_t kv_heads, head_dim;  /* 0: n_heads; hidden / n_heads */
+    const lq_respelled *keys;     /* the family's own names of keys: {"hidden_size", "n_embd"}; from NULL ends; NULL: none */
     uint32_t hidden, ffn, layers, heads, vocab; /* 0: the key must be there */
+    uint32_t ffn_times;           /* intermediate_size when absent, in times of hidden_size; 0: ffn */
+    bool layernorm;               /* every norm is a LayerNorm */
     uint32_t max_ctx, window;
     lq_window_keys windows;       /* sliding_window ignored | on every layer | use_sliding_window with layer_types | with layer_types or
                                      on all layers but every window_every-th | with layer_types or on the even layers below max_window_layers | on all */
@@ -149,23 +152,29 @@ typedef struct lq_family {
 typedef struct lq_arch {
     const char *name;                   /* "llama" */
     const char *const *model_types;     /* config.json model_type values accepted, NULL ends; the first is written by convert */
-    const char *const *gguf_archs;      /* general.architecture values, NULL ends; NULL: not read from GGUF */
+    const char *const *gguf_archs;      /* general.architecture values, NULL ends; NULL: llama.cpp has none */
     bool gguf_rope_pairs;               /* GGUF stores q/k rows as rope pairs */
     const lq_op *block;                 /* ends with LQ_OP_END */
     const lq_arch_name *names;          /* role NONE ends; gguf names NULL where llama.cpp has none */
-    const lq_respelled *respelled;      /* other spellings of all names in Hugging Face files; from NULL ends; NULL: none */
+    const lq_respelled *respelled;      /* Hugging Face names that begin with `from` may begin with `to`; from NULL ends; NULL: none */
     const lq_arch_stack *stacks;        /* role NONE ends; NULL: none */
     lq_family family;
     lq_status (*params_hf)(lq_ctx *, const struct lq_arch *, const json_t *config, lq_params *);
-    lq_status (*params_gguf)(lq_ctx *, const struct lq_arch *, const lq_gguf *, lq_params *); /* NULL with gguf_archs */
+    lq_status (*params_gguf)(lq_ctx *, const struct lq_arch *, const lq_gguf *, lq_params *); /* NULL: not read from GGUF */
     lq_status (*config)(lq_ctx *, const struct lq_arch *, const lq_params *, json_t **out); /* config.json body for convert from GGUF */
 } lq_arch;
 extern const lq_arch *const lq_archs[]; /* NULL ends */
 extern const lq_arch lq_arch_llama, lq_arch_mistral, lq_arch_qwen2, lq_arch_qwen3;
 extern const lq_arch lq_arch_mixtral, lq_arch_qwen2_moe, lq_arch_qwen3_moe, lq_arch_olmoe;
 extern const lq_arch lq_arch_gemma, lq_arch_gemma2, lq_arch_gemma3, lq_arch_granite, lq_arch_phi3, lq_arch_glm, lq_arch_glm4, lq_arch_bitnet;
+extern const lq_arch lq_arch_opt, lq_arch_gpt2, lq_arch_gpt_neox, lq_arch_falcon, lq_arch_phi;
+extern const lq_arch lq_arch_qwen2_vl, lq_arch_qwen3_vl;
 extern const lq_op lq_llama_block[];          /* tables that other families share */
 extern const lq_arch_name lq_llama_names[];
+/* Multimodal models whose text tower runs like a language model of its own as long as the text is all there is. *text: the
+ * configuration of the tower (inside `config`, or `config` itself when it is no such model); *model_type: of the tower. */
+lq_status lq_text_config(lq_ctx *, const json_t *config, const json_t **text, const char **model_type);
+extern const lq_respelled lq_wrapper_names[]; /* where such models keep the tower's tensors; from NULL ends */
 const lq_arch *lq_arch_by_model_type(const char *model_type);
 const lq_arch *lq_arch_by_gguf(const char *architecture, bool experts); /* Mixtral is a llama with experts there */
 const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part); /* NULL: none */
@@ -193,6 +202,8 @@ bool lq_rope_recover(const lq_rope *r, double *factor, double *low, double *high
 
 /* A number in [lo, hi] (absent or null: def, unless required); LQ_ERR_FORMAT names the key. */
 lq_status lq_params_real(lq_ctx *, const json_t *o, const char *key, bool required, double def, double lo, double hi, double *out);
+/* How a family spells a key. */
+const char *lq_params_key(const lq_family *f, const char *key);
 lq_status lq_params_rope_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
 /* The key readers the Llama-like families share. */
 lq_status lq_params_from_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);

@@ -11,7 +11,7 @@
 
 #define OFF(f) offsetof(lq_corpus_opts, f)
 const lq_opt lq_corpus_option_table[] = {
-    {"file", "f,dataset,calib", LQ_OPT_LIST, OFF(files), "FILE", NULL, NULL, 0, 0, 0, "sample text, plain or JSON, .zst; repeatable [built-in text]"},
+    {"file", "f,dataset,calib", LQ_OPT_LIST, OFF(files), "FILE", NULL, NULL, 0, 0, 0, "sample text, plain or JSON, .zst, or `random` ids; repeatable [built-in text]"},
     {"nsamples", "calib-size,num-calibration-samples,chunks", LQ_OPT_INT, OFF(nsamples), "N", "128", NULL, 1, 1e6, 0, "rows of sample text"},
     {"seqlen", "ctx-size,max-seq-length,c,l", LQ_OPT_INT, OFF(seqlen), "N", "2048", NULL, 2, 1 << 20, 0, "tokens per row"},
     {"seed", NULL, LQ_OPT_INT, OFF(seed), "N", "0", NULL, 0, 9e15, 0, "selects the rows when the text has more"},
@@ -66,6 +66,20 @@ static lq_status add_text(job *j, const char *text, size_t n, bool parse) {
         return LQ_OK;
     }
     return j->text.n > from ? spans_add(j->ctx, &j->docs, (span){from, j->text.n - from}) : LQ_OK;
+}
+
+/* `--calib random`: ids drawn alike from the whole vocabulary, as many as are asked for (ZeroQuant's data-free form). */
+static lq_status add_random(job *j) {
+    lq_rng rng;
+    lq_rng_seed(&rng, (uint64_t)j->o->seed, 29);
+    for (int64_t r = 0; r < j->o->nsamples; r++) {
+        size_t from = j->fixed.n;
+        if (j->bos_id >= 0 && !lq_ids_add(&j->fixed, j->bos_id)) return lq_oom(j->ctx, j->fixed.n);
+        while (j->fixed.n - from < j->seqlen)
+            if (!lq_ids_add(&j->fixed, (int32_t)lq_rng_below(&rng, j->vocab))) return lq_oom(j->ctx, j->fixed.n * sizeof(int32_t));
+        LQ_TRY(spans_add(j->ctx, &j->rows, (span){from, j->fixed.n - from}));
+    }
+    return LQ_OK;
 }
 
 static lq_status add_ids(job *j, const json_t *ids) {
@@ -249,7 +263,7 @@ static lq_status add_files(job *j, lq_rows *out) {
         if (!lq_buf_addf(&names, "%s", lq_text_builtin_name)) LQ_GO(lq_oom(j->ctx, 64));
     }
     for (size_t i = 0; i < f->n; i++) {
-        LQ_GO(add_file(j, f->v[i]));
+        LQ_GO(strcmp(f->v[i], "random") ? add_file(j, f->v[i]) : add_random(j));
         if (!lq_buf_addf(&names, "%s%s", i ? ", " : "", lq_path_base(f->v[i]))) LQ_GO(lq_oom(j->ctx, names.n));
     }
     out->source = names.v;

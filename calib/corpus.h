@@ -16,7 +16,7 @@
 typedef enum lq_bos { LQ_BOS_AUTO, LQ_BOS_ALWAYS, LQ_BOS_NEVER } lq_bos;
 
 typedef struct lq_corpus_opts {
-    lq_strlist files;          /* FILE[:num=N][:field=NAME]; empty: the built-in text */
+    lq_strlist files;          /* FILE[:num=N][:field=NAME], or "random": nsamples rows of random ids; empty: the built-in text */
     int64_t nsamples, seqlen, seed;
     int bos;                   /* lq_bos; auto: as the tokenizer does */
     const char *chat_template; /* NULL or "auto": the model's; "none": contents joined by newlines; else a file */

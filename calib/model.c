@@ -12,7 +12,6 @@ typedef struct binder {
     lq_ctx *ctx;
     lq_model *m;
     bool gguf;
-    const lq_respelled *spelling; /* how the source begins its names; NULL: as the table does */
     uint8_t *taken;          /* [src->n] bound already */
     int32_t stage[LQ_R_N];   /* of each role's LINEAR; -1 */
     int32_t fuse[LQ_R_N];
@@ -51,7 +50,7 @@ static lq_status find_arch(lq_ctx *ctx, lq_model *m) {
     const char *name = NULL;
     size_t len;
     if (m->src->config) {
-        LQ_TRY(lq_json_string(ctx, m->src->config, "model_type", true, &name));
+        LQ_TRY(lq_text_config(ctx, m->src->config, &m->config, &name));
         m->arch = lq_arch_by_model_type(name);
     } else if (m->src->gguf) {
         const lq_gguf_kv *kv = lq_gguf_find(m->src->gguf, "general.architecture");
@@ -67,7 +66,7 @@ static lq_status read_params(lq_ctx *ctx, lq_model *m) {
     if (!m->src->config && !m->arch->params_gguf)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "architecture '%s' is not read from GGUF, only from Hugging Face folders", m->arch->name);
     if (!m->src->config) return m->arch->params_gguf(ctx, m->arch, m->src->gguf, &m->par);
-    lq_status st = m->arch->params_hf(ctx, m->arch, m->src->config, &m->par);
+    lq_status st = m->arch->params_hf(ctx, m->arch, m->config, &m->par);
     return st ? lq_note(ctx, st, "config.json") : LQ_OK;
 }
 
@@ -136,18 +135,33 @@ static void set_view(binder *b, lq_row *r, const lq_arch_name *t) {
     r->view_heads = t->role == LQ_R_Q ? b->m->par.n_heads : b->m->par.n_kv_heads;
 }
 
-static const char *name_of(binder *b, const char *hf, const char *gguf, int32_t block, int32_t expert) {
-    const char *pattern = b->gguf ? gguf : hf;
-    return pattern ? block_name(b->m->cat.mem, pattern, b->gguf ? NULL : b->spelling, block, expert) : NULL;
+/* Where a tensor is in the source, -1: nowhere. *spelled: its Hugging Face name as the source has it (the architecture's own when it
+ * has it not or is a GGUF; NULL: no memory). */
+static long find_name(binder *b, const char *hf, const char *gguf, int32_t block, int32_t expert, const char **spelled) {
+    lq_arena *mem = b->m->cat.mem;
+    *spelled = block_name(mem, hf, NULL, block, expert);
+    if (b->gguf) {
+        const char *name = gguf ? block_name(mem, gguf, NULL, block, expert) : NULL;
+        return name ? lq_source_find(b->m->src, name) : -1;
+    }
+    long i = *spelled ? lq_source_find(b->m->src, *spelled) : -1;
+    const lq_respelled *lists[] = {b->m->arch->respelled, b->m->config != b->m->src->config ? lq_wrapper_names : NULL};
+    for (int k = 0; k < 2; k++)
+        for (const lq_respelled *as = lists[k]; i < 0 && as && as->from; as++) {
+            const char *name = block_name(mem, hf, as, block, expert);
+            i = name ? lq_source_find(b->m->src, name) : -1;
+            if (i >= 0) *spelled = name;
+        }
+    return i;
 }
 
 /* Under its own name, or in one of the architecture's stacks; i < 0: nowhere. */
-static place find_place(binder *b, const lq_arch_name *t, const char *name, int32_t block, int32_t expert) {
-    bool stack = expert >= 0 && b->gguf && !strstr(t->gguf, "%e");
-    place p = {.i = lq_source_find(b->m->src, name), .of = stack, .expert = expert};
+static place find_place(binder *b, const lq_arch_name *t, int32_t block, int32_t expert, const char **hf) {
+    bool stack = expert >= 0 && b->gguf && t->gguf && !strstr(t->gguf, "%e");
+    place p = {.i = find_name(b, t->hf, t->gguf, block, expert, hf), .of = stack, .expert = expert};
     for (const lq_arch_stack *s = b->m->arch->stacks; s && s->role && p.i < 0; s++) {
-        const char *other = s->role == t->role && t->part == LQ_PART_WEIGHT ? name_of(b, s->hf, s->gguf, block, expert) : NULL;
-        if (other) p = (place){lq_source_find(b->m->src, other), s->at, s->of, expert};
+        const char *other;
+        if (s->role == t->role && t->part == LQ_PART_WEIGHT) p = (place){find_name(b, s->hf, s->gguf, block, expert, &other), s->at, s->of, expert};
     }
     return p;
 }
@@ -171,10 +185,10 @@ static void set_shape(binder *b, lq_row *r, const lq_arch_name *t, const place *
 
 static lq_status bind_one(binder *b, const lq_arch_name *t, int32_t block, int32_t expert) {
     lq_model *m = b->m;
-    const char *hf = block_name(m->cat.mem, t->hf, b->spelling, block, expert), *gguf = t->gguf ? block_name(m->cat.mem, t->gguf, NULL, block, expert) : NULL;
+    const char *hf, *gguf = t->gguf ? block_name(m->cat.mem, t->gguf, NULL, block, expert) : NULL;
+    place at = find_place(b, t, block, expert, &hf);
     if (!hf || (!gguf && t->gguf)) return lq_oom(b->ctx, 64);
     if (b->gguf && !gguf) return lq_fail(b->ctx, LQ_ERR_UNSUPPORTED, "'%s' has no name in GGUF files", hf);
-    place at = find_place(b, t, b->gguf ? gguf : hf, block, expert);
     if (at.i < 0) return missing(b, b->gguf ? gguf : hf);
     LQ_TRY(check(b, t, &at));
     lq_row *r = new_row(b, (size_t)at.i);
@@ -258,23 +272,12 @@ static lq_status bind_rest(binder *b) {
     return LQ_OK;
 }
 
-/* The place of an outer tensor in the source under a spelling; -1. */
-static long place_of(binder *b, lq_role role, const lq_respelled *as) {
-    const lq_arch_name *t = lq_arch_tensor(b->m->arch, role, LQ_PART_WEIGHT);
-    const char *name = !t ? NULL : !b->gguf ? block_name(b->m->cat.mem, t->hf, as, -1, -1) : t->gguf ? block_name(b->m->cat.mem, t->gguf, NULL, -1, -1) : NULL;
-    return name ? lq_source_find(b->m->src, name) : -1;
-}
-
-/* How the embedding is spelled, all names are. */
-static void find_spelling(binder *b) {
-    const lq_respelled *s = b->gguf || place_of(b, LQ_R_EMBED, NULL) >= 0 ? NULL : b->m->arch->respelled;
-    for (; s && s->from; s++)
-        if (place_of(b, LQ_R_EMBED, s) >= 0) b->spelling = s;
-}
-
 /* As transformers 5 has it: a head that is stored beside a tied embedding is used. */
 static void untie_stored_head(binder *b) {
-    if (place_of(b, LQ_R_HEAD, b->spelling) >= 0) b->m->par.tied = false;
+    const lq_arch_name *t = lq_arch_tensor(b->m->arch, LQ_R_HEAD, LQ_PART_WEIGHT);
+    const char *name;
+    if (t && find_name(b, t->hf, t->gguf, -1, -1, &name) >= 0) b->m->par.tied = false;
+    else if (t && b->m->config != b->m->src->config) b->m->par.tied = true; /* the whole model's configuration says so, with defaults of its own */
 }
 
 static lq_status make_catalog(lq_ctx *ctx, lq_model *m) {
@@ -289,7 +292,6 @@ static lq_status make_catalog(lq_ctx *ctx, lq_model *m) {
     const char *type = m->src->config ? json_string_value(json_object_get(m->src->config, "model_type")) : m->arch ? m->arch->model_types[0] : NULL;
     if (type && !(m->cat.model_type = copy_name(m->cat.mem, type))) LQ_GO(lq_oom(ctx, strlen(type)));
     if (m->arch) {
-        find_spelling(&b);
         untie_stored_head(&b);
         m->cat.tied = m->par.tied;
         LQ_GO(bind_known(&b));

@@ -44,6 +44,7 @@ typedef struct lq_model {
     lq_source *src;        /* borrowed */
     const lq_arch *arch;   /* NULL: unknown; only the catalog is usable */
     lq_params par;
+    const json_t *config;  /* of the language model: the source's, or the part about the text tower; borrowed, NULL without config.json */
     lq_catalog cat;
     lq_layer *layers;      /* [par.n_layers] */
     lq_layer outer;        /* before: lin[EMBED], POS_EMBED, PROJ_IN; after: final norm, lin[PROJ_OUT], HEAD (zero when tied) */

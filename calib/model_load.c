@@ -13,10 +13,10 @@ enum { SLAB = 4 << 20, SLICE = 64 };
 
 typedef struct shape { uint64_t rows, cols; size_t bytes; } shape; /* bytes: of a stored row */
 
-/* As stored. A vector is read as rows of one element, as the source counts them. */
+/* As the source counts rows: all extents but the last; a vector has rows of one element. */
 static shape shape_of(const lq_row *r) {
-    shape s = {.rows = r->ndim ? r->shape[0] : 1, .cols = 1};
-    for (uint32_t i = 1; i < r->ndim; i++) s.cols *= r->shape[i];
+    shape s = {.rows = r->ndim ? r->shape[0] : 1, .cols = r->ndim > 1 ? r->shape[r->ndim - 1] : 1};
+    for (uint32_t i = 1; i + 1 < r->ndim; i++) s.rows *= r->shape[i];
     if (r->view == LQ_VIEW_TRANSPOSED) s.rows = r->shape[1], s.cols = r->shape[0];
     s.bytes = r->dtype == LQ_NONE ? 0 : lq_dtype_row_bytes(r->dtype, s.cols);
     return s;

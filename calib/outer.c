@@ -57,7 +57,11 @@ void lq_final_norm(const lq_model *m, const float *x, uint32_t n, float *y) {
     else if (y != x) memcpy(y, x, (size_t)n * m->par.hidden * sizeof *y);
 }
 
-static const lq_linear *head(const lq_model *m) { return &m->outer.lin[m->par.tied ? LQ_R_EMBED : LQ_R_HEAD]; }
+static lq_linear head(const lq_model *m) { /* a tied one may still have its own bias */
+    lq_linear h = m->outer.lin[m->par.tied ? LQ_R_EMBED : LQ_R_HEAD];
+    h.bias = m->outer.lin[LQ_R_HEAD].bias;
+    return h;
+}
 
 uint32_t lq_head_width(const lq_model *m) { return lq_params_dim(&m->par, LQ_DIM_EMBED); }
 
@@ -77,11 +81,12 @@ static void finish_row(void *arg, size_t i) {
 }
 
 static lq_status multiply(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits) {
-    if (!m->outer.lin[LQ_R_PROJ_OUT].rows) return lq_linear_apply(ctx, m->k, head(m), hidden, n, logits);
+    const lq_linear h = head(m);
+    if (!m->outer.lin[LQ_R_PROJ_OUT].rows) return lq_linear_apply(ctx, m->k, &h, hidden, n, logits);
     float *x = LQ_NEWN(float, (size_t)n * lq_head_width(m));
     if (!x) return lq_oom(ctx, (size_t)n * lq_head_width(m) * sizeof *x);
     lq_status st = lq_head_input(ctx, m, hidden, n, x);
-    if (!st) st = lq_linear_apply(ctx, m->k, head(m), x, n, logits);
+    if (!st) st = lq_linear_apply(ctx, m->k, &h, x, n, logits);
     lq_free(x);
     return st;
 }

@@ -19,28 +19,37 @@ static lq_status u32(lq_ctx *ctx, const json_t *c, const char *key, int64_t def,
     return LQ_OK;
 }
 
+const char *lq_params_key(const lq_family *f, const char *key) {
+    for (const lq_respelled *k = f->keys; k && k->from; k++)
+        if (!strcmp(k->from, key)) return k->to;
+    return key;
+}
+
 static lq_status sizes(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
-    LQ_TRY(u32(ctx, c, "hidden_size", f->hidden, MAX_HIDDEN, &p->hidden));
-    LQ_TRY(u32(ctx, c, "intermediate_size", f->ffn, MAX_FFN, &p->ffn));
-    LQ_TRY(u32(ctx, c, "num_hidden_layers", f->layers, MAX_LAYERS, &p->n_layers));
-    LQ_TRY(u32(ctx, c, "vocab_size", f->vocab, MAX_VOCAB, &p->vocab));
-    LQ_TRY(u32(ctx, c, "max_position_embeddings", f->max_ctx, MAX_CTX, &p->max_ctx));
-    LQ_TRY(u32(ctx, c, "num_attention_heads", f->heads, MAX_HEADS, &p->n_heads));
-    LQ_TRY(u32(ctx, c, "num_key_value_heads", f->kv_heads ? f->kv_heads : p->n_heads, MAX_HEADS, &p->n_kv_heads));
+    LQ_TRY(u32(ctx, c, lq_params_key(f, "hidden_size"), f->hidden, MAX_HIDDEN, &p->hidden));
+    LQ_TRY(u32(ctx, c, lq_params_key(f, "intermediate_size"), f->ffn ? f->ffn : (int64_t)f->ffn_times * p->hidden, MAX_FFN, &p->ffn));
+    LQ_TRY(u32(ctx, c, lq_params_key(f, "num_hidden_layers"), f->layers, MAX_LAYERS, &p->n_layers));
+    LQ_TRY(u32(ctx, c, lq_params_key(f, "vocab_size"), f->vocab, MAX_VOCAB, &p->vocab));
+    LQ_TRY(u32(ctx, c, lq_params_key(f, "max_position_embeddings"), f->max_ctx, MAX_CTX, &p->max_ctx));
+    LQ_TRY(u32(ctx, c, lq_params_key(f, "num_attention_heads"), f->heads, MAX_HEADS, &p->n_heads));
+    LQ_TRY(u32(ctx, c, lq_params_key(f, "num_key_value_heads"), f->kv_heads ? f->kv_heads : p->n_heads, MAX_HEADS, &p->n_kv_heads));
     if (p->n_heads % p->n_kv_heads)
         return lq_fail(ctx, LQ_ERR_FORMAT, "'num_key_value_heads' %u does not divide 'num_attention_heads' %u", p->n_kv_heads, p->n_heads);
     uint32_t head_dim = f->head_dim ? f->head_dim : p->hidden / p->n_heads;
     if (!head_dim) return lq_fail(ctx, LQ_ERR_FORMAT, "'num_attention_heads' %u exceeds 'hidden_size' %u", p->n_heads, p->hidden);
-    LQ_TRY(u32(ctx, c, "head_dim", head_dim, MAX_HEAD_DIM, &p->head_dim));
+    LQ_TRY(u32(ctx, c, lq_params_key(f, "head_dim"), head_dim, MAX_HEAD_DIM, &p->head_dim));
     if (p->head_dim % 2) return lq_fail(ctx, LQ_ERR_FORMAT, "head_dim is %u, rotary positions need an even one", p->head_dim);
     return LQ_OK;
 }
 
 static lq_status activation(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
+    static const lq_respelled same[] = {{"swish", "silu"}, {"gelu_python", "gelu"}, {"gelu_new", "gelu_pytorch_tanh"}, {"gelu_fast", "gelu_pytorch_tanh"},
+                                        {"gelu_accurate", "gelu_pytorch_tanh"}, {"gelu_python_tanh", "gelu_pytorch_tanh"}};
     const char *name;
     LQ_TRY(lq_json_string(ctx, c, f->act_key ? f->act_key : "hidden_act", false, &name));
     if (!name) name = f->act ? f->act : "silu";
-    if (!strcmp(name, "swish")) name = "silu";
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        if (!strcmp(name, same[i].from)) name = same[i].to;
     if (f->gelu_is_tanh && !strcmp(name, "gelu")) name = "gelu_pytorch_tanh";
     for (int i = 0; i < LQ_ACTFN_N; i++) {
         p->act = (lq_actfn)i;
@@ -104,8 +113,9 @@ lq_status lq_params_from_hf(lq_ctx *ctx, const lq_arch *arch, const json_t *c, l
     double eps;
     LQ_TRY(sizes(ctx, &arch->family, c, p));
     LQ_TRY(activation(ctx, &arch->family, c, p));
-    LQ_TRY(lq_params_real(ctx, c, "rms_norm_eps", false, arch->family.eps ? arch->family.eps : 1e-6, 0, 1, &eps));
+    LQ_TRY(lq_params_real(ctx, c, lq_params_key(&arch->family, "rms_norm_eps"), false, arch->family.eps ? arch->family.eps : 1e-6, 0, 1, &eps));
     p->norm_eps = (float)eps;
+    p->layernorm = arch->family.layernorm;
     LQ_TRY(lq_params_rope_hf(ctx, arch, c, p));
     LQ_TRY(window(ctx, &arch->family, c, p));
     return switches(ctx, &arch->family, c, p);

@@ -28,7 +28,7 @@ static lq_status kind(lq_ctx *ctx, const lq_family *f, const json_t *r, lq_rope 
 
 static lq_status rotated(lq_ctx *ctx, const lq_family *f, const json_t *c, const json_t *r, uint32_t head_dim, lq_rope *out) {
     double part;
-    LQ_TRY(lq_json_real(ctx, c, "partial_rotary_factor", false, f->partial ? f->partial : 1, &part));
+    LQ_TRY(lq_json_real(ctx, c, lq_params_key(f, "partial_rotary_factor"), false, f->partial ? f->partial : 1, &part));
     LQ_TRY(lq_json_real(ctx, r, "partial_rotary_factor", false, part, &part));
     if (!f->partial && part != 1)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rotary positions on part of a head ('partial_rotary_factor' %g) are not supported in this family", part);
@@ -130,7 +130,7 @@ lq_status lq_params_rope_hf(lq_ctx *ctx, const lq_arch *arch, const json_t *c, l
     bool nested;
     if (!r || json_is_null(r) || (json_is_object(r) && !json_object_size(r))) r = json_object_get(c, "rope_parameters");
     if (r && !json_is_null(r) && !json_is_object(r)) return lq_fail(ctx, LQ_ERR_FORMAT, "rope settings are not an object");
-    LQ_TRY(lq_params_real(ctx, c, "rope_theta", false, f->rope_theta ? f->rope_theta : 10000, 1, 1e15, &base));
+    LQ_TRY(lq_params_real(ctx, c, lq_params_key(f, "rope_theta"), false, f->rope_theta ? f->rope_theta : 10000, 1, 1e15, &base));
     LQ_TRY(kinds(ctx, f, r, &nested));
     p->rope.pairs = p->local_rope.pairs = f->rope_pairs;
     LQ_TRY(one(ctx, f, c, nested ? of_kind(r, "full_attention") : r, base, p, &p->rope));

@@ -12,8 +12,9 @@ enum { SLICE = 64 }; /* columns; sums run over tokens in order, whatever the thr
 lq_status lq_stats_init(lq_ctx *ctx, lq_stats *s, unsigned needs, uint32_t cols) {
     *s = (lq_stats){.needs = needs, .cols = cols, .stride = 1};
     lq_status st = LQ_OK;
-    if (needs & ~(unsigned)(LQ_NEED_ABSMAX | LQ_NEED_GRAM | LQ_NEED_SAMPLES)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "statistics of kind %u are not gathered yet", needs);
+    if (needs & ~(unsigned)(LQ_NEED_ABSMAX | LQ_NEED_GRAM | LQ_NEED_SQUARES | LQ_NEED_SAMPLES)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "statistics of kind %u are not gathered yet", needs);
     if (needs & LQ_NEED_ABSMAX && !((s->absmax = LQ_NEWN(float, cols)) && (s->abssum = LQ_NEWN(double, cols)))) st = lq_oom(ctx, (size_t)cols * 12);
+    if (!st && needs & LQ_NEED_SQUARES && !(s->squares = LQ_NEWN(double, cols))) st = lq_oom(ctx, (size_t)cols * 8);
     if (!st && needs & LQ_NEED_GRAM) st = lq_gram_init(ctx, &s->gram, cols);
     if (!st && needs & LQ_NEED_SAMPLES && !(s->samples = LQ_NEWN(float, (size_t)LQ_SAMPLES * cols))) st = lq_oom(ctx, (size_t)LQ_SAMPLES * cols * 4);
     if (st) lq_stats_free(s);
@@ -63,6 +64,24 @@ static void add_slice(void *arg, size_t i) {
     }
 }
 
+static void square_slice(void *arg, size_t i) {
+    const job *j = arg;
+    uint32_t c0 = (uint32_t)i * SLICE, c1 = j->s->cols - c0 < SLICE ? j->s->cols : c0 + SLICE;
+    for (uint32_t t = 0; t < j->n; t++)
+        for (uint32_t c = c0; c < c1; c++) {
+            double x = j->x[(size_t)t * j->s->cols + c];
+            j->s->squares[c] += x * x;
+        }
+}
+
+static void add_squares(lq_stats *s, const float *x, uint32_t n) {
+    if (s->needs & LQ_NEED_SQUARES) lq_parallel_for((s->cols + SLICE - 1) / SLICE, square_slice, &(job){s, x, n, NULL});
+}
+
+double lq_stats_second(const lq_stats *s, uint32_t c) {
+    return s->needs & LQ_NEED_GRAM ? lq_gram_at(&s->gram, c, c) : s->needs & LQ_NEED_SQUARES ? s->squares[c] : -1;
+}
+
 /* Maxima, sums, and the check that every value is finite. */
 static lq_status scan(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
     size_t slices = (s->cols + SLICE - 1) / SLICE;
@@ -79,6 +98,7 @@ static lq_status scan(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
 lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
     LQ_TRY(scan(ctx, s, x, n));
     if (s->needs & LQ_NEED_SAMPLES) add_samples(s, x, n);
+    add_squares(s, x, n);
     if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
     s->n += n;
     return LQ_OK;
@@ -89,9 +109,21 @@ lq_status lq_stats_add_weighted(lq_ctx *ctx, lq_stats *s, float *x, const float 
     if (s->needs & LQ_NEED_SAMPLES) add_samples(s, x, n);
     for (uint32_t t = 0; t < n; t++)
         for (uint32_t c = 0; c < s->cols; c++) x[(size_t)t * s->cols + c] *= w[t];
+    add_squares(s, x, n);
     if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
     s->n += n;
     return LQ_OK;
+}
+
+static double total(const double *v, uint32_t n) {
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++) sum += v[i];
+    return sum;
+}
+
+static void shrink_squares(lq_stats *s, const lq_stats *prior, double c, bool empty) {
+    double own = total(s->squares, s->cols), other = total(prior->squares, s->cols), f = empty ? 1 : other > 0 ? c * own / other : 0;
+    for (uint32_t i = 0; i < s->cols; i++) s->squares[i] += f * prior->squares[i];
 }
 
 void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c) {
@@ -100,6 +132,7 @@ void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c) {
         double own = lq_gram_trace(&s->gram), other = lq_gram_trace(&prior->gram);
         lq_gram_mix(&s->gram, &prior->gram, empty ? 1 : other > 0 ? c * own / other : 0);
     }
+    if (s->needs & LQ_NEED_SQUARES) shrink_squares(s, prior, c, empty);
     if (!empty) return;
     s->n = s->gram.n = prior->n;
     if (s->needs & LQ_NEED_SAMPLES) {
@@ -115,6 +148,7 @@ void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c) {
 void lq_stats_free(lq_stats *s) {
     lq_free(s->absmax);
     lq_free(s->abssum);
+    lq_free(s->squares);
     lq_gram_free(&s->gram);
     lq_free(s->samples);
     *s = (lq_stats){0};

@@ -72,8 +72,8 @@ typedef struct lq_row {          /* one tensor of the model */
     int32_t source;              /* index in the source */
     uint64_t row0;               /* first of its rows in the source's tensor: several rows may view one stack of experts */
     lq_dtype dtype;              /* stored type in the source; LQ_NONE: the source holds it quantized */
-    uint32_t ndim;               /* 1 or 2 for known roles; 0..4 for unknown ones */
-    uint64_t shape[4];           /* Hugging Face order: rows, cols */
+    uint32_t ndim;               /* 1 or 2 for known roles; 0..LQ_DIMS for unknown ones */
+    uint64_t shape[LQ_DIMS];     /* Hugging Face order: rows, cols */
     lq_view view;
     uint32_t view_heads;         /* heads of a ROPE_PAIRS view */
     bool transposed;             /* as a float tensor of this name it is stored [cols][rows] (Conv1D); shape, codes and data in memory are [rows][cols] */

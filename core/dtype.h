@@ -37,6 +37,8 @@
     X(Q5_K, "Q5_K", 256, 176, 13) \
     X(Q6_K, "Q6_K", 256, 210, 14)
 
+enum { LQ_DIMS = 8 }; /* dimensions of a tensor, at most */
+
 typedef enum lq_dtype {
 #define X(name, text, elems, bytes, gguf) LQ_##name,
     LQ_DTYPE_LIST(X)

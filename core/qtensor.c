@@ -112,12 +112,11 @@ static const float nf4[16] = {-1, -0.6961928009986877f, -0.5250730514526367f, -0
                               0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1};
 static const float fp4[8] = {0, 0.0052083333f, 0.66666667f, 1, 0.33333333f, 0.5f, 0.16666667f, 0.25f};
 
-static void fill_lut(lq_qtensor *q) {
-    uint32_t n = 1u << q->sch.grid.bits;
-    for (uint32_t i = 0; i < n; i++) switch (q->sch.grid.bias) {
-        case LQ_LUT_NF4: q->lut[i] = nf4[i & 15]; break;
-        case LQ_LUT_FP4: q->lut[i] = i & 8 ? -fp4[i & 7] : fp4[i & 7]; break;
-        case LQ_LUT_SIGN: q->lut[i] = i & 1 ? 1 : -1; break;
+void lq_lut_fill(const lq_grid *g, float *lut) {
+    for (uint32_t i = 0; i < 1u << g->bits; i++) switch (g->bias) {
+        case LQ_LUT_NF4: lut[i] = nf4[i & 15]; break;
+        case LQ_LUT_FP4: lut[i] = i & 8 ? -fp4[i & 7] : fp4[i & 7]; break;
+        case LQ_LUT_SIGN: lut[i] = i & 1 ? 1 : -1; break;
         default: break;
         }
 }
@@ -145,7 +144,7 @@ lq_status lq_qtensor_init(lq_ctx *ctx, lq_qtensor *q, const lq_scheme *s, lq_slo
     if (ok && s->grid.kind == LQ_GRID_LUT) {
         q->n_lut = s->extra & LQ_X_LUT_PER_ROW ? rows : 1;
         ok = (q->lut = lq_arena_alloc(q->mem, ((size_t)4 << s->grid.bits) * q->n_lut));
-        if (ok && q->n_lut == 1) fill_lut(q);
+        if (ok && q->n_lut == 1) lq_lut_fill(&s->grid, q->lut);
     }
     if (ok && s->extra & LQ_X_LOWRANK)
         ok = (q->lr.a = lq_arena_alloc(q->mem, (size_t)2 * rows * s->rank)) && (q->lr.b = lq_arena_alloc(q->mem, (size_t)2 * cols * s->rank));

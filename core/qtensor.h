@@ -135,6 +135,7 @@ float lq_plane_get(const lq_plane_desc *d, const lq_plane *p, size_t i);
 void lq_plane_set(const lq_plane_desc *d, lq_plane *p, size_t i, float v);
 float lq_plane_round(const lq_plane_desc *d, float v); /* what set then get would give, without a second level */
 size_t lq_plane_index(const lq_plane_desc *d, uint32_t cols, uint32_t r, uint32_t c); /* element that covers weight (r, c) */
+void lq_lut_fill(const lq_grid *g, float *lut); /* lut[1 << bits] of a fixed table; LQ_LUT_DATA: untouched */
 /* A(code): what a stored code of row r means before scaling. */
 float lq_grid_value(const lq_qtensor *q, uint32_t r, uint32_t code);
 /* What the stored code at (r, c) alone gives: stored column c, planes applied, extras not. */

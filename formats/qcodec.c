@@ -51,7 +51,8 @@ static lq_status plane_check(lq_ctx *ctx, const char *what, const lq_plane_desc 
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "second-level %ss of type %s; F32, F16 and BF16 are known", what, lq_dtypes[d->parent].name);
     if (d->sig > 24) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%ss of %u significant bits; at most 24", what, d->sig);
     if (d->dtype == LQ_NONE) return LQ_OK;
-    if (d->tile_r == LQ_FLAT ? !d->tile_c : d->tile_r > rows || d->tile_c > cols)
+    bool block = d->tile_r > 1 && d->tile_c; /* may be larger than the matrix */
+    if (d->tile_r == LQ_FLAT ? !d->tile_c : !block && (d->tile_r > rows || d->tile_c > cols))
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%ss for tiles of %u x %u in a matrix of %u x %u", what, d->tile_r, d->tile_c, rows, cols);
     return LQ_OK;
 }

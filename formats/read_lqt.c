@@ -166,7 +166,7 @@ static lq_status check_tiling(lq_ctx *ctx, const lqt *f, uint64_t end) {
 
 static lq_status read_shape(lq_ctx *ctx, const json_t *list, lq_entry *e) {
     uint64_t n = 1;
-    if (!json_is_array(list) || json_array_size(list) > 4) return lq_fail(ctx, LQ_ERR_FORMAT, "its shape is no list of at most 4 numbers");
+    if (!json_is_array(list) || json_array_size(list) > LQ_DIMS) return lq_fail(ctx, LQ_ERR_FORMAT, "its shape is no list of at most %d numbers", LQ_DIMS);
     e->ndim = (uint32_t)json_array_size(list);
     for (uint32_t i = 0; i < e->ndim; i++) {
         const json_t *v = json_array_get(list, i);

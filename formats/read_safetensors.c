@@ -49,7 +49,6 @@ static bool probe(const char *path, const json_t *config) {
 static lq_status add_tensor(lq_ctx *ctx, lq_source *s, const lq_st_tensor *t) {
     folder *f = s->priv;
     lq_entry e = {.name = t->name, .dtype = t->dtype, .ndim = t->ndim, .bytes = t->bytes};
-    if (t->ndim > 4) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s' has %u dimensions, at most 4 are read", t->name, t->ndim);
     for (uint32_t i = 0; i < t->ndim; i++) e.shape[i] = t->shape[i];
     if (s->n == f->cap) {
         size_t cap = f->cap * 2 + 64;

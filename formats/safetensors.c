@@ -151,7 +151,7 @@ static bool fields(lex *x, lq_st_tensor *t) {
         if (!bit) return bad(x, "unknown key; dtype, shape and data_offsets expected");
         if (seen & bit) return bad(x, "duplicate key");
         seen |= bit;
-        bool ok = bit == 1 ? dtype(x, &t->dtype) : bit == 2 ? integers(x, t->shape, LQ_ST_DIMS, &t->ndim) : integers(x, span, 2, &two);
+        bool ok = bit == 1 ? dtype(x, &t->dtype) : bit == 2 ? integers(x, t->shape, LQ_DIMS, &t->ndim) : integers(x, span, 2, &two);
         if (!ok) return false;
         if (bit == 4 && two != 2) return bad(x, "data_offsets needs two numbers");
     } while (accept(x, ','));

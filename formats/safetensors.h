@@ -6,12 +6,11 @@
 #include "core/dtype.h"
 #include "core/json.h"
 
-enum { LQ_ST_DIMS = 8 };
 typedef struct lq_st_tensor {
     const char *name;
     lq_dtype dtype;
     uint32_t ndim;
-    uint64_t shape[LQ_ST_DIMS];
+    uint64_t shape[LQ_DIMS];
     uint64_t offset, bytes; /* offset: absolute in the file */
 } lq_st_tensor;
 typedef struct lq_st_file { lq_file file; lq_st_tensor *tensors; size_t n; lq_arena *mem; } lq_st_file; /* tensors by offset */

@@ -51,7 +51,7 @@ static lq_status copy_items(lq_ctx *ctx, lq_st_writer *w, const lq_st_tensor *in
         *t = in[i];
         if (!lq_name_is_sound(t->name, len, NAME_BYTES)) return lq_fail(ctx, LQ_ERR_FORMAT, "'%.200s' cannot be a tensor name", t->name);
         if (!lq_st_dtype_ok(t->dtype)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': safetensors cannot store type %s", t->name, lq_dtypes[t->dtype].name);
-        if (t->ndim > LQ_ST_DIMS) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': %u dimensions, at most %d are written", t->name, t->ndim, LQ_ST_DIMS);
+        if (t->ndim > LQ_DIMS) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': %u dimensions, at most %d are written", t->name, t->ndim, LQ_DIMS);
         char *copy = lq_arena_alloc(w->mem, len + 1);
         if (!copy) return lq_oom(ctx, len);
         t->name = memcpy(copy, t->name, len);

@@ -12,7 +12,7 @@ typedef struct lq_entry {
     const char *name;        /* Hugging Face or GGUF name as stored; a quantized linear is "<module>.weight" */
     lq_dtype dtype;          /* LQ_NONE: quantized, see scheme */
     uint32_t ndim;           /* 0..4 */
-    uint64_t shape[4];       /* Hugging Face order (rows, cols); GGUF dims reversed */
+    uint64_t shape[LQ_DIMS];     /* Hugging Face order (rows, cols); GGUF dims reversed */
     uint64_t bytes;          /* stored bytes of all its parts */
     lq_scheme scheme;
     uint64_t q_bytes;        /* quantized: what lq_qtensor_bytes counts; 0: the scheme says it all (lq_entry_q_bytes) */

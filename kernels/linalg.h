@@ -23,6 +23,7 @@ enum { LQ_GRAM_TILE = 128, LQ_GRAM_CHUNK = 512 };
 typedef struct lq_gram { uint32_t k; uint64_t n; double *tiles; } lq_gram;
 lq_status lq_gram_init(lq_ctx *ctx, lq_gram *g, uint32_t k);
 void lq_gram_add(lq_gram *g, const float *x, size_t ldx, uint32_t n); /* x[n][k]; parallel inside */
+void lq_gram_set(lq_gram *g, uint32_t i, uint32_t j, double v);
 double lq_gram_at(const lq_gram *g, uint32_t i, uint32_t j);
 /* Full symmetric matrix, divided by the token count, as double out[k][k] (ld = k). */
 void lq_gram_full(const lq_gram *g, double *out);

@@ -74,6 +74,12 @@ double lq_gram_at(const lq_gram *g, uint32_t i, uint32_t j) {
     return t[(size_t)(hi % T) * T + lo % T];
 }
 
+void lq_gram_set(lq_gram *g, uint32_t i, uint32_t j, double v) {
+    uint32_t hi = i > j ? i : j, lo = i > j ? j : i;
+    tile_at(g, hi / T, lo / T)[(size_t)(hi % T) * T + lo % T] = v;
+    if (hi / T == lo / T) tile_at(g, hi / T, lo / T)[(size_t)(lo % T) * T + hi % T] = v;
+}
+
 typedef struct spread { const lq_gram *g; double *out; } spread;
 
 static void full_task(void *arg, size_t ti) {

@@ -67,7 +67,10 @@ static lq_status find_folded(road *r) {
 }
 
 static json_t *manifest(road *r, json_t *changes) {
-    json_t *cal = r->needs ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed) : json_null();
+    json_t *cal = r->needs     ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed)
+                  : r->stats.n ? json_pack("{s:s, s:s, s:O}", "statistics", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash, "of",
+                                           json_object_get(r->stats.identity, "calibration"))
+                               : json_null();
     json_t *changed = json_array();
     const char *key;
     json_t *v;

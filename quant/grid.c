@@ -1,273 +1,337 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Uniform grids: value = s (q - bias - z), q in [0, 2^b - 1]. A tile is a run of columns of one row that shares (s, z).
+/* Fits the planes of a matrix: cuts it into tiles as the scale plane says, gives LANES of them at a time to the search, and takes
+ * two-level planes in two passes: scales as floats, then their parents, then scales as they will be stored.
  *
- * The search minimises E(s, z) = sum_i h_i (s a_i - w_i)^2 over a grid of scales, a_i = q_i - bias - z. For fixed codes E is
- * a parabola in s with its bottom at s* = sum h w a / sum h a^2: every candidate proposes its s*, and the best proposals are
- * judged after rounding to the stored type. algorithms.md 0.1, 0.2, 26 D; min-max: formats.md 2.3.
- *
- * LANES rows are judged at once: the loop over lanes is what the compiler vectorises, and the order of every sum stays the
- * order of the columns whatever the vector width. */
-#include "quant/grid.h"
+ * Double quantization (Dettmers et al. 2023, arXiv 2305.14314): absmax - mean(absmax) is coded by the dynamic 8-bit map (Dettmers
+ * 2015, arXiv 1511.04561) in spans of 256 with an F32 absmax. NVFP4: the one F32 is max|W| / (6 * 448), over all matrices that
+ * runtimes fuse. */
+#include "quant/grid_tile.h"
 
 #include "core/num.h"
-#include "core/pack.h"
 #include "core/thread.h"
 
-enum { LANES = 16, CHUNK = 64, GRID_POINTS = 40, REFITS = 3 };
+#include <stdatomic.h>
+#include <string.h>
 
-static float range_max(const lq_scheme *s) { return (float)((1u << s->grid.bits) - 1); }
+enum { WIDE = 1 << 16, PART = 1 << 14 }; /* weights of a tile that is walked in parts; weights of a part */
 
-static float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; } /* half to even, |x| < 2^22 */
+/* ---- which schemes ---- */
+
+static bool plain_float(lq_dtype t) { return t == LQ_F32 || t == LQ_F16 || t == LQ_BF16; }
+
+static bool scale_known(const lq_scheme *s) {
+    const lq_plane_desc *d = &s->scale;
+    if (s->grid.kind > LQ_GRID_LUT) return d->dtype == LQ_NONE;
+    if (d->dtype == LQ_NONE) return s->grid.kind == LQ_GRID_LUT;
+    if (d->parent != LQ_NONE) return d->parent == LQ_F32 && ((d->dtype == LQ_E4M3 && !d->span) || (d->dtype == LQ_U8 && d->span));
+    return plain_float(d->dtype) || d->dtype == LQ_E8M0 || d->dtype == LQ_E4M3;
+}
+
+static bool zero_known(const lq_scheme *s) {
+    if (s->zero_kind == LQ_ZERO_NONE) return true;
+    bool alike = s->zero.tile_r == s->scale.tile_r && s->zero.tile_c == s->scale.tile_c && s->zero.parent == LQ_NONE;
+    return s->zero_kind == LQ_ZERO_CODE && s->grid.kind == LQ_GRID_INT && alike && (s->zero.dtype == LQ_U8 || plain_float(s->zero.dtype));
+}
 
 lq_status lq_grid_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t cols) {
     char name[64];
     lq_scheme_name(s, name, sizeof name);
-    if (s->grid.kind != LQ_GRID_INT || s->grid.vec > 1 || s->grid.bits < 2 || s->grid.bits > 8)
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected an integer grid of 2 to 8 bits", name);
-    if (s->zero_kind == LQ_ZERO_MIN || (s->zero_kind == LQ_ZERO_CODE && s->zero.dtype != LQ_U8))
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected no zero point or an integer one", name);
-    if (s->scale.dtype != LQ_F16 && s->scale.dtype != LQ_BF16 && s->scale.dtype != LQ_F32)
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected scales of type F16, BF16 or F32, not %s", name, lq_dtypes[s->scale.dtype].name);
-    bool two_level = s->scale.parent != LQ_NONE || s->zero.parent != LQ_NONE;
-    bool tiles_differ = s->zero_kind == LQ_ZERO_CODE && (s->zero.tile_r != s->scale.tile_r || s->zero.tile_c != s->scale.tile_c);
-    if (two_level || tiles_differ || s->scale.tile_r != 1 || s->extra)
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected one scale per row and group of columns", name);
-    if (s->scale.tile_c && cols % s->scale.tile_c)
+    if (s->grid.vec > 1 || (s->grid.kind == LQ_GRID_INT && (s->grid.bits < 1 || s->grid.bits > 8)))
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected codes for one weight each, integers of 1 to 8 bits", name);
+    if (s->grid.kind == LQ_GRID_LUT && s->grid.bits > 4)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected tables of at most %d values", name, LQ_GRID_TABLE);
+    if (!zero_known(s)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected no zero point, or one per scale that is subtracted from integer codes", name);
+    if (!scale_known(s))
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected scales of type F32, F16, BF16, E8M0, E4M3 or 8-bit tables under F32, not %s", name,
+                       lq_dtypes[s->scale.dtype].name);
+    if (s->extra & (LQ_X_PERM | LQ_X_PRESCALE | LQ_X_HADAMARD)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected columns in their order", name);
+    if (s->scale.dtype != LQ_NONE && s->scale.tile_r == LQ_FLAT && !s->scale.tile_c)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected a block size", name);
+    if (s->scale.tile_r == 1 && s->scale.tile_c && cols % s->scale.tile_c)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "group size %u does not divide the %u columns", s->scale.tile_c, cols);
     return LQ_OK;
 }
 
-uint32_t lq_grid_code(const lq_scheme *s, float w, float scale, float zero) {
-    float whole = rintf(zero), lo = -(float)s->grid.bias - whole, hi = lo + range_max(s);
-    float x = w / scale;
-    if (s->zero_kind == LQ_ZERO_MIN) x = (w + zero) / scale, whole = 0, lo = -(float)s->grid.bias, hi = lo + range_max(s);
-    else x += zero - whole;
-    x = x > lo ? x : lo; /* NaN goes to lo */
-    x = x < hi ? x : hi;
-    return (uint32_t)(nearest(x) - lo);
-}
-
-float lq_grid_weight(const lq_scheme *s, uint32_t code, float scale, float zero) {
-    float a = (float)((int32_t)code - s->grid.bias);
-    return s->zero_kind == LQ_ZERO_MIN ? scale * a - zero : scale * (a - zero);
-}
-
-/* ---- one tile column of LANES rows ---- */
-
-typedef struct tile {
-    const float *w, *h;   /* w[cols][LANES], h[cols] */
-    uint32_t cols;
-    const lq_scheme *s;
-    double hsum, hw[LANES];
-} tile;
-
-typedef struct guess { float scale[LANES], zero[LANES]; } guess;
-typedef struct sums { double e[LANES], wa[LANES], aa[LANES], a[LANES]; } sums; /* weighted: error, w a, a^2, a */
-
-static void judge(const tile *t, const guess *g, sums *out) {
-    float lo[LANES], hi[LANES];
-    for (int l = 0; l < LANES; l++) {
-        lo[l] = -(float)t->s->grid.bias - g->zero[l];
-        hi[l] = lo[l] + range_max(t->s);
-    }
-    *out = (sums){0};
-    for (uint32_t c0 = 0; c0 < t->cols; c0 += CHUNK) {
-        uint32_t c1 = c0 + CHUNK < t->cols ? c0 + CHUNK : t->cols;
-        float e[LANES] = {0}, wa[LANES] = {0}, aa[LANES] = {0}, sa[LANES] = {0};
-        for (uint32_t c = c0; c < c1; c++) {
-            const float *w = t->w + (size_t)c * LANES, h = t->h[c];
-            for (int l = 0; l < LANES; l++) {
-                float x = w[l] / g->scale[l];
-                x = x > lo[l] ? x : lo[l];
-                x = x < hi[l] ? x : hi[l];
-                float a = nearest(x), d = w[l] - g->scale[l] * a, ha = h * a;
-                e[l] += h * d * d;
-                wa[l] += ha * w[l];
-                aa[l] += ha * a;
-                sa[l] += ha;
-            }
-        }
-        for (int l = 0; l < LANES; l++) {
-            out->e[l] += e[l];
-            out->wa[l] += wa[l];
-            out->aa[l] += aa[l];
-            out->a[l] += sa[l];
-        }
-    }
-}
-
-/* A usable scale of the plane's type: finite, not zero, not subnormal (kernels flush those), sign kept. */
-static float stored_scale(const lq_plane_desc *d, float s) {
-    float least = d->dtype == LQ_F16 ? 0x1p-14f : 0x1p-126f, most = d->dtype == LQ_F16 ? 0x1.FEp15f : 0x1p127f;
-    float m = fabsf(s);
-    if (!(m > least)) m = least;
-    if (m > most) m = most;
-    return lq_plane_round(d, s < 0 ? -m : m);
-}
-
-static void tile_range(const tile *t, float *lo, float *hi) {
-    for (int l = 0; l < LANES; l++) lo[l] = hi[l] = 0;
-    for (uint32_t c = 0; c < t->cols; c++)
-        for (int l = 0; l < LANES; l++) {
-            float w = t->w[(size_t)c * LANES + l];
-            lo[l] = w < lo[l] ? w : lo[l];
-            hi[l] = w > hi[l] ? w : hi[l];
-        }
-}
-
-static float clamp_zero(const lq_scheme *s, float z) { return z < 0 ? 0 : z > range_max(s) ? range_max(s) : rintf(z); }
-
-static void minmax(const tile *t, const float *lo, const float *hi, guess *g) {
-    const lq_scheme *s = t->s;
-    bool asym = s->zero_kind == LQ_ZERO_CODE;
-    for (int l = 0; l < LANES; l++) {
-        float span = asym ? hi[l] - lo[l] : 2 * fmaxf(hi[l], -lo[l]);
-        if (span == 0) span = range_max(s); /* all zero: scale 1 */
-        g->scale[l] = stored_scale(&s->scale, span / range_max(s));
-        g->zero[l] = asym ? lo[l] == hi[l] ? (float)(1u << (s->grid.bits - 1)) : clamp_zero(s, -lo[l] / g->scale[l]) : 0;
-    }
-}
-
-/* ---- the search ---- */
-
-typedef struct best { guess g, refit; double e[LANES], promise[LANES]; } best;
-
-/* The bottom of the parabola of the guess's codes, and how low it lies: what a refit promises. */
-static void consider(const tile *t, const guess *g, best *b) {
-    sums s;
-    judge(t, g, &s);
-    for (int l = 0; l < LANES; l++) {
-        if (s.e[l] < b->e[l]) {
-            b->e[l] = s.e[l];
-            b->g.scale[l] = g->scale[l];
-            b->g.zero[l] = g->zero[l];
-        }
-        if (!(s.aa[l] > 0)) continue;
-        double bottom = s.wa[l] / s.aa[l], off = bottom - (double)g->scale[l], promise = s.e[l] - off * off * s.aa[l];
-        if (promise < b->promise[l]) {
-            b->promise[l] = promise;
-            b->refit.scale[l] = (float)bottom;
-            b->refit.zero[l] = g->zero[l];
-        }
-    }
-}
-
-/* Scales from the one that clips nothing down to a third of it. */
-static float shrink(const lq_scheme *s, int i, bool asym) {
-    float half = (float)(1u << (s->grid.bits - 1)), top = asym ? 1.05f : 1.02f * half / (half - 1), bottom = 0.33f;
-    return top - (top - bottom) * (float)i / (GRID_POINTS - 1);
-}
-
-static void try_scales(const tile *t, const float *base, const float *zero, float dz, float sign, best *b) {
-    bool asym = t->s->zero_kind == LQ_ZERO_CODE;
-    for (int i = 0; i < GRID_POINTS; i++) {
-        guess g;
-        float f = sign * shrink(t->s, i, asym);
-        for (int l = 0; l < LANES; l++) {
-            g.scale[l] = stored_scale(&t->s->scale, base[l] * f);
-            g.zero[l] = asym ? clamp_zero(t->s, zero[l] + dz) : 0;
-        }
-        consider(t, &g, b);
-    }
-}
-
-static void refit(const tile *t, best *b) {
-    for (int k = 0; k < REFITS; k++) {
-        guess g = b->refit;
-        for (int l = 0; l < LANES; l++) g.scale[l] = stored_scale(&t->s->scale, g.scale[l]);
-        consider(t, &g, b);
-    }
-}
-
-static void search(const tile *t, const float *lo, const float *hi, bool negative, guess *g) {
-    bool asym = t->s->zero_kind == LQ_ZERO_CODE;
-    float base[LANES], zero[LANES];
-    best b;
-    for (int l = 0; l < LANES; l++) b.e[l] = b.promise[l] = HUGE_VAL;
-    b.g = b.refit = *g;
-    consider(t, g, &b);
-    for (int l = 0; l < LANES; l++) {
-        float span = asym ? hi[l] - lo[l] : 2 * fmaxf(hi[l], -lo[l]);
-        base[l] = span == 0 ? 1 : span / (range_max(t->s) + (asym ? 0 : 1));
-        zero[l] = g->zero[l];
-    }
-    for (int dz = -asym; dz <= asym; dz++) try_scales(t, base, zero, (float)dz, 1, &b);
-    if (negative && !asym) try_scales(t, base, zero, 0, -1, &b);
-    refit(t, &b);
-    *g = b.g;
-}
-
-/* ---- the whole matrix ---- */
+/* ---- tiles ---- */
 
 typedef struct fit_job {
     lq_qtensor *q;
     const float *w, *h;
-    float *scratch; /* [workers][width][LANES] */
-    uint32_t width, tiles;
+    float *scratch;       /* [workers][2][most][LANES] */
+    float *loose;         /* [tiles] scales before their parents are known; NULL: the plane is final */
+    size_t tiles;
+    uint32_t most;        /* weights of the largest tile, or of a part of it */
+    bool wide, rounded;
+    atomic_bool *bad;     /* a weight was not finite */
     lq_fit how;
+    lq_rounder r;
 } fit_job;
 
-static void fit_rows(void *arg, size_t job) {
-    fit_job *f = arg;
+/* Weights of tile i: `height` runs of `width`, cols apart, from `first`. */
+typedef struct box { size_t first; uint32_t width, height; } box;
+
+static box box_of(const lq_qtensor *q, size_t i) {
+    const lq_plane_desc *d = &q->sch.scale;
+    size_t all = (size_t)q->rows * q->cols;
+    if (d->tile_r == LQ_FLAT) {
+        size_t first = i * d->tile_c;
+        return (box){first, (uint32_t)(all - first < d->tile_c ? all - first : d->tile_c), 1};
+    }
+    uint32_t tr = d->tile_r && d->tile_r < q->rows ? d->tile_r : q->rows, tc = d->tile_c && d->tile_c < q->cols ? d->tile_c : q->cols;
+    uint32_t n = lq_plane_cols(d, q->cols), r0 = (uint32_t)(i / n) * tr, c0 = (uint32_t)(i % n) * tc;
+    return (box){(size_t)r0 * q->cols + c0, q->cols - c0 < tc ? q->cols - c0 : tc, q->rows - r0 < tr ? q->rows - r0 : tr};
+}
+
+static uint64_t largest_tile(const lq_qtensor *q) {
+    box b = box_of(q, 0);
+    return (uint64_t)b.width * b.height;
+}
+
+/* Weights [k0, k0 + n) of a box, every `step` floats of w and h. */
+static void gather(const fit_job *f, const box *b, uint64_t k0, uint32_t n, float *w, float *h, uint32_t step) {
+    uint32_t cols = f->q->cols, y = (uint32_t)(k0 / b->width), x = (uint32_t)(k0 % b->width);
+    float check = 0;
+    for (uint32_t done = 0; done < n; y++, x = 0) {
+        size_t at = b->first + (size_t)y * cols + x;
+        uint32_t run = b->width - x < n - done ? b->width - x : n - done, c = (uint32_t)(at % cols);
+        for (uint32_t i = 0; i < run; i++, c = c + 1 == cols ? 0 : c + 1) {
+            w[(size_t)(done + i) * step] = f->w[at + i];
+            h[(size_t)(done + i) * step] = f->h[c];
+            check += f->w[at + i] * 0;
+        }
+        done += run;
+    }
+    if (check != 0) *f->bad = true; /* NaN: a weight was not finite */
+}
+
+static void put(const fit_job *f, size_t i, float scale, float zero) {
     lq_qtensor *q = f->q;
-    uint32_t r0 = (uint32_t)job * LANES, nr = q->rows - r0 < LANES ? q->rows - r0 : LANES;
-    float *wt = f->scratch + (size_t)lq_worker() * f->width * LANES;
-    for (uint32_t k = 0; k < f->tiles; k++) {
-        uint32_t c0 = k * f->width;
-        for (uint32_t l = 0; l < LANES; l++)
-            for (uint32_t c = 0; c < f->width; c++) wt[(size_t)c * LANES + l] = l < nr ? f->w[(size_t)(r0 + l) * q->cols + c0 + c] : 0;
-        tile t = {.w = wt, .h = f->h + c0, .cols = f->width, .s = &q->sch};
-        float lo[LANES], hi[LANES];
-        guess g;
-        tile_range(&t, lo, hi);
-        minmax(&t, lo, hi, &g);
-        if (f->how != LQ_FIT_MINMAX) search(&t, lo, hi, f->how == LQ_FIT_SEARCH_SIGNED, &g);
-        for (uint32_t l = 0; l < nr; l++) {
-            lq_plane_set(&q->sch.scale, &q->scale, (size_t)(r0 + l) * f->tiles + k, g.scale[l]);
-            if (q->sch.zero_kind == LQ_ZERO_CODE) lq_plane_set(&q->sch.zero, &q->zero, (size_t)(r0 + l) * f->tiles + k, g.zero[l]);
+    if (f->loose && !f->rounded) f->loose[i] = scale;
+    else lq_plane_set(&q->sch.scale, &q->scale, i, scale);
+    if (q->sch.zero_kind == LQ_ZERO_CODE) lq_plane_set(&q->sch.zero, &q->zero, i, zero);
+}
+
+static lq_tile tile_at(const fit_job *f, size_t first) {
+    return (lq_tile){.s = &f->q->sch, .r = &f->r, .plane = &f->q->scale, .first = first, .rounded = f->rounded, .how = f->how};
+}
+
+static void fit_lanes(void *arg, size_t job) {
+    const fit_job *f = arg;
+    float *w = f->scratch + (size_t)lq_worker() * 2 * f->most * LANES, *h = w + (size_t)f->most * LANES;
+    lq_tile t = tile_at(f, job * LANES);
+    lq_tile_guess g;
+    t.w = w;
+    t.h = h;
+    uint32_t lanes = f->tiles - t.first < LANES ? (uint32_t)(f->tiles - t.first) : LANES;
+    for (uint32_t l = 0; l < lanes; l++) {
+        box b = box_of(f->q, t.first + l);
+        t.count[l] = b.width * b.height;
+        t.n = t.count[l] > t.n ? t.count[l] : t.n;
+        gather(f, &b, 0, t.count[l], w + l, h + l, LANES);
+    }
+    for (uint32_t l = 0; l < LANES; l++)
+        for (uint32_t c = t.count[l]; c < t.n; c++) w[(size_t)c * LANES + l] = h[(size_t)c * LANES + l] = 0;
+    lq_tile_fit(&t, &g);
+    for (uint32_t l = 0; l < lanes; l++) put(f, t.first + l, g.scale[l], g.zero[l]);
+}
+
+/* ---- a tile that is walked in parts ---- */
+
+typedef struct wide_job {
+    const fit_job *f;
+    box b;
+    uint64_t n;
+    size_t parts;
+    const lq_tile *t;
+    const lq_tile_guess *g;
+    lq_tile_sums *sums;     /* [parts] */
+    lq_tile_stats *stats;   /* [parts] */
+} wide_job;
+
+static void wide_part(void *arg, size_t i) {
+    wide_job *j = arg;
+    const fit_job *f = j->f;
+    float *w = f->scratch + (size_t)lq_worker() * 2 * f->most * LANES, *h = w + (size_t)f->most * LANES;
+    uint64_t k0 = (uint64_t)i * PART;
+    uint32_t n = j->n - k0 < PART ? (uint32_t)(j->n - k0) : PART;
+    lq_tile t = *j->t;
+    t.w = w;
+    t.h = h;
+    t.n = (n + LANES - 1) / LANES;
+    for (uint32_t l = 0; l < LANES; l++) t.count[l] = (n + LANES - 1 - l) / LANES;
+    gather(f, &j->b, k0, n, w, h, 1);
+    for (uint32_t k = n; k < t.n * LANES; k++) w[k] = h[k] = 0;
+    if (j->g) lq_tile_judge(&t, j->g, &j->sums[i]);
+    else lq_tile_measure(&t, &j->stats[i]);
+}
+
+static double total(const double *v, size_t parts, size_t stride) { /* of [parts][LANES], stride doubles apart */
+    double sum = 0;
+    for (size_t i = 0; i < parts; i++)
+        for (int l = 0; l < LANES; l++) sum += v[i * stride + (size_t)l];
+    return sum;
+}
+
+static void wide_judge(void *arg, const lq_tile *t, const lq_tile_guess *g, lq_tile_sums *out) {
+    wide_job *j = arg;
+    size_t stride = sizeof *out / sizeof(double);
+    j->t = t;
+    j->g = g;
+    lq_parallel_for(j->parts, wide_part, j);
+    double e = total(j->sums->e, j->parts, stride), wa = total(j->sums->wa, j->parts, stride), aa = total(j->sums->aa, j->parts, stride);
+    double a = total(j->sums->a, j->parts, stride);
+    for (int l = 0; l < LANES; l++) out->e[l] = e, out->wa[l] = wa, out->aa[l] = aa, out->a[l] = a;
+}
+
+static void wide_gather(void *arg, const lq_tile *t, lq_tile_stats *o) {
+    wide_job *j = arg;
+    j->t = t;
+    j->g = NULL;
+    lq_parallel_for(j->parts, wide_part, j);
+    *o = j->stats[0];
+    for (size_t i = 0; i < j->parts; i++)
+        for (int l = 0; l < LANES; l++) {
+            const lq_tile_stats *p = &j->stats[i];
+            if (!i && !l) continue;
+            o->lo[0] = fminf(o->lo[0], p->lo[l]);
+            o->hi[0] = fmaxf(o->hi[0], p->hi[l]);
+            o->least[0] = fminf(o->least[0], p->least[l]);
+            o->most[0] = fmaxf(o->most[0], p->most[l]);
+            o->mass[0] += p->mass[l];
+            o->hw[0] += p->hw[l];
+            o->h[0] += p->h[l];
+        }
+    o->n[0] = (double)j->n;
+    for (int l = 1; l < LANES; l++) {
+        o->lo[l] = o->lo[0], o->hi[l] = o->hi[0], o->least[l] = o->least[0], o->most[l] = o->most[0];
+        o->mass[l] = o->mass[0], o->hw[l] = o->hw[0], o->h[l] = o->h[0], o->n[l] = o->n[0];
+    }
+}
+
+static lq_status fit_wide(lq_ctx *ctx, const fit_job *f) {
+    size_t parts = (size_t)((largest_tile(f->q) + PART - 1) / PART);
+    wide_job j = {.f = f, .sums = lq_calloc(parts, sizeof *j.sums), .stats = lq_calloc(parts, sizeof *j.stats)};
+    lq_status st = j.sums && j.stats ? LQ_OK : lq_oom(ctx, parts * sizeof *j.sums);
+    for (size_t i = 0; i < f->tiles && !st; i++) {
+        lq_tile t = tile_at(f, i);
+        lq_tile_guess g;
+        j.b = box_of(f->q, i);
+        j.n = (uint64_t)j.b.width * j.b.height;
+        j.parts = (size_t)((j.n + PART - 1) / PART);
+        t.wide = &j;
+        t.judge = wide_judge;
+        t.gather = wide_gather;
+        lq_tile_fit(&t, &g);
+        put(f, i, g.scale[0], g.zero[0]);
+    }
+    lq_free(j.sums);
+    lq_free(j.stats);
+    return st;
+}
+
+/* ---- two-level planes ---- */
+
+/* bitsandbytes' dynamic map: for each of seven decades the middles of a linear division of [0.1, 1], of both signs; 0 and 1. */
+static void dynamic_map(float map[256]) {
+    uint32_t n = 0;
+    for (int i = 0; i < 7; i++) {
+        uint32_t items = 1u << i;
+        float step = 0.9f / (float)items, decade = (float)pow(10, i - 6), edge = 0.1f;
+        for (uint32_t k = 1; k <= items; k++) {
+            float next = k <= (items + 1) / 2 - !(items & 1) ? 0.1f + step * (float)k : 1 - step * (float)(items - k);
+            float v = decade * ((edge + next) / 2);
+            map[n++] = v;
+            map[n++] = -v;
+            edge = next;
         }
     }
+    map[n++] = 0;
+    map[n++] = 1;
+    for (uint32_t i = 1; i < n; i++) /* ascending */
+        for (uint32_t k = i; k && map[k - 1] > map[k]; k--) {
+            float v = map[k];
+            map[k] = map[k - 1];
+            map[k - 1] = v;
+        }
+}
+
+static float normal(float v) { return v >= 0x1p-126f ? v : 1; }
+
+static void parents_of_tables(lq_qtensor *q, const float *loose, size_t n) {
+    const lq_plane_desc *d = &q->sch.scale;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += loose[i];
+    q->scale.offset = (float)(sum / (double)n);
+    for (size_t i = 0; i < n; i += d->span) {
+        float most = 0;
+        for (size_t k = i; k < n && k < i + d->span; k++) most = fmaxf(most, fabsf(loose[k] - q->scale.offset));
+        ((float *)q->scale.parent)[i / d->span] = normal(most);
+    }
+}
+
+void lq_grid_fuse(lq_qtensor *q, float absmax) {
+    if (q->sch.scale.dtype == LQ_E4M3 && q->sch.scale.parent == LQ_F32 && absmax > 0) *(float *)q->scale.parent = normal(absmax / (lq_grid_top(&q->sch) * 448));
+}
+
+static lq_status set_parents(lq_ctx *ctx, fit_job *f) {
+    lq_qtensor *q = f->q;
+    if (q->sch.scale.dtype == LQ_E4M3) {
+        float most = 0;
+        for (size_t i = 0; i < (size_t)q->rows * q->cols; i++) most = fmaxf(most, fabsf(f->w[i]));
+        if (*(float *)q->scale.parent == 0) lq_grid_fuse(q, most);
+        if (*(float *)q->scale.parent == 0) *(float *)q->scale.parent = 1;
+        return LQ_OK;
+    }
+    float *map = lq_arena_alloc(q->mem, 256 * sizeof *map);
+    if (!map) return lq_oom(ctx, 256 * sizeof *map);
+    dynamic_map(map);
+    parents_of_tables(q, f->loose, f->tiles);
+    q->scale.lut = map;
+    return LQ_OK;
+}
+
+/* ---- the whole matrix ---- */
+
+static lq_status pass(lq_ctx *ctx, fit_job *f, bool rounded, lq_fit how) {
+    f->rounded = rounded;
+    f->how = how;
+    if (f->wide) return fit_wide(ctx, f);
+    lq_parallel_for((f->tiles + LANES - 1) / LANES, fit_lanes, f);
+    return LQ_OK;
+}
+
+static lq_status fit_planes(lq_ctx *ctx, fit_job *f, lq_fit how) {
+    const lq_plane_desc *d = &f->q->sch.scale;
+    if (d->parent == LQ_NONE) return pass(ctx, f, true, how);
+    if (d->dtype == LQ_U8) LQ_TRY(pass(ctx, f, false, how));
+    LQ_TRY(set_parents(ctx, f));
+    if (d->dtype == LQ_E4M3 || how != LQ_FIT_MINMAX) return pass(ctx, f, true, how);
+    for (size_t i = 0; i < f->tiles; i++) lq_plane_set(d, &f->q->scale, i, f->loose[i]);
+    return LQ_OK;
 }
 
 lq_status lq_grid_fit(lq_ctx *ctx, lq_qtensor *q, const float *w, const float *h, lq_fit how) {
     LQ_TRY(lq_grid_accept(ctx, &q->sch, q->cols));
-    fit_job f = {.q = q, .w = w, .h = h, .how = how};
-    f.width = q->sch.scale.tile_c ? q->sch.scale.tile_c : q->cols;
-    f.tiles = q->cols / f.width;
-    size_t n = (size_t)lq_threads() * f.width * LANES;
+    if (q->sch.scale.dtype == LQ_NONE) return LQ_OK;
+    atomic_bool bad = false;
+    fit_job f = {.q = q, .w = w, .h = h, .tiles = lq_plane_count(&q->sch.scale, q->rows, q->cols), .bad = &bad};
+    f.wide = largest_tile(q) > WIDE;
+    f.most = f.wide ? PART / LANES : (uint32_t)largest_tile(q);
+    size_t n = (size_t)lq_threads() * 2 * f.most * LANES;
+    lq_rounder_init(&f.r, q, 0, 0);
     f.scratch = lq_calloc(n, sizeof(float));
     float *ones = h ? NULL : lq_calloc(q->cols, sizeof(float));
-    lq_status st = f.scratch && (h || ones) ? LQ_OK : lq_oom(ctx, n * sizeof(float));
+    f.loose = q->sch.scale.dtype == LQ_U8 ? lq_calloc(f.tiles, sizeof(float)) : NULL;
+    lq_status st = f.scratch && (h || ones) && (f.loose || q->sch.scale.dtype != LQ_U8) ? LQ_OK : lq_oom(ctx, n * sizeof(float));
     if (!st) {
         for (uint32_t c = 0; ones && c < q->cols; c++) ones[c] = 1;
         if (ones) f.h = ones;
-        lq_parallel_for((q->rows + LANES - 1) / LANES, fit_rows, &f);
+        st = fit_planes(ctx, &f, how);
     }
+    if (!st && bad) st = lq_fail(ctx, LQ_ERR_FORMAT, "expected finite weights, found infinity or NaN");
+    lq_free(f.loose);
     lq_free(ones);
     lq_free(f.scratch);
     return st;
-}
-
-typedef struct round_job { lq_qtensor *q; const float *w; } round_job;
-
-static void round_row(void *arg, size_t r) {
-    round_job *j = arg;
-    lq_qtensor *q = j->q;
-    const lq_scheme *s = &q->sch;
-    uint8_t *row = q->codes + r * q->row_bytes;
-    float scale = 1, zero = 0;
-    for (uint32_t c = 0; c < q->cols; c++) {
-        if (!c || (s->scale.tile_c && c % s->scale.tile_c == 0)) {
-            size_t i = lq_plane_index(&s->scale, q->cols, (uint32_t)r, c);
-            scale = lq_plane_get(&s->scale, &q->scale, i);
-            if (s->zero_kind != LQ_ZERO_NONE) zero = lq_plane_get(&s->zero, &q->zero, i);
-        }
-        lq_code_put(row, s->grid.bits, c, lq_grid_code(s, j->w[r * q->cols + c], scale, zero));
-    }
-}
-
-void lq_grid_round(lq_qtensor *q, const float *w) {
-    round_job j = {q, w};
-    lq_parallel_for(q->rows, round_row, &j);
 }

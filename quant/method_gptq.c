@@ -34,6 +34,9 @@ static const lq_opt options[] = {
 
 static lq_status accept(lq_ctx *ctx, const void *opts, uint32_t rows, uint32_t cols, const lq_scheme *s) {
     (void)opts, (void)rows;
+    if (s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "the values of a table of its own need a method that chooses them");
+    if (s->grid.kind == LQ_GRID_F32) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "f32 holds every weight: there is nothing to round");
+    if (s->extra) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "gptq keeps nothing beside the codes");
     return lq_grid_accept(ctx, s, cols);
 }
 
@@ -83,6 +86,7 @@ static lq_status quantize(lq_ctx *ctx, const void *opts, const lq_weights *w, co
     if (!stats || !(stats->needs & LQ_NEED_GRAM) || stats->cols != w->cols)
         return lq_fail(ctx, LQ_ERR_INTERNAL, "%s: gptq needs the Gram matrix of its %u inputs", w->name, w->cols);
     LQ_TRY(lq_qtensor_init(ctx, out, s, w->slot, w->rows, w->cols));
+    lq_grid_fuse(out, w->fuse_absmax);
     if (stats->n) {
         LQ_GO(solve(ctx, opts, w, stats, out, o));
     } else {

@@ -6,6 +6,7 @@
 
 #include "calib/rotate.h"
 #include "quant/manifest.h"
+#include "quant/statistics.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@ const lq_opt lq_run_options[] = {
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(lq_run_opts, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file of a checkpoint folder"},
     {"max-memory", NULL, LQ_OPT_SIZE, offsetof(lq_run_opts, max_memory), "SIZE", NULL, NULL, 0, 0, 0, "activations beyond it go to disk; default: a quarter of the machine's"},
     {"work-dir", "w", LQ_OPT_STRING, offsetof(lq_run_opts, work_dir), "DIR", NULL, NULL, 0, 0, 0, "where they go; default: TMPDIR or /tmp"},
+    {"stats", "imatrix,hessians", LQ_OPT_STRING, offsetof(lq_run_opts, stats), "FILE", NULL, NULL, 0, 0, 0, "statistics of `lquant calibrate` instead of running the model"},
     {"resume", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, resume), NULL, "auto", "auto|never|only", 0, 0, 0, "continue an interrupted run"},
     {"overwrite", NULL, LQ_OPT_SET, offsetof(lq_run_opts, overwrite), NULL, NULL, NULL, 0, 0, 1, "replace OUT once the new one is complete"},
     {"max-fallback", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, max_fallback), "PERCENT", "0.5", NULL, 0, 100, 0, "linears that may fall back before the run fails (exit 6)"},
@@ -80,6 +82,22 @@ static lq_status rotate(road *r) {
     return st ? lq_note(r->ctx, st, "--rotate") : LQ_OK;
 }
 
+/* Statistics from a file: what the method needs must be in it, and no text is run. */
+static lq_status open_stats(road *r) {
+    const char *name = r->plan.method->name;
+    if (!r->run->opts.stats) return LQ_OK;
+    if (r->run->recipe.n_xforms)
+        return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s looks at the activations themselves, statistics do not suffice", r->run->opts.stats, r->run->recipe.xform[0].x->name);
+    LQ_TRY(lq_stats_open(r->ctx, r->run->opts.stats, &r->stats));
+    if (r->needs & LQ_NEED_GRAM && !r->stats.gram)
+        return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs the Gram matrices of `lquant calibrate --hessians`; this file has diagonals only", r->run->opts.stats, name);
+    if (r->needs & ~(unsigned)(LQ_NEED_GRAM | LQ_NEED_ABSMAX | LQ_NEED_SQUARES))
+        return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs the activations themselves, statistics do not suffice", r->run->opts.stats, name);
+    r->stats_needs = r->needs;
+    r->needs = 0;
+    return LQ_OK;
+}
+
 static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
@@ -89,11 +107,12 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(choose_format(r, &format));
     LQ_TRY(lq_source_open(r->ctx, r->run->in, &r->src));
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
-    LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0, &r->model));
+    LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0 && !r->run->opts.stats, &r->model));
     LQ_TRY(rotate(r));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
     LQ_TRY(static_needs(r));
+    LQ_TRY(open_stats(r));
     lq_log(r->ctx, LQ_LOG_INFO, "plan: %s to format %s, %u linears at %.3f bits per weight, %u kept, %.1f MB -> %.1f MB", method->name, format->name,
            r->plan.n_quantized, lq_plan_bpw(&r->plan), r->plan.n_kept, (double)r->plan.bytes_source / 1e6,
            (double)(r->plan.bytes_quantized + r->plan.bytes_kept) / 1e6);
@@ -101,6 +120,10 @@ static lq_status open_and_plan(road *r) {
 }
 
 static lq_status gather_rows(road *r) {
+    if (r->stats.n) {
+        lq_log(r->ctx, LQ_LOG_INFO, "statistics of %s: no calibration text is used", r->run->opts.stats);
+        return LQ_OK;
+    }
     if (!r->needs) {
         lq_log(r->ctx, LQ_LOG_INFO, "%s is data-free: no calibration text is used", r->plan.method->name);
         return LQ_OK;
@@ -120,8 +143,10 @@ static lq_status describe(road *r, char fingerprint[65]) {
     if (!r->needs) sets[n + 1] = (lq_optset){lq_run_options, &r->run->opts, NULL}; /* calibration decides nothing */
     r->inputs = lq_manifest_inputs(r->ctx, r->src, &st);
     if (st) return st;
+    if (r->stats.n) LQ_TRY(lq_statistics_fit(r->ctx, &r->stats, r->model, r->inputs));
+    if (r->stats.n) LQ_TRY(lq_sha_file(r->ctx, r->run->opts.stats, r->rows.hash));
     for (uint32_t i = 1; i < n; i++) sets[i] = sets[n]; /* a transform's options stand with its name */
-    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,true-sequential,report,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed,chat-template");
+    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,true-sequential,report,stats,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed,chat-template");
     if (!r->options) return lq_oom(r->ctx, 256);
     if (n > 1 && json_object_set_new(r->options, "recipe", lq_recipe_json(&r->run->recipe))) return lq_oom(r->ctx, 256);
     json_object_set_new(r->options, "method", json_string(r->plan.method->name));
@@ -223,6 +248,8 @@ static void leave(road *r) {
     lq_cache_free(&r->resid);
     lq_buf_free(&r->unit);
     lq_rows_free(&r->rows);
+    lq_stats_free(&r->item);
+    lq_stats_close(&r->stats);
     lq_job_close(&r->job);
     lq_model_free(&r->model);
     lq_source_free(&r->src);

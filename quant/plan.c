@@ -123,6 +123,8 @@ static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_row *row) {
     int64_t group = lq_scheme_group(&row->scheme);
     if (group > 0 && cols % (uint64_t)group) {
         int64_t near = largest_group(cols);
+        if (row->scheme.scale.dtype == LQ_E8M0 || row->scheme.scale.dtype == LQ_E4M3)
+            return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: blocks of %lld do not divide its %u columns; --keep-unfit keeps it", row->name, (long long)group, cols);
         if (near > 0)
             return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: group size %lld does not divide its %u columns; nearest that does: --group-size %lld",
                            row->name, (long long)group, cols, (long long)near);

@@ -4,6 +4,7 @@
 #ifndef LQ_ROAD_H
 #define LQ_ROAD_H
 #include "core/progress.h"
+#include "calib/stats_file.h"
 #include "quant/pipeline.h"
 
 typedef struct road {
@@ -14,6 +15,10 @@ typedef struct road {
     lq_plan plan;
     unsigned needs;            /* LQ_NEED_* of the method with its options; 0: no calibration */
     lq_rows rows;
+    lq_stats_file stats;       /* --stats: read instead of running the model; needs is then 0 */
+    unsigned stats_needs;      /* what the method wants of it */
+    lq_stats item;             /* statistics read last, of item_of */
+    const lq_row *item_of;
     lq_job job;
     lq_sink *sink;
     lq_source *back;           /* the written checkpoint, read again */
@@ -26,6 +31,9 @@ typedef struct road {
     uint8_t *changed;          /* [catalog rows] is it one of them? of this run's blocks first, then of all finished units */
     lq_progress bar;
     uint32_t fallbacks;
+    float fuse_absmax;         /* of the linear that is quantized next (lq_weights) */
+    const lq_row *fuse_of;     /* last group lq_fuse_read read, and what it found */
+    float fuse_most;
     uint64_t bytes_held;       /* lq_qtensor_bytes of what was written */
     double start, err_sum;
     uint32_t err_n;
@@ -47,6 +55,10 @@ const lq_row *lq_unit_kept_row(road *r, const json_t *entry);                   
 lq_status lq_xforms_accept(road *r);             /* at plan time: has the architecture sites for the recipe's transforms? */
 lq_status lq_xforms_block(road *r, uint32_t b);  /* the loaded block folded; changed kept tensors and choices added to the unit */
 
+/* max |W| over the linears fused with linear i of a stage whose weights are still as they were; 0: its scheme does not ask. */
+float lq_fuse_stage(const lq_stage *stage, uint32_t i);
+/* The same read from the model. */
+lq_status lq_fuse_read(road *r, const lq_row *row, float *out);
 lq_status lq_stream_run(road *r);    /* decides the codes of every linear: all units finished */
 lq_status lq_assemble(road *r);      /* the checkpoint, written from the units into the job's folder */
 lq_status lq_read_back(road *r);     /* read by another code path and compared with the codes the method chose */

@@ -6,6 +6,7 @@
 #include "calib/act.h"
 #include "calib/fold.h"
 #include "core/thread.h"
+#include "quant/statistics.h"
 
 struct decode { const lq_kernels *k; const lq_qtensor *q; float *w; };
 static void decode_slice(void *arg, size_t i) {
@@ -43,7 +44,7 @@ static float static_step(const lq_qtensor *q, const lq_stats *stats) {
 
 static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, float *w, const lq_stats *stats) {
     const lq_method *m = r->plan.method;
-    lq_weights in = {.slot = row->slot, .name = row->name, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w};
+    lq_weights in = {.slot = row->slot, .name = row->name, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w, .fuse_absmax = r->fuse_absmax};
     lq_outcome o = {.method = m->name, .err_h = -1, .err_h_rtn = -1, .err_w = -1, .damp = -1};
     lq_qtensor q = {0};
     LQ_TRY(lq_check_cancel(r->ctx));
@@ -63,6 +64,21 @@ static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, flo
 
 static double row_cost(const lq_row *row) { return row->quantize ? (double)lq_row_elems(row) : 0; }
 
+/* Statistics of a row's input from the file, read once for all linears that share it; NULL without a file. */
+static lq_status stats_of(road *r, const lq_row *row, const lq_stats **out) {
+    char name[256];
+    const lq_row *leader = r->stats.n ? lq_statistics_leader(&r->model->cat, row) : NULL;
+    *out = leader ? &r->item : NULL;
+    if (!leader || leader == r->item_of) return LQ_OK;
+    r->item_of = NULL;
+    lq_stats_free(&r->item);
+    LQ_TRY(lq_stats_read(r->ctx, &r->stats, lq_row_module(leader, name, sizeof name), true, &r->item));
+    if (r->item.cols != lq_row_cols(row))
+        return lq_fail(r->ctx, LQ_ERR_MISMATCH, "%s: statistics of %u columns, '%s' has %u", r->run->opts.stats, r->item.cols, row->name, lq_row_cols(row));
+    r->item_of = leader;
+    return LQ_OK;
+}
+
 static lq_status data_free(road *r) {
     for (size_t i = 0; i < r->model->cat.n; i++) {
         const lq_row *row = &r->model->cat.rows[i];
@@ -70,7 +86,10 @@ static lq_status data_free(road *r) {
         if (!lq_job_has(&r->job, (uint32_t)i)) {
             float *w = lq_calloc(lq_row_elems(row), 4);
             lq_status st = w ? lq_model_read_f32(r->ctx, r->model, row, w) : lq_oom(r->ctx, 4 * lq_row_elems(row));
-            if (!st) st = quantize_linear(r, row, NULL, w, NULL);
+            const lq_stats *stats = NULL;
+            if (!st) st = stats_of(r, row, &stats);
+            if (!st) st = lq_fuse_read(r, row, &r->fuse_absmax);
+            if (!st) st = quantize_linear(r, row, NULL, w, stats);
             lq_free(w);
             LQ_TRY(st);
             LQ_TRY(lq_unit_finish(r, (uint32_t)i));
@@ -82,9 +101,14 @@ static lq_status data_free(road *r) {
 
 static lq_status on_stage(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats) {
     road *r = user;
+    float fuse[sizeof stage->lin / sizeof *stage->lin];
     (void)block;
-    for (uint32_t i = 0; i < stage->n; i++)
+    for (uint32_t i = 0; i < stage->n; i++) fuse[i] = lq_fuse_stage(stage, i);
+    for (uint32_t i = 0; i < stage->n; i++) {
+        r->fuse_absmax = fuse[i];
         if (stage->lin[i]->row->quantize) LQ_TRY(quantize_linear(r, stage->lin[i]->row, stage->lin[i], stage->lin[i]->w, stats));
+    }
+    r->fuse_absmax = 0;
     return LQ_OK;
 }
 

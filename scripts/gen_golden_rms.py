@@ -12,7 +12,7 @@ import copy, json, os, shutil, sys
 os.environ["TQDM_DISABLE"] = "1"
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 LEN, VOCAB = 48, 64
 BASE = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -56,6 +56,19 @@ VARIANTS = {  # name: (config, settings to change once: {name: changed keys, or 
              {"post norm": "post_self_attn_layernorm.weight", "post mlp norm": "post_mlp_layernorm.weight"}),
     "bitnet": (arch("BitNetForCausalLM", "bitnet", rms_norm_eps=1e-5, hidden_act="relu2", rope_theta=500000.0, tie_word_embeddings=True),
                {"attention norm": "attn_sub_norm.weight", "mlp norm": "ffn_sub_norm.weight", "activation": dict(hidden_act="relu")}),
+    "gemma3_mm": (dict(model_type="gemma3", architectures=["Gemma3ForConditionalGeneration"], mm_tokens_per_image=1, image_token_index=63, dtype="float32",
+                       text_config={k: v for k, v in arch("", "gemma3_text", sliding_window=8, query_pre_attn_scalar=16, layer_types=["sliding_attention", "full_attention"],
+                                                          rope_scaling=dict(rope_type="linear", factor=8.0), head_dim=16).items() if k != "architectures"},
+                       vision_config=dict(model_type="siglip_vision_model", hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                          image_size=8, patch_size=4)), {}),
+    "llava": (dict(model_type="llava", architectures=["LlavaForConditionalGeneration"], image_token_index=63, dtype="float32",
+                   text_config={k: v for k, v in llama(head_dim=8).items() if k != "architectures"},
+                   vision_config=dict(model_type="clip_vision_model", hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+                                      image_size=8, patch_size=4, projection_dim=16, vocab_size=8)), {}),
+    "qwen2_vl": (dict(arch("Qwen2VLForConditionalGeneration", "qwen2_vl", rms_norm_eps=1e-6, rope_theta=10000.0, hidden_act="silu", use_sliding_window=False,
+                           rope_scaling=dict(type="mrope", mrope_section=[1, 1, 2]), tie_word_embeddings=False, image_token_id=60, video_token_id=61,
+                           vision_start_token_id=62, vision_end_token_id=63),
+                      vision_config=dict(depth=1, embed_dim=16, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=2, spatial_merge_size=2, in_channels=3)), {}),
     "llama_yarn": (llama(rope_scaling=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, beta_fast=1.0, beta_slow=0.25), head_dim=16, rope_theta=20.0),
                    {"scaling": dict(rope_scaling=None), "scale": dict(rope_scaling=dict(rope_type="yarn", factor=4.0, attention_factor=1.0, beta_fast=1.0, beta_slow=0.25,
                                                                                     original_max_position_embeddings=16))}),
@@ -67,8 +80,23 @@ VARIANTS = {  # name: (config, settings to change once: {name: changed keys, or 
 }
 
 
+PUBLISHED = {  # multimodal: how the published files name what transformers 5 calls otherwise
+    "gemma3_mm": [("model.language_model.", "language_model.model."), ("model.vision_tower.", "vision_tower."), ("model.multi_modal_projector.", "multi_modal_projector.")],
+    "qwen2_vl": [("model.language_model.", "model."), ("model.visual.", "visual.")],
+}
+
+
+def auto(config): return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+
+
+def published(name, key):
+    for new, old in PUBLISHED.get(name, []):
+        if key.startswith(new): return old + key[len(new):]
+    return key
+
+
 def load(directory):
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    return auto(json.load(open(os.path.join(directory, "config.json")))).from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def logits(model, ids):
@@ -80,10 +108,11 @@ def write_config(directory, config): json.dump(config, open(os.path.join(directo
 
 def values(model, gen):
     """Random weights of at least 0.3; gains in 0.5..1.5 (Gemma stores them less one)."""
-    state, tied = {}, model.config.get_text_config().tie_word_embeddings
+    state, tied = {}, model.config.tie_word_embeddings
     less_one = "gemma" in model.config.model_type
     for key, p in model.state_dict().items():
         if key == "lm_head.weight" and tied: continue
+        if key.endswith("position_ids"): state[key] = p.clone(); continue
         if "norm" in key: state[key] = torch.rand(p.shape, generator=gen) + (-0.5 if less_one else 0.5)
         elif "embed" in key or "lm_head" in key: state[key] = torch.randn(p.shape, generator=gen) * 0.7
         elif "bias" in key: state[key] = torch.randn(p.shape, generator=gen) * 0.5
@@ -108,10 +137,11 @@ def make(out, name, seed):
     shutil.rmtree(d, ignore_errors=True); os.makedirs(d)
     write_config(d, config)
     gen = torch.Generator().manual_seed(seed)
-    save_file(values(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(d), attn_implementation="eager"), gen),
-              os.path.join(d, "model.safetensors"), metadata={"format": "pt"})
+    state = values(auto(config).from_config(AutoConfig.from_pretrained(d), attn_implementation="eager"), gen)
+    save_file({published(name, k): v for k, v in state.items()}, os.path.join(d, "model.safetensors"), metadata={"format": "pt"})
     ids = torch.randint(0, VOCAB, (LEN,), generator=gen)
     ids[0] = 1
+    if "vision_config" in config: ids %= 60 # no token of an image
     gold = logits(load(d), ids)
     assert torch.isfinite(gold).all()
     save_file({"input_ids": ids.to(torch.int32), "logits": gold}, os.path.join(d, "golden.safetensors"))

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -309,6 +310,38 @@ static void the_built_in_text_is_used_without_a_file(void **state) {
     lq_tokenizer_free(&t);
 }
 
+static void random_rows_draw_from_the_whole_vocabulary_and_follow_the_seed(void **state) {
+    (void)state;
+    lq_tokenizer *t = load("qwen2"); /* adds BOS */
+    lq_corpus_opts o = opts(40, 128);
+    lq_rows a = rows_of(t, "random", o), b = rows_of(t, "random", o);
+    o.seed = 1;
+    lq_rows c = rows_of(t, "random", o);
+    assert_int_equal(a.n, 40);
+    assert_int_equal(a.seqlen, 128);
+    assert_string_equal(a.hash, b.hash);
+    assert_string_not_equal(a.hash, c.hash);
+    assert_string_equal(a.source, "random");
+    double sum = 0;
+    int32_t least = VOCAB, most = 0;
+    for (size_t i = 0; i < a.n; i++) {
+        assert_int_equal(a.len[i], 128);
+        assert_int_equal(a.ids[i * 128], lq_tokenizer_bos(t));
+        for (int k = 1; k < 128; k++) {
+            int32_t id = a.ids[i * 128 + (size_t)k];
+            sum += id;
+            least = id < least ? id : least;
+            most = id > most ? id : most;
+        }
+    }
+    assert_true(least < VOCAB / 100 && most < VOCAB && most > VOCAB - VOCAB / 100);
+    assert_true(fabs(sum / (40 * 127) - VOCAB / 2.0) < 100); /* 6 standard errors */
+    lq_rows_free(&a);
+    lq_rows_free(&b);
+    lq_rows_free(&c);
+    lq_tokenizer_free(&t);
+}
+
 static void bad_input_is_refused_with_its_place(void **state) {
     (void)state;
     static const struct { const char *text, *says; } bad[] = {
@@ -371,6 +404,7 @@ int main(void) {
         cmocka_unit_test(compressed_files_and_several_files_give_the_same_rows),
         cmocka_unit_test(the_models_context_clips_the_rows),
         cmocka_unit_test(the_built_in_text_is_used_without_a_file),
+        cmocka_unit_test(random_rows_draw_from_the_whole_vocabulary_and_follow_the_seed),
         cmocka_unit_test(bad_input_is_refused_with_its_place),
         cmocka_unit_test(running_out_of_memory_is_an_error),
     };

@@ -314,13 +314,13 @@ static void schemes_it_cannot_fit_are_refused(void **state) {
     lq_ctx ctx = {0};
     lq_scheme good = lq_scheme_int(4, 32, true), bad[8];
     for (int i = 0; i < 8; i++) bad[i] = good;
-    bad[0].grid.kind = LQ_GRID_E2M1;
+    bad[0].grid.vec = 2;
     bad[1].grid.bits = 9;
-    bad[2].grid.bits = 1;
+    bad[2].grid = (lq_grid){.kind = LQ_GRID_LUT, .bits = 5, .vec = 1};
     bad[3].zero_kind = LQ_ZERO_MIN;
     bad[4].scale.parent = LQ_F32;
-    bad[5].scale.tile_r = 128;
-    bad[6].scale.dtype = LQ_E4M3;
+    bad[5].scale = (lq_plane_desc){.dtype = LQ_F32, .tile_r = LQ_FLAT};
+    bad[6].scale.dtype = LQ_I8;
     bad[7].extra = LQ_X_PERM;
     assert_int_equal(lq_grid_accept(&ctx, &good, 96), LQ_OK);
     for (int i = 0; i < 8; i++) assert_int_equal(lq_grid_accept(&ctx, &bad[i], 96), LQ_ERR_UNSUPPORTED);

@@ -118,7 +118,7 @@ static void columns_the_sample_never_reached_keep_their_weights(void **state) {
     for (const lq_method *const *m = lq_methods; *m; m++) {
         lq_qtensor q;
         lq_outcome o;
-        bool search = !strcmp((*m)->name, "rtn");
+        bool search = !(*m)->needs;
         assert_int_equal(quantize(NULL, *m, search ? "search" : NULL, w, 1, COLS, &s, &stats, &q, &o), LQ_OK);
         lq_qtensor_decode_row(&q, 0, v);
         for (int c = 16; c < COLS; c++) assert_true(fabsf(v[c] - w[c]) < 0.2f);
@@ -131,13 +131,13 @@ static void columns_the_sample_never_reached_keep_their_weights(void **state) {
 static void every_method_refuses_what_it_cannot_make(void **state) {
     (void)state;
     lq_ctx ctx = {0};
-    lq_scheme s = lq_scheme_int(4, 32, true), fp8 = s;
-    fp8.grid.kind = LQ_GRID_E4M3;
+    lq_scheme s = lq_scheme_int(4, 32, true), no = s;
+    no.scale.dtype = LQ_I8;
     for (const lq_method *const *m = lq_methods; *m; m++) {
         void *opts = lq_alloc((*m)->opts_size + 1);
         assert_int_equal((*m)->accept(&ctx, opts, 4, 64, &s), LQ_OK);
         assert_int_equal((*m)->accept(&ctx, opts, 4, 80, &s), LQ_ERR_UNSUPPORTED);
-        assert_int_equal((*m)->accept(&ctx, opts, 4, 64, &fp8), LQ_ERR_UNSUPPORTED);
+        assert_int_equal((*m)->accept(&ctx, opts, 4, 64, &no), LQ_ERR_UNSUPPORTED);
         lq_free(opts);
     }
 }

@@ -98,6 +98,12 @@ static const struct { const char *prefix; unsigned what; const char *reason; } r
     {"gemma3", LQ_ROTATE_STREAM, "post-norm"},
     {"glm4", LQ_ROTATE_STREAM, "post-norm"},
     {"bitnet", LQ_ROTATE_HEADS, "between attention and the output projection"},
+    {"opt_350m", LQ_ROTATE_STREAM, "norm"},
+    {"opt", LQ_ROTATE_STREAM, "LayerNorm"},
+    {"gpt2", LQ_ROTATE_STREAM, "LayerNorm"},
+    {"gpt_neox", LQ_ROTATE_STREAM, "LayerNorm"},
+    {"falcon", LQ_ROTATE_STREAM, "LayerNorm"},
+    {"phi2", LQ_ROTATE_STREAM, "LayerNorm"},
     {"olmoe", LQ_ROTATE_HEADS, "between the value projection and attention"}, /* clip_qkv */
 };
 

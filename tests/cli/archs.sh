@@ -30,4 +30,22 @@ every_architecture_is_quantized_and_evaluated() { # test
     done
 }
 
+others() { # names and shapes of the tensors that are not the tower's
+    tr ',' '\n' <"$1/model.safetensors" | tr '{' '\n' | grep -aoE '"(model\.)?(vis[a-z_]*|multi_modal_projector)\.[^"]*"' | sort
+}
+
+everything_but_the_text_tower_is_copied_through() { # test
+    for model in gemma3_mm llava qwen2_vl; do
+        lettered "$root/tests/golden/forward/$model"
+        echo '{"do_resize": true}' >"$tmp/in/preprocessor_config.json"
+        ok "$lquant" gptq --bits 4 --group-size -1 --keep-unfit $calib "$tmp/in" "$tmp/out"
+        cmp -s "$tmp/in/preprocessor_config.json" "$tmp/out/preprocessor_config.json" || fail "$model: preprocessor_config.json differs"
+        others "$tmp/in" >"$tmp/before"
+        others "$tmp/out" >"$tmp/after"
+        [ "$(wc -l <"$tmp/before")" -gt 10 ] && cmp -s "$tmp/before" "$tmp/after" || fail "$model: other tensors are missing"
+        ok "$lquant" eval "$tmp/out" -f "$text" --ctx 48 --chunks 1
+        rm -rf "$tmp/out"
+    done
+}
+
 run_all

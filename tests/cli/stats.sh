@@ -1,0 +1,58 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+. "$2/tests/cli/lib.sh"
+
+sample="--nsamples 8 --seqlen 64 -q"
+
+calibrate_writes_the_same_bytes_on_any_threads() { # test
+    for t in 1 2; do ok "$lquant" calibrate --hessians $sample -t $t "$tiny" -o "$tmp/$t.stats"; done
+    cmp -s "$tmp/1.stats" "$tmp/2.stats" || fail "1 and 2 threads differ"
+    ok "$lquant" imatrix $sample "$tiny" "$tmp/small.stats"
+    [ $(wc -c <"$tmp/small.stats") -lt 200000 ] || fail "a file without Hessians is large"
+    expect 2 "exists" "$lquant" calibrate $sample "$tiny" -o "$tmp/small.stats"
+    expect 2 "STATS is missing" "$lquant" calibrate "$tiny"
+    absent "$tmp/small.stats.partial"
+}
+
+methods_take_statistics_instead_of_text() { # test
+    ok "$lquant" calibrate --hessians $sample "$tiny" -o "$tmp/h.stats"
+    ok "$lquant" calibrate $sample "$tiny" -o "$tmp/d.stats"
+    ok "$lquant" gptq --bits 4 --hessians "$tmp/h.stats" -q "$tiny" "$tmp/gptq"
+    grep -q '"statistics": "h.stats"' "$tmp/gptq/lquant-manifest.json" || fail "the statistics are not in the manifest"
+    ok "$lquant" eval "$tmp/gptq" -f "$text" --chunks 1
+    expect 4 "diagonals only" "$lquant" gptq --bits 4 --stats "$tmp/d.stats" "$tiny" "$tmp/no"
+    ok "$lquant" rtn --bits 3 --search -q "$tiny" "$tmp/plain"
+    ok "$lquant" rtn --bits 3 --search --imatrix "$tmp/d.stats" -q "$tiny" "$tmp/weighted"
+    cmp -s "$tmp/plain/model.safetensors" "$tmp/weighted/model.safetensors" && fail "the weights of --imatrix changed nothing"
+    absent "$tmp/no" "$tmp/no.partial"
+}
+
+statistics_of_another_model_are_refused() { # test
+    ok "$lquant" calibrate $sample "$tiny" -o "$tmp/d.stats"
+    expect 7 "rotation" "$lquant" rtn --search --rotate hadamard --stats "$tmp/d.stats" "$tiny" "$tmp/out"
+    copy_tiny && sed -i 's/"rms_norm_eps": 1e-05/"rms_norm_eps": 1e-06/' "$tmp/in/config.json"
+    expect 7 "another model" "$lquant" rtn --search --stats "$tmp/d.stats" "$tmp/in" "$tmp/out"
+    ok "$lquant" calibrate $sample "$tmp/in" -o "$tmp/other.stats"
+    expect 7 "different models" "$lquant" merge "$tmp/d.stats" "$tmp/other.stats" -o "$tmp/sum.stats"
+    expect 3 "" "$lquant" rtn --search --stats "$tiny/model.safetensors" "$tiny" "$tmp/out"
+    absent "$tmp/out" "$tmp/out.partial" "$tmp/sum.stats" "$tmp/sum.stats.partial"
+}
+
+rotated_statistics_fit_the_rotated_model() { # test
+    ok "$lquant" calibrate --hessians --rotate hadamard $sample "$tiny" -o "$tmp/r.stats"
+    ok "$lquant" gptq --bits 4 --rotate hadamard --stats "$tmp/r.stats" -q "$tiny" "$tmp/out"
+    expect 7 "rotation" "$lquant" gptq --bits 4 --stats "$tmp/r.stats" "$tiny" "$tmp/no"
+}
+
+merged_files_count_every_text() { # test
+    head -c 20000 "$text" >"$tmp/a.txt"
+    tail -c 20000 "$text" >"$tmp/b.txt"
+    for f in a b; do ok "$lquant" calibrate $sample -f "$tmp/$f.txt" "$tiny" -o "$tmp/$f.stats"; done
+    ok "$lquant" merge "$tmp/a.stats" "$tmp/b.stats" -o "$tmp/sum.stats"
+    ok "$lquant" rtn --search --stats "$tmp/sum.stats" -q "$tiny" "$tmp/out"
+    grep -q '"text": "a.txt"' "$tmp/out/lquant-manifest.json" && grep -q '"text": "b.txt"' "$tmp/out/lquant-manifest.json" || fail "a text is missing in the manifest"
+    expect 2 "is an input" "$lquant" merge "$tmp/a.stats" "$tmp/b.stats" -o "$tmp/a.stats" --overwrite
+    expect 2 "OUT is missing" "$lquant" merge "$tmp/a.stats"
+}
+
+run_all
