@@ -121,12 +121,19 @@ done:
     return st;
 }
 
+static uint64_t gram_bytes(uint32_t cols) {
+    uint64_t tiles = (cols + LQ_GRAM_TILE - 1) / LQ_GRAM_TILE;
+    return tiles * (tiles + 1) * 4 * LQ_GRAM_TILE * LQ_GRAM_TILE;
+}
+
+uint64_t lq_experts_bytes(const lq_model *m) {
+    if (!m->arch || !lq_params_has(&m->par, LQ_FEAT_MOE)) return 0;
+    uint64_t in = gram_bytes(m->par.hidden), mid = gram_bytes(m->par.expert_ffn);
+    return in + (in > mid ? in : mid) + mid + (uint64_t)SAMPLE * m->par.hidden * 4;
+}
+
 static uint32_t set_size(const lq_walk *w, const experts *x) {
-    uint64_t most = 1;
-    for (int at = 0; at < 2; at++) {
-        uint64_t tiles = (w->run.width[x->input[at]] + LQ_GRAM_TILE - 1) / LQ_GRAM_TILE, bytes = tiles * (tiles + 1) * 4 * LQ_GRAM_TILE * LQ_GRAM_TILE;
-        most = bytes > most ? bytes : most;
-    }
+    uint64_t a = gram_bytes(w->run.width[x->input[0]]), b = gram_bytes(w->run.width[x->input[1]]), most = a > b ? a : b;
     uint64_t fit = w->stats_budget / most, all = w->m->par.n_experts;
     return fit < 1 ? 1 : fit < all ? (uint32_t)fit : (uint32_t)all;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* Binding: which architecture, which parameters, and one catalog row per stored tensor, each checked against both. */
+#include "calib/master.h"
 #include "calib/model.h"
 #include "calib/rotate.h"
 
@@ -67,6 +68,7 @@ static lq_status read_params(lq_ctx *ctx, lq_model *m) {
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "architecture '%s' is not read from GGUF, only from Hugging Face folders", m->arch->name);
     if (!m->src->config) return m->arch->params_gguf(ctx, m->arch, m->src->gguf, &m->par);
     lq_status st = m->arch->params_hf(ctx, m->arch, m->config, &m->par);
+    if (!st) st = lq_master_find(ctx, m);
     return st ? lq_note(ctx, st, "config.json") : LQ_OK;
 }
 
@@ -139,14 +141,14 @@ static void set_view(binder *b, lq_row *r, const lq_arch_name *t) {
  * has it not or is a GGUF; NULL: no memory). */
 static long find_name(binder *b, const char *hf, const char *gguf, int32_t block, int32_t expert, const char **spelled) {
     lq_arena *mem = b->m->cat.mem;
-    *spelled = block_name(mem, hf, NULL, block, expert);
+    *spelled = hf ? block_name(mem, hf, NULL, block, expert) : NULL;
     if (b->gguf) {
         const char *name = gguf ? block_name(mem, gguf, NULL, block, expert) : NULL;
         return name ? lq_source_find(b->m->src, name) : -1;
     }
     long i = *spelled ? lq_source_find(b->m->src, *spelled) : -1;
     const lq_respelled *lists[] = {b->m->arch->respelled, b->m->config != b->m->src->config ? lq_wrapper_names : NULL};
-    for (int k = 0; k < 2; k++)
+    for (int k = 0; k < 2 && hf; k++)
         for (const lq_respelled *as = lists[k]; i < 0 && as && as->from; as++) {
             const char *name = block_name(mem, hf, as, block, expert);
             i = name ? lq_source_find(b->m->src, name) : -1;

@@ -7,6 +7,7 @@
 #include "core/num.h"
 
 #include <stdio.h>
+#include <string.h>
 
 enum { MAX_EXPERTS = 4096, MAX_FFN = 1 << 22, MAX_STEP = 1 << 20 };
 
@@ -22,10 +23,20 @@ static lq_status check_top_k(lq_ctx *ctx, const lq_params *p) {
     return lq_fail(ctx, LQ_ERR_FORMAT, "%u experts per token of %u", p->top_k, p->n_experts);
 }
 
+static lq_status keep_dense(lq_params *p) {
+    uint32_t dense = 0;
+    for (uint32_t b = 0; b < p->n_layers; b++) dense += p->layer_dense[b];
+    if (dense == p->n_layers) p->n_experts = p->top_k = 0;
+    if (dense && p->n_experts) return LQ_OK;
+    lq_free(p->layer_dense);
+    p->layer_dense = NULL;
+    return LQ_OK;
+}
+
 /* Block i has experts unless it is named in mlp_only_layers or i + 1 is no multiple of decoder_sparse_step. */
 static lq_status dense_layers(lq_ctx *ctx, const json_t *c, lq_params *p) {
     const json_t *only = json_object_get(c, "mlp_only_layers"), *v;
-    uint32_t step, dense = 0;
+    uint32_t step;
     LQ_TRY(u32(ctx, c, "decoder_sparse_step", 1, MAX_STEP, &step));
     if (only && !json_is_null(only) && !json_is_array(only)) return lq_fail(ctx, LQ_ERR_FORMAT, "'mlp_only_layers' is not a list");
     if (!(p->layer_dense = lq_calloc(p->n_layers, 1))) return lq_oom(ctx, p->n_layers);
@@ -35,12 +46,7 @@ static lq_status dense_layers(lq_ctx *ctx, const json_t *c, lq_params *p) {
         if (!json_is_integer(v)) return lq_fail(ctx, LQ_ERR_FORMAT, "'mlp_only_layers' holds something that is no integer");
         if (json_integer_value(v) >= 0 && json_integer_value(v) < p->n_layers) p->layer_dense[json_integer_value(v)] = 1;
     }
-    for (uint32_t b = 0; b < p->n_layers; b++) dense += p->layer_dense[b];
-    if (dense == p->n_layers) p->n_experts = p->top_k = 0;
-    if (dense && p->n_experts) return LQ_OK;
-    lq_free(p->layer_dense);
-    p->layer_dense = NULL;
-    return LQ_OK;
+    return keep_dense(p);
 }
 
 lq_status lq_params_moe_hf(lq_ctx *ctx, const lq_arch *arch, const json_t *c, lq_params *p) {
@@ -80,6 +86,19 @@ static lq_status whole(lq_ctx *ctx, const lq_gguf *g, const lq_arch *a, const ch
     return LQ_OK;
 }
 
+/* Metadata do not say which blocks have no experts: those without a router. */
+static lq_status dense_blocks(lq_ctx *ctx, const lq_gguf *g, lq_params *p) {
+    if (!(p->layer_dense = lq_alloc(p->n_layers))) return lq_oom(ctx, p->n_layers);
+    memset(p->layer_dense, 1, p->n_layers);
+    for (size_t i = 0; i < lq_gguf_count(g); i++) {
+        unsigned b;
+        int n = 0;
+        const char *name = lq_gguf_tensor_at(g, i)->name;
+        if (sscanf(name, "blk.%9u.ffn_gate_inp.weight%n", &b, &n) == 1 && n && !name[n] && b < p->n_layers) p->layer_dense[b] = 0;
+    }
+    return keep_dense(p);
+}
+
 lq_status lq_params_moe_gguf(lq_ctx *ctx, const lq_arch *a, const lq_gguf *g, lq_params *p) {
     const struct lq_moe_keys *k = &a->family.moe;
     LQ_TRY(lq_params_from_gguf(ctx, a, g, p));
@@ -93,7 +112,14 @@ lq_status lq_params_moe_gguf(lq_ctx *ctx, const lq_arch *a, const lq_gguf *g, lq
     const lq_gguf_kv *clip = k->clip ? find(g, a, "attention.clamp_kqv") : NULL;
     if (clip && !lq_gguf_is_array(clip) && lq_gguf_elem(clip) != LQ_GGUF_STRING) p->clip_qkv = (float)lq_gguf_num(clip, 0);
     if (!(p->clip_qkv >= 0 && p->clip_qkv < 1e30f)) return lq_fail(ctx, LQ_ERR_FORMAT, "metadata key '%s.attention.clamp_kqv' is %g", a->gguf_archs[0], (double)p->clip_qkv);
-    return LQ_OK;
+    return dense_blocks(ctx, g, p);
+}
+
+static json_t *dense_list(const lq_params *p) {
+    json_t *list = json_array();
+    for (uint32_t b = 0; list && p->layer_dense && b < p->n_layers; b++)
+        if (p->layer_dense[b]) json_array_append_new(list, json_integer(b));
+    return list;
 }
 
 lq_status lq_params_moe_to_hf(lq_ctx *ctx, const lq_arch *a, const lq_params *p, json_t **out) {
@@ -104,7 +130,7 @@ lq_status lq_params_moe_to_hf(lq_ctx *ctx, const lq_arch *a, const lq_params *p,
     if (k->shared_ffn) bad |= json_object_set_new(*out, k->shared_ffn, json_integer(p->shared_ffn));
     if (k->norm_key) bad |= json_object_set_new(*out, "norm_topk_prob", json_boolean(p->norm_topk));
     if (k->qkv_bias_key) bad |= json_object_set_new(*out, "qkv_bias", json_boolean(p->qkv_bias));
-    if (k->sparse_keys) bad |= json_object_set_new(*out, "decoder_sparse_step", json_integer(1));
+    if (k->sparse_keys) bad |= json_object_set_new(*out, "decoder_sparse_step", json_integer(1)) | json_object_set_new(*out, "mlp_only_layers", dense_list(p));
     if (k->clip) bad |= json_object_set_new(*out, "clip_qkv", p->clip_qkv > 0 ? json_real(p->clip_qkv) : json_null());
     if (!bad) return LQ_OK;
     json_decref(*out);

@@ -19,9 +19,16 @@ const lq_opt lq_run_options[] = {
     {"stats", "imatrix,hessians", LQ_OPT_STRING, offsetof(lq_run_opts, stats), "FILE", NULL, NULL, 0, 0, 0, "statistics of `lquant calibrate` instead of running the model"},
     {"resume", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, resume), NULL, "auto", "auto|never|only", 0, 0, 0, "continue an interrupted run"},
     {"overwrite", NULL, LQ_OPT_SET, offsetof(lq_run_opts, overwrite), NULL, NULL, NULL, 0, 0, 1, "replace OUT once the new one is complete"},
+    {"fisher", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, fisher), "FILE", NULL, NULL, 0, 0, 0, "squeezellm: sensitivities of every weight (safetensors) instead of calibration"},
     {"max-fallback", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, max_fallback), "PERCENT", "0.5", NULL, 0, 100, 0, "linears that may fall back before the run fails (exit 6)"},
     {"rotate", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, rotate), NULL, "none", LQ_ROTATION_CHOICES, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
     {"rotate-seed", NULL, LQ_OPT_INT, offsetof(lq_run_opts, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
+    {"expert-prior", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, experts.prior), "X", "1", NULL, 0, 1000, 0,
+     "weight of the layer's statistics in those of an expert that few tokens reach; 0: none"},
+    {"expert-prior-tokens", NULL, LQ_OPT_INT, offsetof(lq_run_opts, experts.prior_tokens), "N", "0", NULL, 0, 1 << 30, 0,
+     "an expert with N tokens has half that weight; 0: as many as it has inputs"},
+    {"expert-weights", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, experts.flat), NULL, "gate", "gate|flat", 0, 0, 0,
+     "tokens of an expert count by their gate probability squared, or alike"},
     {"true-sequential", NULL, LQ_OPT_SET, offsetof(lq_run_opts, true_sequential), NULL, NULL, NULL, 0, 0, 1, NULL},
     {"dry-run", NULL, LQ_OPT_SET, offsetof(lq_run_opts, dry_run), NULL, NULL, NULL, 0, 0, 1, "print the plan from headers and stop"},
     {"report", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, report), "FILE", NULL, NULL, 0, 0, 0, "write the run's JSON report (times, peaks, every linear)"},
@@ -104,10 +111,12 @@ static lq_status open_and_plan(road *r) {
     r->needs = lq_method_needs(method, r->run->recipe.opts);
     if (r->run->recipe.n_xforms) r->needs |= LQ_NEED_GRAM; /* a run that calibrates anyway measures what it does */
     r->run->plan_opts.recipe_type = lq_recipe_type(&r->run->recipe);
+    LQ_TRY(lq_fisher_open(r));
     LQ_TRY(choose_format(r, &format));
     LQ_TRY(lq_source_open(r->ctx, r->run->in, &r->src));
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0 && !r->run->opts.stats, &r->model));
+    r->model->expert_opts = r->run->opts.experts;
     LQ_TRY(rotate(r));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
@@ -135,6 +144,12 @@ static lq_status gather_rows(road *r) {
     return st;
 }
 
+static lq_status describe_fisher(road *r) {
+    char hex[65];
+    LQ_TRY(lq_sha_file(r->ctx, r->run->opts.fisher, hex));
+    return json_object_set_new(r->options, "fisher-sha256", json_string(hex)) ? lq_oom(r->ctx, 128) : LQ_OK;
+}
+
 static lq_status describe(road *r, char fingerprint[65]) {
     lq_status st;
     lq_buf text = {0};
@@ -146,7 +161,7 @@ static lq_status describe(road *r, char fingerprint[65]) {
     if (r->stats.n) LQ_TRY(lq_statistics_fit(r->ctx, &r->stats, r->model, r->inputs));
     if (r->stats.n) LQ_TRY(lq_sha_file(r->ctx, r->run->opts.stats, r->rows.hash));
     for (uint32_t i = 1; i < n; i++) sets[i] = sets[n]; /* a transform's options stand with its name */
-    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,true-sequential,report,stats,group-size,format,max-fallback,file,save-tokens,nsamples,seqlen,seed,chat-template");
+    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,true-sequential,report,stats,group-size,format,max-fallback,fisher,file,save-tokens,nsamples,seqlen,seed,chat-template");
     if (!r->options) return lq_oom(r->ctx, 256);
     if (n > 1 && json_object_set_new(r->options, "recipe", lq_recipe_json(&r->run->recipe))) return lq_oom(r->ctx, 256);
     json_object_set_new(r->options, "method", json_string(r->plan.method->name));
@@ -154,7 +169,8 @@ static lq_status describe(road *r, char fingerprint[65]) {
     json_object_set_new(r->options, "group-size", json_integer(r->plan.group));
     json_t *all = json_pack("{s:s, s:O, s:O, s:s}", "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options, "calibration", r->rows.hash);
     if (!all) return lq_oom(r->ctx, 256);
-    st = lq_json_dump(r->ctx, all, &text);
+    if (r->fisher) st = describe_fisher(r);
+    if (!st) st = lq_json_dump(r->ctx, all, &text);
     json_decref(all);
     lq_sha *sha = st ? NULL : lq_sha_new();
     if (sha) {
@@ -183,7 +199,7 @@ static lq_status check_memory(road *r) {
         if (lq_model_block_bytes(r->model, (int32_t)b, LQ_LOAD_F32) > block) block = lq_model_block_bytes(r->model, (int32_t)b, LQ_LOAD_F32);
     for (size_t i = 0; i < r->model->cat.n; i++)
         if (r->model->cat.rows[i].quantize && lq_row_cols(&r->model->cat.rows[i]) > k) k = lq_row_cols(&r->model->cat.rows[i]);
-    uint64_t need = block + 16 * k * k + (64u << 20), budget = r->run->opts.max_memory;
+    uint64_t need = block + 16 * k * k + (64u << 20) + lq_experts_bytes(r->model), budget = r->run->opts.max_memory;
     r->cache_budget = machine / 4;
     if (!budget) return LQ_OK;
     if (budget < need)
@@ -253,6 +269,7 @@ static void leave(road *r) {
     lq_job_close(&r->job);
     lq_model_free(&r->model);
     lq_source_free(&r->src);
+    lq_source_free(&r->fisher);
     json_decref(r->inputs);
     json_decref(r->options);
     json_decref(r->modules);

@@ -13,10 +13,11 @@
 typedef struct lq_run_opts {
     const char *format;           /* NULL: by OUT's suffix, else gptq */
     uint64_t shard_size, max_memory; /* max_memory 0: a quarter of the machine's */
-    const char *work_dir, *report, *stats; /* stats: a file of `lquant calibrate` */
+    const char *work_dir, *report, *fisher, *stats; /* stats: a file of `lquant calibrate` */
     int resume, overwrite, dry_run, true_sequential; /* always sequential: the flag is accepted */
     int rotate;                   /* LQ_ROTATION_* */
     int64_t rotate_seed;
+    lq_expert_opts experts;       /* mixtures of experts only */
     double max_fallback;          /* percent of linears that may fall back before the run fails with LQ_ERR_QUALITY */
 } lq_run_opts;
 enum { LQ_ROTATION_NONE, LQ_ROTATION_HADAMARD, LQ_ROTATION_HEADS };

@@ -4,18 +4,21 @@
 
 #include <string.h>
 
-extern const lq_method lq_method_rtn, lq_method_gptq;
+extern const lq_method lq_method_rtn, lq_method_gptq, lq_method_int8;
 extern const lq_xform lq_xform_awq, lq_xform_smoothquant;
 extern const lq_method lq_method_nf4, lq_method_fp4, lq_method_fp8, lq_method_mxfp4, lq_method_nvfp4;
+extern const lq_method lq_method_squeezellm;
 
 const lq_method *const lq_methods[] = {
     &lq_method_rtn,
     &lq_method_gptq,
+    &lq_method_int8,
     &lq_method_nf4,
     &lq_method_fp4,
     &lq_method_fp8,
     &lq_method_mxfp4,
     &lq_method_nvfp4,
+    &lq_method_squeezellm,
     NULL};
 const lq_xform *const lq_xforms[] = {&lq_xform_awq, &lq_xform_smoothquant, NULL};
 

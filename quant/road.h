@@ -22,6 +22,7 @@ typedef struct road {
     lq_job job;
     lq_sink *sink;
     lq_source *back;           /* the written checkpoint, read again */
+    lq_source *fisher;         /* --fisher, or NULL */
     lq_cache *resid;
     uint64_t cache_budget;
     lq_buf unit;               /* the unit being built */
@@ -55,6 +56,8 @@ const lq_row *lq_unit_kept_row(road *r, const json_t *entry);                   
 lq_status lq_xforms_accept(road *r);             /* at plan time: has the architecture sites for the recipe's transforms? */
 lq_status lq_xforms_block(road *r, uint32_t b);  /* the loaded block folded; changed kept tensors and choices added to the unit */
 
+lq_status lq_fisher_open(road *r);   /* --fisher takes the place of calibration */
+lq_status lq_fisher_read(road *r, const lq_row *row, float **out); /* *out NULL: none; the caller frees, after a failure too */
 /* max |W| over the linears fused with linear i of a stage whose weights are still as they were; 0: its scheme does not ask. */
 float lq_fuse_stage(const lq_stage *stage, uint32_t i);
 /* The same read from the model. */

@@ -26,6 +26,13 @@ static lq_status put_json(lq_ctx *ctx, lq_sink *sink, const char *name, json_t *
     return st;
 }
 
+/* config.json without a quantization_config that told how master weights are run: what is written are the weights that ran. */
+static lq_status plain_config(lq_ctx *ctx, lq_source *src, lq_sink *sink) {
+    json_t *c = json_copy(src->config);
+    if (c) json_object_del(c, "quantization_config");
+    return put_json(ctx, sink, "config.json", c);
+}
+
 static json_t *token_or_null(const lq_tokenizer *t, int32_t id) {
     const char *text = id >= 0 ? lq_tokenizer_token(t, id) : NULL;
     return text ? json_string(text) : json_null();
@@ -61,7 +68,8 @@ json_t *lq_sidecars_changes(const lq_model *m) {
 lq_status lq_sidecars_write(lq_ctx *ctx, lq_source *src, const lq_model *m, lq_sink *sink) {
     if (!src->gguf) {
         for (size_t i = 0; i < src->n_sidecars; i++)
-            if (strcmp(src->sidecars[i], "lquant-manifest.json")) LQ_TRY(copy_one(ctx, src, src->sidecars[i], sink));
+            if (m->par.master && !strcmp(src->sidecars[i], "config.json")) LQ_TRY(plain_config(ctx, src, sink));
+            else if (strcmp(src->sidecars[i], "lquant-manifest.json")) LQ_TRY(copy_one(ctx, src, src->sidecars[i], sink));
         return LQ_OK;
     }
     json_t *config = NULL;

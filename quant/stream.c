@@ -48,7 +48,11 @@ static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, flo
     lq_outcome o = {.method = m->name, .err_h = -1, .err_h_rtn = -1, .err_w = -1, .damp = -1};
     lq_qtensor q = {0};
     LQ_TRY(lq_check_cancel(r->ctx));
-    lq_status st = m->quantize(r->ctx, r->run->recipe.opts, &in, &row->scheme, stats, &q, &o);
+    float *fisher = NULL;
+    lq_status st = lq_fisher_read(r, row, &fisher);
+    in.fisher = fisher;
+    if (!st) st = m->quantize(r->ctx, r->run->recipe.opts, &in, &row->scheme, stats, &q, &o);
+    lq_free(fisher);
     if (st) return lq_note(r->ctx, st, "%s", row->name);
     q.slot = row->slot;
     o.tokens = stats ? stats->n : 0;

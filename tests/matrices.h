@@ -42,12 +42,12 @@ static inline float *random_inputs(uint64_t seed, uint32_t n, uint32_t cols) {
 
 /* Statistics as calibration would gather them; free with stats_drop. */
 static inline lq_stats stats_of(const float *x, uint32_t n, uint32_t cols) {
-    lq_stats s = {.needs = LQ_NEED_GRAM, .cols = cols, .n = n};
-    if (lq_gram_init(NULL, &s.gram, cols) == LQ_OK) lq_gram_add(&s.gram, x, cols, n);
+    lq_stats s;
+    if (lq_stats_init(NULL, &s, LQ_NEED_GRAM | LQ_NEED_ABSMAX, cols) == LQ_OK) lq_stats_add(NULL, &s, x, n);
     return s;
 }
 
-static inline void stats_drop(lq_stats *s) { lq_gram_free(&s->gram); }
+static inline void stats_drop(lq_stats *s) { lq_stats_free(s); }
 
 /* An arbitrary symmetric H as the Gram matrix of one token. */
 static inline lq_stats stats_of_hessian(const double *h, uint32_t cols) {

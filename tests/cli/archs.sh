@@ -48,4 +48,21 @@ everything_but_the_text_tower_is_copied_through() { # test
     done
 }
 
+# GPT-2's matrices lie [cols][rows] in its files: so they do after a conversion, and where they are kept beside quantized ones.
+matrices_that_files_store_transposed_stay_so() { # test
+    lettered "$root/tests/golden/forward/gpt2"
+    ok "$lquant" convert --dtype f32 "$tmp/in" "$tmp/f32"
+    ok "$lquant" inspect "$tmp/f32"
+    grep -qE "h.0.mlp.c_fc.weight +F32 +32x128" "$tmp/stdout" || fail "$(grep c_fc "$tmp/stdout")"
+    ok "$lquant" convert --dtype f32 "$tmp/f32" "$tmp/again"
+    cmp -s "$tmp/f32/model.safetensors" "$tmp/again/model.safetensors" || fail "converting twice changes bytes"
+    ok "$lquant" eval "$tmp/f32" --base "$tmp/in" -f "$text" --ctx 48 --chunks 2 --kld --json
+    grep -q '"mean": 0.0,' "$tmp/stdout" || fail "the converted model is another one: $(grep mean "$tmp/stdout")"
+    for format in lqt gptq; do
+        rm -rf "$tmp/out.lqt"
+        ok "$lquant" rtn --bits 8 --group-size 32 --ignore c_fc --ignore attn.c_proj --format $format -q "$tmp/in" "$tmp/out.lqt"
+        model=gpt2 && close_to_fp 0.1 "rtn to $format with kept matrices"
+    done
+}
+
 run_all
