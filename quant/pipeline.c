@@ -77,16 +77,25 @@ static lq_status static_needs(road *r) {
     return LQ_OK;
 }
 
-unsigned lq_rotation_choice(int index) {
-    static const unsigned what[] = {0, LQ_ROTATE_STREAM | LQ_ROTATE_HEADS, LQ_ROTATE_HEADS};
-    return what[index];
-}
-
-static lq_status rotate(road *r) {
-    unsigned what = lq_rotation_choice(r->run->opts.rotate);
-    if (!what) return LQ_OK;
-    lq_status st = lq_model_rotate(r->ctx, r->model, what, (uint64_t)r->run->opts.rotate_seed);
-    return st ? lq_note(r->ctx, st, "--rotate") : LQ_OK;
+static lq_status rotate(road *r, const lq_format *format) {
+    const lq_run *run = r->run;
+    int choice = run->opts.rotate;
+    lq_verdict v = {0};
+    if (choice == LQ_ROTATION_AUTO) {
+        if (run->opts.stats) return lq_fail(r->ctx, LQ_ERR_USAGE, "--rotate auto with --stats: statistics are of one rotation; say which");
+        if (run->opts.dry_run) return lq_log(r->ctx, LQ_LOG_INFO, "--rotate auto: decided by the run, the plan is of the model as it is"), LQ_OK;
+        lq_rotation_judge j = {&run->plan_opts, run->recipe.method, run->recipe.opts, format, &run->corpus_opts, (uint64_t)256 << 20, run->opts.work_dir};
+        LQ_TRY(lq_rotation_judged(r->ctx, r->model, run->opts.rotate_seed, &j, &v));
+        choice = v.choice;
+    }
+    if (choice) LQ_TRY(lq_rotation_set(r->ctx, r->model, choice, run->opts.rotate_seed));
+    if (!run->opts.rotate) return LQ_OK;
+    const lq_rotation *is = r->model->rotation;
+    r->rotation = json_pack("{s:b, s:b, s:I}", "stream", is && is->what & LQ_ROTATE_STREAM, "heads", is && is->what & LQ_ROTATE_HEADS, "seed", (json_int_t)run->opts.rotate_seed);
+    if (!r->rotation) return lq_oom(r->ctx, 64);
+    if (v.linears) json_object_set_new(r->rotation, "loss", json_real(v.plain));
+    if (v.linears) json_object_set_new(r->rotation, "loss_rotated", json_real(v.rotated));
+    return LQ_OK;
 }
 
 /* Statistics from a file: what the method needs must be in it, and no text is run. */
@@ -117,7 +126,7 @@ static lq_status open_and_plan(road *r) {
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0 && !r->run->opts.stats, &r->model));
     r->model->expert_opts = r->run->opts.experts;
-    LQ_TRY(rotate(r));
+    LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
     LQ_TRY(static_needs(r));
@@ -165,6 +174,7 @@ static lq_status describe(road *r, char fingerprint[65]) {
     if (!r->options) return lq_oom(r->ctx, 256);
     if (n > 1 && json_object_set_new(r->options, "recipe", lq_recipe_json(&r->run->recipe))) return lq_oom(r->ctx, 256);
     json_object_set_new(r->options, "method", json_string(r->plan.method->name));
+    if (r->rotation) json_object_set(r->options, "rotation", r->rotation);
     json_object_set_new(r->options, "format", json_string(r->plan.format->name));
     json_object_set_new(r->options, "group-size", json_integer(r->plan.group));
     json_t *all = json_pack("{s:s, s:O, s:O, s:s}", "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options, "calibration", r->rows.hash);
@@ -225,6 +235,7 @@ static json_t *report(road *r, lq_status st) {
     if (r->options) json_object_set(v, "options", r->options);
     if (r->inputs) json_object_set(v, "inputs", r->inputs);
     if (r->rows.n) json_object_set_new(v, "calibration", lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed));
+    if (r->rotation) json_object_set(v, "rotation", r->rotation);
     if (r->modules) json_object_set(v, "modules", r->modules);
     if (json_array_size(r->transforms)) json_object_set(v, "transforms", r->transforms);
     if (r->model) json_object_set_new(v, "kept", lq_manifest_kept(&r->model->cat));
@@ -271,6 +282,7 @@ static void leave(road *r) {
     lq_source_free(&r->src);
     lq_source_free(&r->fisher);
     json_decref(r->inputs);
+    json_decref(r->rotation);
     json_decref(r->options);
     json_decref(r->modules);
     json_decref(r->transforms);

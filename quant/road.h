@@ -26,7 +26,7 @@ typedef struct road {
     lq_cache *resid;
     uint64_t cache_budget;
     lq_buf unit;               /* the unit being built */
-    json_t *inputs, *options, *modules;
+    json_t *inputs, *options, *modules, *rotation;
     json_t *transforms;        /* what each site chose; of finished units, filled by assemble */
     json_t *folded;            /* names of the kept tensors a transform changed; the same */
     uint8_t *changed;          /* [catalog rows] is it one of them? of this run's blocks first, then of all finished units */
