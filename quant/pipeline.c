@@ -29,6 +29,7 @@ const lq_opt lq_run_options[] = {
      "an expert with N tokens has half that weight; 0: as many as it has inputs"},
     {"expert-weights", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, experts.flat), NULL, "gate", "gate|flat", 0, 0, 0,
      "tokens of an expert count by their gate probability squared, or alike"},
+    {"target-correction", NULL, LQ_OPT_SET, offsetof(lq_run_opts, target_correction), NULL, NULL, NULL, 0, 0, 1, "aim at what the unquantized model puts out, not at the weights; any method"},
     {"true-sequential", NULL, LQ_OPT_SET, offsetof(lq_run_opts, true_sequential), NULL, NULL, NULL, 0, 0, 1, NULL},
     {"dry-run", NULL, LQ_OPT_SET, offsetof(lq_run_opts, dry_run), NULL, NULL, NULL, 0, 0, 1, "print the plan from headers and stop"},
     {"report", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, report), "FILE", NULL, NULL, 0, 0, 0, "write the run's JSON report (times, peaks, every linear)"},
@@ -120,6 +121,7 @@ static lq_status open_and_plan(road *r) {
     r->needs = lq_method_needs(method, r->run->recipe.opts);
     if (r->run->recipe.n_xforms) r->needs |= LQ_NEED_GRAM; /* a run that calibrates anyway measures what it does */
     r->run->plan_opts.recipe_type = lq_recipe_type(&r->run->recipe);
+    if (r->run->opts.target_correction) r->needs |= LQ_NEED_GRAM | LQ_NEED_CROSS;
     LQ_TRY(lq_fisher_open(r));
     LQ_TRY(choose_format(r, &format));
     LQ_TRY(lq_source_open(r->ctx, r->run->in, &r->src));
@@ -273,6 +275,7 @@ static lq_status work(road *r) {
 static void leave(road *r) {
     lq_sink_abandon(&r->sink);
     lq_cache_free(&r->resid);
+    lq_cache_free(&r->twin);
     lq_buf_free(&r->unit);
     lq_rows_free(&r->rows);
     lq_stats_free(&r->item);

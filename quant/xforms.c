@@ -97,6 +97,9 @@ static lq_status tell(pass *p, const lq_xsite *x, const lq_xchoice *c) {
     return st;
 }
 
+/* A stream of the unquantized model runs on the folded block: it must still compute what the model does. */
+static bool clips(const pass *p) { return p->x->clip && !(p->r->needs & LQ_NEED_CROSS); }
+
 /* Cuts of the linears of a stage, whose inputs s will divide. */
 static lq_status bound(pass *p, lq_xsite x, const lq_stage *stage, const float *s, decision *d, lq_xchoice *c) {
     lq_xreader reader[READERS];
@@ -143,7 +146,7 @@ static lq_status decide(pass *p, lq_xsite *x, const lq_stage *stage, decision *d
         lq_free(reader);
         LQ_TRY(st);
     }
-    if (p->x->clip) LQ_TRY(bound(p, *x, stage, d->s, d, &c));
+    if (clips(p)) LQ_TRY(bound(p, *x, stage, d->s, d, &c));
     return c.chose[0] || c.groups ? tell(p, x, &c) : LQ_OK;
 }
 
@@ -158,7 +161,7 @@ static lq_status on_stage(void *user, int32_t block, const lq_stage *stage, cons
     d->site = x.site = site_at(p, stage, &d->expert, &d->s);
     for (uint32_t i = 0; i < stage->n; i++) d->cut[i].lin = stage->lin[i];
     p->n_made++;
-    if (!stats->n || (!x.site && !p->x->clip)) return LQ_OK;
+    if (!stats->n || (!x.site && !clips(p))) return LQ_OK;
     if (x.site) x.scales = x.site->scales;
     x.expert = d->expert;
     x.fit = m->searches && m->searches(p->r->run->recipe.opts) ? LQ_FIT_SEARCH : LQ_FIT_MINMAX;
