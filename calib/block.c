@@ -111,6 +111,7 @@ static lq_status walk_init(lq_walk *w, uint64_t budget, const char *dir) {
 }
 
 static void walk_free(lq_walk *w) {
+    for (uint32_t s = 0; s < LQ_WALK_STAGES; s++) lq_cache_free(&w->inputs[s]);
     lq_cache_free(&w->live);
     lq_run_free(&w->run);
     lq_free(w->groups);
@@ -173,6 +174,25 @@ static lq_status move_stream(lq_walk *w, const lq_walk_group *g, bool in) {
 
 typedef struct segment { uint32_t s; lq_stats *stats; } segment;
 
+/* Every 8th sequence is held out; of fewer than 8 the last one. */
+static bool is_held(const lq_walk *w, uint32_t sequence) {
+    uint32_t n = (uint32_t)lq_cache_items(w->resid);
+    return n < 8 ? n > 1 && sequence == n - 1 : sequence % 8 == 7;
+}
+
+static lq_status add_cross(lq_walk *w, const lq_chunk *c, uint32_t s, lq_stats *stats) {
+    size_t width = w->run.width[w->p.input[s]];
+    const float *x = w->run.t[w->p.input[s]];
+    float *fp = LQ_NEWN(float, c->n * width);
+    lq_status st = fp ? lq_cache_get(w->ctx, w->inputs[s], c->index, fp, c->n * width) : lq_oom(w->ctx, c->n * width * 4);
+    for (uint32_t i = 0; i < c->n_spans && !st; i++) {
+        const lq_span *p = &w->spans[i];
+        lq_stats_add_cross(stats, fp + p->first * width, x + p->first * width, p->n, is_held(w, c->sequence + i));
+    }
+    lq_free(fp);
+    return st;
+}
+
 static lq_status run_chunk(lq_walk *w, const lq_chunk *c, void *user) {
     const segment *g = user;
     uint32_t s = g->s;
@@ -180,7 +200,8 @@ static lq_status run_chunk(lq_walk *w, const lq_chunk *c, void *user) {
     LQ_TRY(lq_work_check(w->ctx, &w->run.work));
     if (s == w->p.n_stages) return LQ_OK;
     LQ_TRY(save_live(w, s + 1, c->index, c->n));
-    return g->stats ? lq_stats_add(w->ctx, g->stats, w->run.t[w->p.input[s]], c->n) : LQ_OK;
+    if (g->stats) LQ_TRY(lq_stats_add(w->ctx, g->stats, w->run.t[w->p.input[s]], c->n));
+    return g->stats && w->inputs[s] ? add_cross(w, c, s, g->stats) : LQ_OK;
 }
 
 static lq_status each_chunk(lq_walk *w, const lq_walk_group *g, uint32_t s, uint32_t *index, lq_chunk_fn fn, void *user) {
@@ -191,6 +212,7 @@ static lq_status each_chunk(lq_walk *w, const lq_walk_group *g, uint32_t s, uint
         r->t[T_K] = w->keys + (size_t)t0 * r->width[T_K];
         r->t[T_V] = w->values + (size_t)t0 * r->width[T_V];
         c.n_spans = make_spans(w, g, t0, c.n);
+        c.sequence = g->first;
         LQ_TRY(load_live(w, s, c.index, c.n));
         LQ_TRY(fn(w, &c, user));
     }
@@ -210,6 +232,28 @@ lq_status lq_walk_chunks(lq_walk *w, uint32_t s, bool keep, lq_chunk_fn fn, void
 
 static lq_status run_segment(lq_walk *w, uint32_t s, lq_stats *stats) {
     return lq_walk_chunks(w, s, w->p.writes_resid[s], run_chunk, &(segment){s, stats});
+}
+
+static lq_status twin_chunk(lq_walk *w, const lq_chunk *c, void *user) {
+    uint32_t s = *(const uint32_t *)user;
+    lq_run_ops(&w->run, &w->m->layers[w->b], (uint32_t)w->b, w->p.cut[s], w->p.cut[s + 1], c->n, w->spans, c->n_spans);
+    if (s == w->p.n_stages) return LQ_OK;
+    LQ_TRY(save_live(w, s + 1, c->index, c->n));
+    int t = w->p.input[s];
+    return lq_cache_put(w->ctx, w->inputs[s], c->index, w->run.t[t], (size_t)c->n * w->run.width[t]);
+}
+
+/* The unquantized model goes first, so that no second copy of the weights is needed: what its stages read is kept. */
+static lq_status run_twin(lq_walk *w, lq_cache *twin, uint64_t budget, const char *dir) {
+    lq_cache *own = w->resid;
+    lq_status st = LQ_OK;
+    w->resid = twin;
+    for (uint32_t s = 0; s <= w->p.n_stages && !st; s++) {
+        if (s < w->p.n_stages) st = lq_cache_new(w->ctx, w->n_chunks, budget / w->p.n_stages, dir, &w->inputs[s]);
+        if (!st) st = lq_walk_chunks(w, s, w->p.writes_resid[s], twin_chunk, &s);
+    }
+    w->resid = own;
+    return st;
 }
 
 void lq_stage_fill(lq_model *m, int32_t b, uint32_t index, int32_t expert, lq_stage *out) {
@@ -242,7 +286,11 @@ static lq_status run_stage(lq_walk *w, uint32_t s, const lq_stage *stage, const 
     LQ_GO(run_segment(w, s, hook->needs ? &stats : NULL));
     LQ_GO(hook->on_stage(hook->user, w->b, stage, hook->needs ? &stats : NULL));
     LQ_GO(lq_run_fit(w->ctx, &w->run, &w->m->layers[w->b])); /* what it left may be quantized */
-    if (w->m->arch->block[w->p.cut[s + 1]].kind == LQ_OP_ROUTE) st = lq_walk_experts(w, s, hook, hook->needs ? &stats : NULL);
+    if (w->m->arch->block[w->p.cut[s + 1]].kind == LQ_OP_ROUTE) {
+        lq_stage_hook plain = *hook;
+        plain.needs &= ~(unsigned)LQ_NEED_CROSS;
+        st = lq_walk_experts(w, s, &plain, hook->needs ? &stats : NULL);
+    }
 done:
     lq_stats_free(&stats);
     return st;
@@ -262,8 +310,10 @@ lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resi
     lq_walk w = {.ctx = ctx, .m = m, .b = b, .resid = resid, .len = len};
     lq_status st;
     w.stats_budget = lq_params_at(&m->par, LQ_FEAT_MOE, (uint32_t)b) ? cache_budget / 2 : 0;
-    LQ_GO(walk_init(&w, cache_budget - w.stats_budget, work_dir));
+    bool twin = hook && hook->twin && hook->needs & LQ_NEED_CROSS;
+    LQ_GO(walk_init(&w, (cache_budget - w.stats_budget) / (twin ? 2 : 1), work_dir));
     if (!hook || !hook->on_stage) join_segments(&w.p);
+    if (twin) LQ_GO(run_twin(&w, hook->twin, cache_budget / 2, work_dir));
     for (uint32_t s = 0; s < w.p.n_stages; s++) {
         lq_stage stage;
         lq_stage_fill(m, b, w.p.stage[s], -1, &stage);

@@ -12,10 +12,13 @@ enum { SLICE = 64 }; /* columns; sums run over tokens in order, whatever the thr
 lq_status lq_stats_init(lq_ctx *ctx, lq_stats *s, unsigned needs, uint32_t cols) {
     *s = (lq_stats){.needs = needs, .cols = cols};
     lq_status st = LQ_OK;
-    if (needs & ~(unsigned)(LQ_NEED_ABSMAX | LQ_NEED_GRAM | LQ_NEED_SQUARES)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "statistics of kind %u are not gathered yet", needs);
+    if (needs & ~(unsigned)(LQ_NEED_ABSMAX | LQ_NEED_GRAM | LQ_NEED_SQUARES | LQ_NEED_CROSS)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "statistics of kind %u are not gathered yet", needs);
     if (needs & LQ_NEED_ABSMAX && !((s->absmax = LQ_NEWN(float, cols)) && (s->abssum = LQ_NEWN(double, cols)))) st = lq_oom(ctx, (size_t)cols * 12);
     if (!st && needs & LQ_NEED_SQUARES && !(s->squares = LQ_NEWN(double, cols))) st = lq_oom(ctx, (size_t)cols * 8);
     if (!st && needs & LQ_NEED_GRAM) st = lq_gram_init(ctx, &s->gram, cols);
+    if (!st && needs & LQ_NEED_CROSS) st = lq_gram_init(ctx, &s->held, cols);
+    bool cross = !(needs & LQ_NEED_CROSS) || ((s->cross = LQ_NEWN(double, (size_t)cols * cols)) && (s->held_cross = LQ_NEWN(double, (size_t)cols * cols)));
+    if (!st && !cross) st = lq_oom(ctx, (size_t)cols * cols * 16);
     if (st) lq_stats_free(s);
     return st;
 }
@@ -121,7 +124,18 @@ void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c) {
     memcpy(s->abssum, prior->abssum, s->cols * sizeof *s->abssum);
 }
 
+void lq_stats_add_cross(lq_stats *s, float *fp, const float *x, uint32_t n, bool held) {
+    for (size_t i = 0; i < (size_t)n * s->cols; i++) fp[i] -= x[i];
+    lq_cross_add(s->cross, s->cols, fp, x, n);
+    if (!held) return;
+    lq_cross_add(s->held_cross, s->cols, fp, x, n);
+    lq_gram_add(&s->held, x, s->cols, n);
+}
+
 void lq_stats_free(lq_stats *s) {
+    lq_gram_free(&s->held);
+    lq_free(s->cross);
+    lq_free(s->held_cross);
     lq_free(s->absmax);
     lq_free(s->abssum);
     lq_free(s->squares);

@@ -60,7 +60,7 @@ lq_status lq_assemble(road *r) {
     json_t *meta = json_pack("{s:[s], s:b, s:b}", "quantizer", "lquant:" LQ_VERSION, "static_groups", 1, "true_sequential", r->needs != 0);
     json_t *damp = json_object_get(r->options, "damp-percent");
     if (meta && damp) json_object_set(meta, "damp_percent", damp);
-    json_t *changes = lq_sidecars_changes(r->model);
+    json_t *changes = lq_sidecars_changes(r->model, LQ_NONE);
     lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes};
     lq_buf text = {0};
     lq_status st;

@@ -9,6 +9,7 @@
 #include "quant/job.h"
 #include "quant/plan.h"
 #include "quant/recipe.h"
+#include "quant/rotate_choice.h"
 
 typedef struct lq_run_opts {
     const char *format;           /* NULL: by OUT's suffix, else gptq */
@@ -18,11 +19,9 @@ typedef struct lq_run_opts {
     int rotate;                   /* LQ_ROTATION_* */
     int64_t rotate_seed;
     lq_expert_opts experts;       /* mixtures of experts only */
+    int target_correction;        /* linears aim at the unquantized model's output */
     double max_fallback;          /* percent of linears that may fall back before the run fails with LQ_ERR_QUALITY */
 } lq_run_opts;
-enum { LQ_ROTATION_NONE, LQ_ROTATION_HADAMARD, LQ_ROTATION_HEADS };
-#define LQ_ROTATION_CHOICES "none|hadamard|heads"
-unsigned lq_rotation_choice(int index); /* LQ_ROTATE_* of calib/rotate.h */
 extern const lq_opt lq_run_options[];
 
 typedef struct lq_run {

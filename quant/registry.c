@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-extern const lq_method lq_method_rtn, lq_method_gptq, lq_method_int8;
+extern const lq_method lq_method_rtn, lq_method_gptq, lq_method_int8, lq_method_zeroquant;
 extern const lq_method lq_method_nf4, lq_method_fp4, lq_method_fp8, lq_method_mxfp4, lq_method_nvfp4;
 extern const lq_method lq_method_squeezellm;
 
@@ -12,6 +12,7 @@ const lq_method *const lq_methods[] = {
     &lq_method_rtn,
     &lq_method_gptq,
     &lq_method_int8,
+    &lq_method_zeroquant,
     &lq_method_nf4,
     &lq_method_fp4,
     &lq_method_fp8,

@@ -23,10 +23,10 @@ typedef struct road {
     lq_sink *sink;
     lq_source *back;           /* the written checkpoint, read again */
     lq_source *fisher;         /* --fisher, or NULL */
-    lq_cache *resid;
+    lq_cache *resid, *twin;    /* twin: of the unquantized model (CROSS) */
     uint64_t cache_budget;
     lq_buf unit;               /* the unit being built */
-    json_t *inputs, *options, *modules;
+    json_t *inputs, *options, *modules, *rotation;
     lq_progress bar;
     uint32_t fallbacks;
     float fuse_absmax;         /* of the linear that is quantized next (lq_weights) */
