@@ -76,6 +76,7 @@ typedef struct lq_params {        /* from config.json or GGUF metadata, range-ch
     lq_rope rope, local_rope;     /* local_rope: of the layers with a window, when two_ropes */
     bool two_ropes;
     bool norm_plus_one;           /* norm gains are stored as w and mean 1 + w; a loaded layer holds 1 + w, catalog reads give w */
+    bool master;                  /* the linears of the blocks are stored as master weights: calib/master.h */
     float embed_scale;            /* of embeddings; 0: none, like the five below */
     float attn_scale;             /* of q k; 0: 1/sqrt(head_dim) */
     float attn_cap, logit_cap;    /* c tanh(x / c) of attention scores, of logits */

@@ -81,7 +81,8 @@ static lq_status params(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_param
 }
 
 const lq_arch lq_arch_falcon = {
-    .name = "falcon", .model_types = (const char *const[]){"falcon", NULL}, .gguf_archs = (const char *const[]){"falcon", NULL}, .block = block, .names = names, .params_hf = params,
+    .name = "falcon", .model_types = (const char *const[]){"falcon", NULL}, .gguf_archs = (const char *const[]){"falcon", NULL},
+    .block = block, .names = names, .params_hf = params,
     .family = {.keys = (const lq_respelled[]){{"intermediate_size", "ffn_hidden_size"}, {"num_key_value_heads", "num_kv_heads"},
                                               {"rms_norm_eps", "layer_norm_epsilon"}, {NULL, NULL}},
                .hidden = 4544, .ffn_times = 4, .layers = 32, .heads = 71, .vocab = 65024, .max_ctx = 2048, .layernorm = true, .eps = 1e-5, .tied = true,

@@ -57,7 +57,8 @@ static lq_status params(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_param
 }
 
 const lq_arch lq_arch_gpt_neox = {
-    .name = "gpt_neox", .model_types = (const char *const[]){"gpt_neox", NULL}, .gguf_archs = (const char *const[]){"gptneox", NULL}, .block = block, .names = names,
+    .name = "gpt_neox", .model_types = (const char *const[]){"gpt_neox", NULL}, .gguf_archs = (const char *const[]){"gptneox", NULL},
+    .block = block, .names = names,
     .respelled = (const lq_respelled[]){{"embed_out.", "lm_head."}, {NULL, NULL}}, .params_hf = params,
     .family = {.keys = (const lq_respelled[]){{"rms_norm_eps", "layer_norm_eps"}, {"rope_theta", "rotary_emb_base"},
                                               {"partial_rotary_factor", "rotary_pct"}, {NULL, NULL}},

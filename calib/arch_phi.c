@@ -61,7 +61,8 @@ static lq_status params(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_param
 }
 
 const lq_arch lq_arch_phi = {
-    .name = "phi", .model_types = (const char *const[]){"phi", NULL}, .gguf_archs = (const char *const[]){"phi2", NULL}, .block = block, .names = names, .params_hf = params,
+    .name = "phi", .model_types = (const char *const[]){"phi", NULL}, .gguf_archs = (const char *const[]){"phi2", NULL},
+    .block = block, .names = names, .params_hf = params,
     .family = {.keys = (const lq_respelled[]){{"rms_norm_eps", "layer_norm_eps"}, {NULL, NULL}},
                .hidden = 2048, .ffn = 8192, .layers = 24, .heads = 32, .vocab = 51200, .max_ctx = 2048, .layernorm = true, .eps = 1e-5, .partial = 0.5,
                .act = "gelu_new", .hf_class = "PhiForCausalLM"}};

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* Binding: which architecture, which parameters, and one catalog row per stored tensor, each checked against both. */
+#include "calib/master.h"
 #include "calib/model.h"
 #include "calib/rotate.h"
 
@@ -67,6 +68,7 @@ static lq_status read_params(lq_ctx *ctx, lq_model *m) {
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "architecture '%s' is not read from GGUF, only from Hugging Face folders", m->arch->name);
     if (!m->src->config) return m->arch->params_gguf(ctx, m->arch, m->src->gguf, &m->par);
     lq_status st = m->arch->params_hf(ctx, m->arch, m->config, &m->par);
+    if (!st) st = lq_master_find(ctx, m);
     return st ? lq_note(ctx, st, "config.json") : LQ_OK;
 }
 
@@ -254,6 +256,14 @@ static lq_status bind_known(binder *b) {
 
 static int by_name(const void *a, const void *b) { return strcmp(((const lq_row *)a)->name, ((const lq_row *)b)->name); }
 
+/* Where no table says: every matrix that holds weights, but those with a row for each word (embedding and head). */
+static bool is_unknown_linear(const lq_model *m, const lq_row *r) {
+    json_int_t vocab = json_integer_value(json_object_get(m->src->config, "vocab_size"));
+    if (r->ndim != 2 || r->shape[0] > UINT32_MAX || r->shape[1] > UINT32_MAX) return false;
+    if (vocab > 0 && r->shape[0] == (uint64_t)vocab && r->shape[0] > r->shape[1]) return false;
+    return r->dtype == LQ_NONE || lq_dtype_is_weight(r->dtype);
+}
+
 /* What no table knows: carried along, named, never run. */
 static lq_status bind_rest(binder *b) {
     lq_model *m = b->m;
@@ -262,8 +272,7 @@ static lq_status bind_rest(binder *b) {
         if (b->taken[i]) continue;
         lq_row *r = new_row(b, i);
         if (!r || !(r->name = copy_name(m->cat.mem, m->src->entries[i].name))) return lq_oom(b->ctx, 64);
-        r->linear = !m->arch && r->ndim == 2 && r->shape[0] <= UINT32_MAX && r->shape[1] <= UINT32_MAX &&
-                    (r->dtype == LQ_NONE || lq_dtype_is_weight(r->dtype));
+        r->linear = !m->arch && is_unknown_linear(m, r);
     }
     qsort(m->cat.rows + first, m->cat.n - first, sizeof *m->cat.rows, by_name);
     if (m->cat.n - first > INT16_MAX) return lq_fail(b->ctx, LQ_ERR_UNSUPPORTED, "%zu tensors of unknown names", m->cat.n - first);
@@ -317,6 +326,19 @@ static lq_status read_rope_div(lq_ctx *ctx, lq_model *m) {
     return st;
 }
 
+/* A model that cannot be run is still a list of matrices; but where files store some transposed, only a table tells which. */
+static bool may_be_unknown(const lq_model *m, lq_status why) {
+    for (const lq_arch_name *t = m->arch ? m->arch->names : NULL; t && t->role; t++)
+        if (t->rows & LQ_TRANSPOSED && m->src->config) return false;
+    return why == LQ_ERR_UNSUPPORTED;
+}
+
+static void become_unknown(lq_ctx *ctx, lq_model *m) {
+    lq_log(ctx, LQ_LOG_WARN, "%s; data-free methods take every matrix without a row for each word for a linear (--ignore REGEX leaves some out)", ctx->msg);
+    lq_params_free(&m->par);
+    m->arch = NULL;
+}
+
 lq_status lq_model_open(lq_ctx *ctx, lq_source *src, bool any_arch, lq_model **out) {
     lq_status st;
     lq_model *m = *out = LQ_NEW(lq_model);
@@ -325,8 +347,9 @@ lq_status lq_model_open(lq_ctx *ctx, lq_source *src, bool any_arch, lq_model **o
     m->k = lq_kernels_best();
     m->expert_opts.prior = 1;
     st = find_arch(ctx, m);
-    if (st && !(any_arch && st == LQ_ERR_UNSUPPORTED)) goto done;
-    if (m->arch) LQ_GO(read_params(ctx, m));
+    if (!st) st = read_params(ctx, m);
+    if (st && !(any_arch && may_be_unknown(m, st))) goto done;
+    if (st) become_unknown(ctx, m);
     LQ_GO(make_catalog(ctx, m));
     if (m->arch) LQ_GO(read_rope_div(ctx, m));
     if (m->arch && !(m->layers = LQ_NEWN(lq_layer, m->par.n_layers))) LQ_GO(lq_oom(ctx, m->par.n_layers * sizeof(lq_layer)));

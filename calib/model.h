@@ -56,7 +56,8 @@ typedef struct lq_model {
 /* Architecture by model_type / general.architecture, parameters range-checked, every tensor's name, type and shape checked
  * against them; no tensor data is read (but the few numbers of a GGUF's rope_freqs). Tensors the architecture does not know
  * become rows of role UNKNOWN at the end of the catalog (slot: block -1, expert = their number). An unknown architecture:
- * LQ_ERR_UNSUPPORTED unless any is allowed; then all rows are UNKNOWN, 2-D floating ones linear, and nothing can be run. */
+ * LQ_ERR_UNSUPPORTED unless any is allowed; then all rows are UNKNOWN, 2-D floating ones linear (but embeddings and heads, told by
+ * vocab_size), and nothing can be run. The same for settings that a known one does not run, unless its files store matrices transposed. */
 lq_status lq_model_open(lq_ctx *ctx, lq_source *src, bool any_arch, lq_model **out);
 void lq_model_free(lq_model **m);
 

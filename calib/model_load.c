@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* Tensor data into memory: read in slabs of rows, views undone, decoded when asked, every value finite. */
+#include "calib/master.h"
 #include "calib/model.h"
 #include "calib/rotate.h"
 
@@ -184,7 +185,9 @@ lq_status lq_model_read_raw(lq_ctx *ctx, lq_model *m, const lq_row *row, float *
     if (row->dtype == LQ_NONE) return read_q_f32(ctx, m, row, out);
     if (!lq_dtype_is_weight(row->dtype))
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': type %s is not a weight", row->name, lq_dtypes[row->dtype].name);
-    return read_rows(ctx, m, row, true, out);
+    LQ_TRY(read_rows(ctx, m, row, true, out));
+    if (lq_is_master(m, row)) lq_master_round(out, lq_row_elems(row));
+    return LQ_OK;
 }
 
 lq_status lq_model_read_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out) {
@@ -194,10 +197,16 @@ lq_status lq_model_read_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *
 
 static bool is_rotated(const lq_model *m, const lq_row *row) { return m->rotation && lq_turn_any(lq_rotation_turn(m, row)); }
 
+/* What reads give is not what is stored. */
+static bool is_made(const lq_model *m, const lq_row *row) { return is_rotated(m, row) || lq_is_master(m, row); }
+
 static bool is_float(lq_dtype t) { return t == LQ_F32 || t == LQ_F16 || t == LQ_BF16; }
 
 /* Type a row has in memory: what is rotated is no longer on the grid of a block type or of codes. */
-static lq_dtype type_of(const lq_model *m, const lq_row *row) { return !is_float(row->dtype) && is_rotated(m, row) ? LQ_F32 : row->dtype; }
+static lq_dtype type_of(const lq_model *m, const lq_row *row) {
+    if (lq_is_master(m, row)) return is_rotated(m, row) ? LQ_F32 : LQ_NONE;
+    return !is_float(row->dtype) && is_rotated(m, row) ? LQ_F32 : row->dtype;
+}
 
 static lq_status read_turned(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_dtype type, void *out) {
     uint64_t n = lq_row_elems(row);
@@ -212,7 +221,7 @@ static lq_status read_turned(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_dty
 
 lq_status lq_model_read_stored(lq_ctx *ctx, lq_model *m, const lq_row *row, void *out) {
     if (row->dtype == LQ_NONE) return lq_fail(ctx, LQ_ERR_INTERNAL, "tensor '%s' is quantized", row->name);
-    if (!is_rotated(m, row)) return read_rows(ctx, m, row, false, out);
+    if (!is_made(m, row)) return read_rows(ctx, m, row, false, out);
     if (!is_float(row->dtype)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': a rotated tensor cannot stay %s", row->name, lq_dtypes[row->dtype].name);
     return read_turned(ctx, m, row, row->dtype, out);
 }
@@ -242,7 +251,7 @@ uint64_t lq_model_block_bytes(const lq_model *m, int32_t b, lq_load how) {
     uint64_t n = own_memory(m, b, how);
     for (size_t i = 0; how == LQ_LOAD_STORED && i < m->cat.n; i++) {
         const lq_row *r = &m->cat.rows[i];
-        if (belongs(r, b) && type_of(m, r) == LQ_NONE) n += lq_scheme_bytes(&r->scheme, lq_row_rows(r), lq_row_cols(r));
+        if (belongs(r, b) && type_of(m, r) == LQ_NONE) n += lq_scheme_bytes(lq_is_master(m, r) ? &lq_master_scheme : &r->scheme, lq_row_rows(r), lq_row_cols(r));
     }
     return n;
 }
@@ -260,9 +269,9 @@ static lq_status load_matrix(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load 
         return lq_model_read_f32(ctx, m, r, lin->w);
     }
     lin->dtype = type_of(m, r);
-    if (lin->dtype != r->dtype) return lq_model_read_f32(ctx, m, r, lin->w = mem);
-    if (r->dtype != LQ_NONE) return lq_model_read_stored(ctx, m, r, lin->w = mem);
-    LQ_TRY(read_q(ctx, m, r, (lq_qtensor *)(void *)mem));
+    if (lin->dtype != r->dtype && lin->dtype != LQ_NONE) return lq_model_read_f32(ctx, m, r, lin->w = mem);
+    if (lin->dtype != LQ_NONE) return lq_model_read_stored(ctx, m, r, lin->w = mem);
+    LQ_TRY((lq_is_master(m, r) ? lq_master_linear : read_q)(ctx, m, r, (lq_qtensor *)(void *)mem));
     lin->q = (lq_qtensor *)(void *)mem;
     return LQ_OK;
 }

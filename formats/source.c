@@ -133,7 +133,8 @@ static lq_status refuse_unknown_method(lq_ctx *ctx, const json_t *config) {
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         const json_t *q = json_object_get(config, keys[i]);
         if (!q || json_is_null(q)) continue;
-        const char *method = json_string_value(json_object_get(q, "quant_method"));
+        const char *method = json_string_value(json_object_get(q, "quant_method")), *mode = json_string_value(json_object_get(q, "quantization_mode"));
+        if (method && mode && !strcmp(method, "bitnet") && !strcmp(mode, "online")) continue; /* plain weights, rounded as the model runs */
         if (!method) method = i == 2 ? "mlx" : i == 1 ? "compressed-tensors" : "(not named)";
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "the model is already quantized by '%.64s' (%s in config.json), which lquant does not read", method, keys[i]);
     }

@@ -237,9 +237,9 @@ static void dynamic_map(float map[256]) {
     uint32_t n = 0;
     for (int i = 0; i < 7; i++) {
         uint32_t items = 1u << i;
-        float step = 0.9f / (float)items, decade = (float)pow(10, i - 6), edge = 0.1f;
-        for (uint32_t k = 1; k <= items; k++) {
-            float next = k <= (items + 1) / 2 - !(items & 1) ? 0.1f + step * (float)k : 1 - step * (float)(items - k);
+        float step = (1 - 0.1f) / (float)items, decade = (float)pow(10, i - 6), edge = 0.1f;
+        for (uint32_t k = 1; k <= items; k++) { /* from the nearer end, rounded once: as torch.linspace */
+            float next = (float)(k < (items + 1) / 2 ? (double)0.1f + (double)step * k : 1 - (double)step * (items - k));
             float v = decade * ((edge + next) / 2);
             map[n++] = v;
             map[n++] = -v;

@@ -13,6 +13,8 @@ typedef struct lq_weights {     /* a linear as a method sees it */
     uint32_t rows, cols;
     const float *w;             /* [rows][cols], finite */
     float fuse_absmax;          /* max |w| over all linears that runtimes fuse with this one, itself included; 0: only itself */
+    const float *fisher;        /* [rows][cols] diagonal of the Fisher information, >= 0, for methods with takes_fisher when the run has
+                                 * one; NULL: none */
 } lq_weights;
 
 typedef struct lq_outcome {     /* what happened to a linear: goes to the report, a fallback is never silent */
@@ -32,7 +34,9 @@ typedef struct lq_method {
     const char *type;                 /* default type (quant/types.h); '*' stands for --bits; NULL: "int*" */
     unsigned needs;                   /* LQ_NEED_*: calibration computes only these; 0: data-free */
     unsigned (*needs_of)(const void *opts); /* instead of needs where options decide; NULL */
+    bool (*searches)(const void *opts); /* are its scales searched rather than min-max? NULL: no. What transforms reckon with */
     void (*refine)(const void *opts, lq_scheme *); /* what the options add to a linear's scheme (outliers, rank ...); NULL */
+    bool takes_fisher;                /* --fisher makes sense, and then takes the place of needs */
     const lq_opt *opts;               /* the method's own options; may be NULL */
     size_t opts_size;
     lq_status (*accept)(lq_ctx *, const void *opts, uint32_t rows, uint32_t cols, const lq_scheme *);

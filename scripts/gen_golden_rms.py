@@ -9,7 +9,7 @@ Per variant: config.json, model.safetensors (F32), golden.safetensors with input
 and biases are random. Each listed setting is then changed once, to see that the logits depend on it.
 """
 import copy, json, os, shutil, sys
-os.environ["TQDM_DISABLE"] = "1"
+os.environ["TQDM_DISABLE"] = os.environ["TORCHDYNAMO_DISABLE"] = "1"
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -56,6 +56,9 @@ VARIANTS = {  # name: (config, settings to change once: {name: changed keys, or 
              {"post norm": "post_self_attn_layernorm.weight", "post mlp norm": "post_mlp_layernorm.weight"}),
     "bitnet": (arch("BitNetForCausalLM", "bitnet", rms_norm_eps=1e-5, hidden_act="relu2", rope_theta=500000.0, tie_word_embeddings=True),
                {"attention norm": "attn_sub_norm.weight", "mlp norm": "ffn_sub_norm.weight", "activation": dict(hidden_act="relu")}),
+    "bitnet_online": (arch("BitNetForCausalLM", "bitnet", rms_norm_eps=1e-5, hidden_act="relu2", rope_theta=10000.0, tie_word_embeddings=False,
+                           quantization_config=dict(quant_method="bitnet", linear_class="autobitlinear", quantization_mode="online")),
+                      {"quantization": dict(quantization_config=None)}),
     "gemma3_mm": (dict(model_type="gemma3", architectures=["Gemma3ForConditionalGeneration"], mm_tokens_per_image=1, image_token_index=63, dtype="float32",
                        text_config={k: v for k, v in arch("", "gemma3_text", sliding_window=8, query_pre_attn_scalar=16, layer_types=["sliding_attention", "full_attention"],
                                                           rope_scaling=dict(rope_type="linear", factor=8.0), head_dim=16).items() if k != "architectures"},
@@ -103,7 +106,7 @@ def logits(model, ids):
     with torch.no_grad(): return model(input_ids=ids[None], use_cache=False).logits[0].contiguous()
 
 
-def write_config(directory, config): json.dump(config, open(os.path.join(directory, "config.json"), "w"), indent=1)
+def write_config(directory, config): json.dump({k: v for k, v in config.items() if k != "quantization_config" or v}, open(os.path.join(directory, "config.json"), "w"), indent=1)
 
 
 def values(model, gen):

@@ -388,9 +388,9 @@ static void add(check_fn fn, const char *op, const ck_variant *v, const ck_schem
 
 static void add_variant(const ck_variant *v) {
     const lq_kernels *k = &v->k, *b = &v->below; /* an entry the variant did not override is checked already */
-    for (size_t i = 0; i < ck_n_schemes; i++) {
-        if (k->dequant != b->dequant) add(dequant_is_the_definition, "dequant", v, &ck_schemes[i], LQ_NONE);
-        if (k->gemv != b->gemv) add(gemv_is_within_its_bound, "gemv", v, &ck_schemes[i], LQ_NONE);
+    for (const ck_scheme *s = ck_all_schemes(); s->name; s++) {
+        if (k->dequant != b->dequant) add(dequant_is_the_definition, "dequant", v, s, LQ_NONE);
+        if (k->gemv != b->gemv) add(gemv_is_within_its_bound, "gemv", v, s, LQ_NONE);
     }
     for (int t = 1; t < LQ_DTYPE_N; t++) {
         if (!lq_dtype_is_weight((lq_dtype)t)) continue;

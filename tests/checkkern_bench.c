@@ -52,7 +52,7 @@ static void line(const char *op, const char *what, const char *variant, double s
 
 static void bench_codes(const ck_variant *v, job j) {
     const double all = (double)ROWS * COLS;
-    static const int picks[] = {0, 1, 2, 8, 11, 13, 14, 22, 25};
+    static const int picks[] = {0, 1, 2, 8, 11, 13, 14, 22, 23, 25, 28, 33};
     lq_rng rng;
     lq_rng_seed(&rng, 1, 1);
     for (size_t i = 0; i < 2 * sizeof picks / sizeof *picks; i++) {

@@ -4,6 +4,7 @@
 #include "checkkern.h"
 
 #include "core/pack.h"
+#include "quant/types.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +45,13 @@ const ck_scheme ck_schemes[] = {
     {"fp8_row", GRID(LQ_GRID_E4M3, 8, 0, LQ_F32, 0)},
     {"fp8_128x128", {.grid = {LQ_GRID_E4M3, 8, 1, 0}, .scale = {.dtype = LQ_F32, .tile_r = 128, .tile_c = 128}}},
     {"lut4_g64", GRID(LQ_GRID_LUT, 4, 64, LQ_F16, 0)},
+    {"mxfp8", GRID(LQ_GRID_E4M3, 8, 32, LQ_E8M0, 0)},
+    {"e4m3_f16_g16", GRID(LQ_GRID_E4M3, 8, 16, LQ_F16, 0)},
+    {"e2m1_e4m3_g16", GRID(LQ_GRID_E2M1, 4, 16, LQ_E4M3, 0)},
+    {"e2m1_e4m3_spans", {.grid = {LQ_GRID_E2M1, 4, 1, 0}, .scale = {.dtype = LQ_E4M3, .tile_r = 1, .tile_c = 16, .parent = LQ_F32, .span = 3}}},
+    {"lut4_bf16_g32", GRID(LQ_GRID_LUT, 4, 32, LQ_BF16, 0)},
+    {"fp4_flat96", {.grid = {LQ_GRID_LUT, 4, 1, LQ_LUT_FP4}, .scale = {.dtype = LQ_F32, .tile_r = LQ_FLAT, .tile_c = 96}}},
+    {"nf4_flat4096", {.grid = {LQ_GRID_LUT, 4, 1, LQ_LUT_NF4}, .scale = {.dtype = LQ_U8, .tile_r = LQ_FLAT, .tile_c = 4096, .parent = LQ_F32, .span = 4}}},
     {"nf4_flat64", {.grid = {LQ_GRID_LUT, 4, 1, LQ_LUT_NF4}, .scale = {.dtype = LQ_F32, .tile_r = LQ_FLAT, .tile_c = 64}}},
     {"f16", GRID(LQ_GRID_F16, 16, 0, LQ_NONE, 0)},
     {"bf16_sparse", {.grid = {LQ_GRID_BF16, 16, 1, 0}, .extra = LQ_X_OUTLIERS, .sparse = 300}},
@@ -57,6 +65,16 @@ const ck_scheme ck_schemes[] = {
     {"lut3_per_row", {.grid = {LQ_GRID_LUT, 3, 1, 0}, .extra = LQ_X_LUT_PER_ROW}},
 };
 const size_t ck_n_schemes = sizeof ck_schemes / sizeof *ck_schemes;
+
+const ck_scheme *ck_all_schemes(void) {
+    static ck_scheme all[256];
+    size_t n = ck_n_schemes;
+    if (all[0].name) return all;
+    memcpy(all, ck_schemes, sizeof ck_schemes);
+    for (const lq_type *t = lq_types; t->name && n < 255; t++)
+        if (!t->keep) all[n++] = (ck_scheme){t->name, t->scheme};
+    return all;
+}
 
 size_t ck_variants(ck_variant *v) {
     unsigned have = lq_cpu_mask(), mask = 0;
@@ -84,14 +102,26 @@ void ck_floats(float *x, size_t n, lq_rng *rng, bool hostile) {
     for (size_t i = 0; i < n; i++) x[i] = hostile && lq_rng_below(rng, 3) == 0 ? hostile_value(rng) : lq_rng_normal(rng);
 }
 
-static void fill_plane(const lq_plane_desc *d, lq_plane *p, uint32_t rows, uint32_t cols, lq_rng *rng, bool hostile) {
+static void fill_parents(lq_qtensor *q, const lq_plane_desc *d, lq_plane *p, size_t n, lq_rng *rng) {
+    for (size_t i = 0; i < (d->span ? (n + d->span - 1) / d->span : 1); i++) {
+        float v = lq_rng_normal(rng) / 64;
+        lq_dtype_encode(d->parent, &v, (uint8_t *)p->parent + i * lq_dtypes[d->parent].bytes, 1);
+    }
+    if (d->dtype != LQ_U8 || d->parent != LQ_F32) return;
+    float *lut = lq_arena_alloc(q->mem, 256 * sizeof *lut);
+    if (!lut) abort();
+    for (int i = 0; i < 256; i++) lut[i] = lq_rng_normal(rng);
+    p->lut = lut;
+    p->offset = lq_rng_normal(rng) / 16;
+}
+
+static void fill_plane(lq_qtensor *q, const lq_plane_desc *d, lq_plane *p, uint32_t rows, uint32_t cols, lq_rng *rng, bool hostile) {
     size_t n = lq_plane_count(d, rows, cols), size = lq_dtypes[d->dtype].bytes;
-    if (d->parent != LQ_NONE)
-        for (size_t i = 0; i < (d->span ? (n + d->span - 1) / d->span : 1); i++) ((uint16_t *)p->parent)[i] = lq_f32_f16(lq_rng_normal(rng) / 64);
+    if (d->parent != LQ_NONE) fill_parents(q, d, p, n, rng);
     for (size_t i = 0; i < n; i++) {
         float v = hostile && lq_rng_below(rng, 2) ? hostile_value(rng) : lq_rng_normal(rng) / 16;
         if (fabsf(v) > 60000) v = 60000;
-        if (size == 1) ((uint8_t *)p->v)[i] = (uint8_t)(d->dtype == LQ_E8M0 ? 100 + lq_rng_below(rng, 50) : lq_rng_u32(rng));
+        if (size == 1) ((uint8_t *)p->v)[i] = (uint8_t)(d->dtype == LQ_E8M0 ? (hostile && i % 7 == 3 ? 0 : 100 + lq_rng_below(rng, 50)) : lq_rng_u32(rng) & (d->dtype == LQ_E4M3 ? 0xf7 : 0xff));
         else lq_plane_set(d, p, i, v);
     }
 }
@@ -147,8 +177,8 @@ void ck_fill(lq_qtensor *q, const lq_scheme *s, uint32_t rows, uint32_t cols, lq
     if (s->grid.kind == LQ_GRID_E4M3) /* no NaN */
         for (size_t i = 0; i < rows * q->row_bytes; i++) q->codes[i] &= 0xf7;
     if (s->grid.kind >= LQ_GRID_F16) fill_float_codes(q, rng);
-    if (s->scale.dtype != LQ_NONE) fill_plane(&s->scale, &q->scale, rows, cols, rng, hostile);
-    if (s->zero_kind != LQ_ZERO_NONE) fill_plane(&s->zero, &q->zero, rows, cols, rng, hostile);
+    if (s->scale.dtype != LQ_NONE) fill_plane(q, &s->scale, &q->scale, rows, cols, rng, hostile);
+    if (s->zero_kind != LQ_ZERO_NONE) fill_plane(q, &s->zero, &q->zero, rows, cols, rng, hostile);
     for (size_t i = 0; q->lut && i < (size_t)q->n_lut << s->grid.bits && s->grid.bias == LQ_LUT_DATA; i++) q->lut[i] = lq_rng_normal(rng);
     for (uint32_t c = 0; q->perm && c < cols; c++) { /* inside-out shuffle */
         uint32_t j = lq_rng_below(rng, c + 1);

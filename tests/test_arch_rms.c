@@ -146,10 +146,42 @@ static void what_is_not_the_text_tower_is_read_as_it_is_stored(void **state) {
     }
 }
 
+static void master_weights_are_read_as_they_run(void **state) {
+    (void)state;
+    fixture f, plain;
+    open_golden(&f, "bitnet_online");
+    open_golden(&plain, "bitnet");
+    assert_true(f.m->par.master && !plain.m->par.master);
+    for (size_t i = 0; i < f.m->cat.n; i++) {
+        const lq_row *row = &f.m->cat.rows[i];
+        const lq_linear *lin = row->slot.block >= 0 ? &f.m->layers[row->slot.block].lin[row->slot.role] : NULL;
+        size_t n = (size_t)lq_row_elems(row), at = 0;
+        float *w = LQ_NEWN(float, n), *decoded = LQ_NEWN(float, n), *stored = LQ_NEWN(float, n), scale = 0;
+        OK(&f, lq_model_read_f32(&f.ctx, f.m, row, w));
+        OK(&f, lq_model_read_stored(&f.ctx, f.m, row, stored));
+        assert_memory_equal(w, stored, n * 4);
+        if (row->linear && lin) {
+            assert_non_null(lin->q);
+            assert_int_equal(lin->q->sch.act.dtype, LQ_I8);
+            for (uint32_t r = 0; r < lin->rows; r++) lq_qtensor_decode_row(lin->q, r, decoded + (size_t)r * lin->cols);
+            for (at = 0; at < n; at++) {
+                if (w[at] != 0 && scale == 0) scale = fabsf(w[at]);
+                assert_true(w[at] == decoded[at] && (w[at] == 0 || fabsf(w[at]) == scale));
+            }
+        } else {
+            assert_true(!row->linear || !f.m->outer.lin[row->slot.role].q);
+        }
+        lq_free(w), lq_free(decoded), lq_free(stored);
+    }
+    close_golden(&f);
+    close_golden(&plain);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_setting_moves_the_logits),
         cmocka_unit_test(what_is_not_the_text_tower_is_read_as_it_is_stored),
+        cmocka_unit_test(master_weights_are_read_as_they_run),
         cmocka_unit_test(stored_gains_are_read_as_they_are_and_run_as_one_more),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

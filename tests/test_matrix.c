@@ -2,7 +2,7 @@
  * Copyright the lquant authors */
 /* Method x architecture: every recipe on a golden model of every architecture either works - the plan stands, the checkpoint is
  * written, read back bit for bit by the pipeline, and the model in it runs to finite logits - or is refused before work starts for
- * a reason in matrix_refusals.h. */
+ * a reason in recipe_refusals.h. */
 #define _DEFAULT_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,7 +12,7 @@
 
 #include "eval/loaded.h"
 #include "golden_forward.h"
-#include "matrix_refusals.h"
+#include "recipe_refusals.h"
 #include "quant/pipeline.h"
 
 #include <dirent.h>
@@ -59,8 +59,8 @@ static lq_status quantize(lq_ctx *ctx, const char *text, const char *const *flag
     lq_optset sets[LQ_RUN_SETS + 1];
     const char *pos[2];
     size_t n;
-    lq_run_sets(&run, sets);
-    lq_status st = lq_opts_defaults(ctx, sets + 1);
+    uint32_t own = lq_run_sets(&run, sets); /* the recipe's, set by its parser */
+    lq_status st = lq_opts_defaults(ctx, sets + own);
     if (!st) st = lq_opts_parse(ctx, sets, argc, argv, pos, 2, &n);
     if (!st) {
         run.in = pos[0];

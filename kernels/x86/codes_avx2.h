@@ -34,6 +34,15 @@ static inline __m256 lq_codes256_bytes(const uint8_t *p, __m256 zero) {
     return _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p))), zero);
 }
 
+/* E4M3: the bits one field lower are a float 2^120 too small, subnormals included; 127 is NaN. */
+static inline __m256 lq_codes256_e4m3(const uint8_t *p) {
+    __m256i v = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)), m = _mm256_and_si256(v, _mm256_set1_epi32(127));
+    __m256 f = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(m, 20)), _mm256_set1_ps(0x1p120f));
+    __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi32(m, _mm256_set1_epi32(127)), _mm256_set1_epi32(0x7fc00000));
+    __m256i sign = _mm256_slli_epi32(_mm256_and_si256(v, _mm256_set1_epi32(128)), 24);
+    return _mm256_or_ps(f, _mm256_castsi256_ps(_mm256_or_si256(nan, sign)));
+}
+
 /* The first n < 8 lanes. */
 static inline __m256i lq_mask8(size_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -30,5 +30,14 @@ static inline __m512 lq_codes512_bytes(const uint8_t *p, __m512 zero) {
     return _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))), zero);
 }
 
+/* E4M3 as in codes_avx2.h */
+static inline __m512 lq_codes512_e4m3(const uint8_t *p) {
+    __m512i v = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)), m = _mm512_and_si512(v, _mm512_set1_epi32(127));
+    __m512 f = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(m, 20)), _mm512_set1_ps(0x1p120f));
+    __mmask16 nan = _mm512_cmpeq_epi32_mask(m, _mm512_set1_epi32(127));
+    __m512i bits = _mm512_mask_mov_epi32(_mm512_castps_si512(f), nan, _mm512_set1_epi32(0x7fc00000));
+    return _mm512_castsi512_ps(_mm512_or_si512(bits, _mm512_slli_epi32(_mm512_and_si512(v, _mm512_set1_epi32(128)), 24)));
+}
+
 static inline __mmask16 lq_mask16(size_t n) { return (__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1); }
 #endif

@@ -20,12 +20,22 @@ LQ_WALK_INLINE void bytes(const lq_walk *w, void *arg, lq_seg g, const uint8_t *
     if (n) _mm512_mask_storeu_ps(out, lq_mask16(n), _mm512_mul_ps(lq_codes512_bytes(p, zero), s));
 }
 
+LQ_WALK_INLINE void e4m3s(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
+    const lq_walk_out *o = arg;
+    float *out = o->v + (c - o->c0);
+    __m512 s = _mm512_set1_ps(g.s);
+    (void)w;
+    for (; n >= 16; n -= 16, p += 16, out += 16) _mm512_storeu_ps(out, _mm512_mul_ps(lq_codes512_e4m3(p), s));
+    if (n) _mm512_mask_storeu_ps(out, lq_mask16(n), _mm512_mul_ps(lq_codes512_e4m3(p), s));
+}
+
 static bool codes(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out) {
     lq_walk w;
     lq_dtype floats = lq_qtensor_floats(q);
     if (floats == LQ_NONE && !lq_walk_init(&w, q)) return false;
     if (floats != LQ_NONE)
         for (uint32_t r = 0; r < nr; r++) lq_decode_avx2(floats, q->codes + (r0 + r) * q->row_bytes, out + (size_t)r * q->cols, q->cols);
+    else if (w.bits == 8 && w.e4m3) lq_walk_dequant(&w, r0, nr, out, e4m3s);
     else if (w.bits == 8) lq_walk_dequant(&w, r0, nr, out, bytes);
     else lq_walk_dequant(&w, r0, nr, out, narrow);
     return true;
