@@ -138,6 +138,33 @@ static void every_method_is_deterministic_on_grid_and_honest(void **state) {
         }
 }
 
+/* Every named type, the real and the whole zero point of its integers: what a method accepts it makes. */
+static void every_method_makes_every_type_it_accepts(void **state) {
+    (void)state;
+    static const char *const zeros[] = {"", "-asym", "-fz"};
+    enum { ROWS = 18, COLS = 96, N = 150 };
+    lq_type_defaults d = {.group = 0};
+    for (const lq_method *const *m = lq_methods; *m; m++) {
+        void *opts = options_of(*m, NULL);
+        size_t made = 0;
+        for (const lq_type *t = lq_types; t->name; t++)
+            for (int z = 0; z < 3 && (!z || t->knobs & LQ_TYPE_SYM) && !t->keep; z++) {
+                char name[64];
+                lq_want w;
+                snprintf(name, sizeof name, "%s%s", t->name, zeros[z]);
+                assert_int_equal(lq_type_parse(NULL, name, &d, &w), LQ_OK);
+                if (w.open) lq_want_group(&w, 32);
+                if ((*m)->refine) (*m)->refine(opts, &w.scheme);
+                if ((*m)->accept(NULL, opts, ROWS, COLS, &w.scheme)) continue;
+                check(*m, NULL, ROWS, COLS, N, &w.scheme);
+                made++;
+            }
+        print_message("    %s: %zu types\n", (*m)->name, made);
+        assert_true(made > 0);
+        lq_free(opts);
+    }
+}
+
 static void every_switch_of_a_method_keeps_the_properties(void **state) {
     (void)state;
     for (const lq_method *const *m = lq_methods; *m; m++)
@@ -260,6 +287,7 @@ static void methods_are_found_by_name_and_describe_themselves(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_method_is_deterministic_on_grid_and_honest),
+        cmocka_unit_test(every_method_makes_every_type_it_accepts),
         cmocka_unit_test(every_switch_of_a_method_keeps_the_properties),
         cmocka_unit_test(every_method_survives_zero_weights_and_no_signal),
         cmocka_unit_test(columns_the_sample_never_reached_keep_their_weights),
