@@ -111,7 +111,9 @@ static lq_status walk_init(lq_walk *w, uint64_t budget, const char *dir) {
 }
 
 static void walk_free(lq_walk *w) {
+    for (uint32_t s = 0; s < LQ_WALK_STAGES; s++) lq_cache_free(&w->inputs[s]);
     lq_cache_free(&w->live);
+    lq_cache_free(&w->copy);
     lq_run_free(&w->run);
     lq_free(w->groups);
     lq_free(w->stream);
@@ -165,13 +167,32 @@ static lq_status move_stream(lq_walk *w, const lq_walk_group *g, bool in) {
     uint32_t d = w->run.width[T_RESID];
     float *at = w->stream;
     for (uint32_t i = g->first; i < g->first + g->n; at += (size_t)w->len[i++] * d) {
-        if (in) LQ_TRY(lq_cache_get(w->ctx, w->resid, i, at, (size_t)w->len[i] * d));
-        else LQ_TRY(lq_cache_put(w->ctx, w->resid, i, at, (size_t)w->len[i] * d));
+        if (in) LQ_TRY(lq_cache_get(w->ctx, w->copied ? w->copy : w->resid, i, at, (size_t)w->len[i] * d));
+        else LQ_TRY(lq_cache_put(w->ctx, w->copy ? w->copy : w->resid, i, at, (size_t)w->len[i] * d));
     }
     return LQ_OK;
 }
 
 typedef struct segment { uint32_t s; lq_stats *stats; } segment;
+
+/* Every 8th sequence is held out; of fewer than 8 the last one. */
+static bool is_held(const lq_walk *w, uint32_t sequence) {
+    uint32_t n = (uint32_t)lq_cache_items(w->resid);
+    return n < 8 ? n > 1 && sequence == n - 1 : sequence % 8 == 7;
+}
+
+static lq_status add_cross(lq_walk *w, const lq_chunk *c, uint32_t s, lq_stats *stats) {
+    size_t width = w->run.width[w->p.input[s]];
+    const float *x = w->run.t[w->p.input[s]];
+    float *fp = LQ_NEWN(float, c->n * width);
+    lq_status st = fp ? lq_cache_get(w->ctx, w->inputs[s], c->index, fp, c->n * width) : lq_oom(w->ctx, c->n * width * 4);
+    for (uint32_t i = 0; i < c->n_spans && !st; i++) {
+        const lq_span *p = &w->spans[i];
+        lq_stats_add_cross(stats, fp + p->first * width, x + p->first * width, p->n, is_held(w, c->sequence + i));
+    }
+    lq_free(fp);
+    return st;
+}
 
 static lq_status run_chunk(lq_walk *w, const lq_chunk *c, void *user) {
     const segment *g = user;
@@ -180,7 +201,8 @@ static lq_status run_chunk(lq_walk *w, const lq_chunk *c, void *user) {
     LQ_TRY(lq_work_check(w->ctx, &w->run.work));
     if (s == w->p.n_stages) return LQ_OK;
     LQ_TRY(save_live(w, s + 1, c->index, c->n));
-    return g->stats ? lq_stats_add(w->ctx, g->stats, w->run.t[w->p.input[s]], c->n) : LQ_OK;
+    if (g->stats) LQ_TRY(lq_stats_add(w->ctx, g->stats, w->run.t[w->p.input[s]], c->n));
+    return g->stats && w->inputs[s] ? add_cross(w, c, s, g->stats) : LQ_OK;
 }
 
 static lq_status each_chunk(lq_walk *w, const lq_walk_group *g, uint32_t s, uint32_t *index, lq_chunk_fn fn, void *user) {
@@ -191,6 +213,7 @@ static lq_status each_chunk(lq_walk *w, const lq_walk_group *g, uint32_t s, uint
         r->t[T_K] = w->keys + (size_t)t0 * r->width[T_K];
         r->t[T_V] = w->values + (size_t)t0 * r->width[T_V];
         c.n_spans = make_spans(w, g, t0, c.n);
+        c.sequence = g->first;
         LQ_TRY(load_live(w, s, c.index, c.n));
         LQ_TRY(fn(w, &c, user));
     }
@@ -205,11 +228,34 @@ lq_status lq_walk_chunks(lq_walk *w, uint32_t s, bool keep, lq_chunk_fn fn, void
         LQ_TRY(each_chunk(w, g, s, &index, fn, user));
         if (keep) LQ_TRY(move_stream(w, g, false));
     }
+    w->copied = w->copied || (w->copy && keep);
     return LQ_OK;
 }
 
 static lq_status run_segment(lq_walk *w, uint32_t s, lq_stats *stats) {
     return lq_walk_chunks(w, s, w->p.writes_resid[s], run_chunk, &(segment){s, stats});
+}
+
+static lq_status twin_chunk(lq_walk *w, const lq_chunk *c, void *user) {
+    uint32_t s = *(const uint32_t *)user;
+    lq_run_ops(&w->run, &w->m->layers[w->b], (uint32_t)w->b, w->p.cut[s], w->p.cut[s + 1], c->n, w->spans, c->n_spans);
+    if (s == w->p.n_stages) return LQ_OK;
+    LQ_TRY(save_live(w, s + 1, c->index, c->n));
+    int t = w->p.input[s];
+    return lq_cache_put(w->ctx, w->inputs[s], c->index, w->run.t[t], (size_t)c->n * w->run.width[t]);
+}
+
+/* The unquantized model goes first, so that no second copy of the weights is needed: what its stages read is kept. */
+static lq_status run_twin(lq_walk *w, lq_cache *twin, uint64_t budget, const char *dir) {
+    lq_cache *own = w->resid;
+    lq_status st = LQ_OK;
+    w->resid = twin;
+    for (uint32_t s = 0; s <= w->p.n_stages && !st; s++) {
+        if (s < w->p.n_stages) st = lq_cache_new(w->ctx, w->n_chunks, budget / w->p.n_stages, dir, &w->inputs[s]);
+        if (!st) st = lq_walk_chunks(w, s, w->p.writes_resid[s], twin_chunk, &s);
+    }
+    w->resid = own;
+    return st;
 }
 
 void lq_stage_fill(lq_model *m, int32_t b, uint32_t index, int32_t expert, lq_stage *out) {
@@ -242,7 +288,11 @@ static lq_status run_stage(lq_walk *w, uint32_t s, const lq_stage *stage, const 
     LQ_GO(run_segment(w, s, hook->needs ? &stats : NULL));
     LQ_GO(hook->on_stage(hook->user, w->b, stage, hook->needs ? &stats : NULL));
     LQ_GO(lq_run_fit(w->ctx, &w->run, &w->m->layers[w->b])); /* what it left may be quantized */
-    if (w->m->arch->block[w->p.cut[s + 1]].kind == LQ_OP_ROUTE) st = lq_walk_experts(w, s, hook, hook->needs ? &stats : NULL);
+    if (w->m->arch->block[w->p.cut[s + 1]].kind == LQ_OP_ROUTE) {
+        lq_stage_hook plain = *hook;
+        plain.needs &= ~(unsigned)LQ_NEED_CROSS;
+        st = lq_walk_experts(w, s, &plain, hook->needs ? &stats : NULL);
+    }
 done:
     lq_stats_free(&stats);
     return st;
@@ -255,23 +305,36 @@ static void join_segments(lq_cuts *p) {
     for (uint32_t s = 0; s < LQ_WALK_STAGES + 2; s++) p->writes_resid[0] = p->writes_resid[0] || p->writes_resid[s];
 }
 
-lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook,
-                             uint64_t cache_budget, const char *work_dir) {
+static lq_status run_block(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook, bool dry,
+                           uint64_t cache_budget, const char *work_dir) {
     if (!m->arch || b < 0 || b >= (int32_t)m->par.n_layers || !m->layers[b].loaded)
         return lq_fail(ctx, LQ_ERR_INTERNAL, "block %d is not loaded", b);
     lq_walk w = {.ctx = ctx, .m = m, .b = b, .resid = resid, .len = len};
     lq_status st;
     w.stats_budget = lq_params_at(&m->par, LQ_FEAT_MOE, (uint32_t)b) ? cache_budget / 2 : 0;
-    LQ_GO(walk_init(&w, cache_budget - w.stats_budget, work_dir));
+    bool twin = hook && hook->twin && hook->needs & LQ_NEED_CROSS;
+    LQ_GO(walk_init(&w, (cache_budget - w.stats_budget) / (twin || dry ? 2 : 1), work_dir));
+    if (dry) LQ_GO(lq_cache_new(ctx, lq_cache_items(resid), (cache_budget - w.stats_budget) / 2, work_dir, &w.copy));
     if (!hook || !hook->on_stage) join_segments(&w.p);
+    if (twin) LQ_GO(run_twin(&w, hook->twin, cache_budget / 2, work_dir));
     for (uint32_t s = 0; s < w.p.n_stages; s++) {
         lq_stage stage;
         lq_stage_fill(m, b, w.p.stage[s], -1, &stage);
         LQ_GO(run_stage(&w, s, &stage, hook));
     }
-    LQ_GO(run_segment(&w, w.p.n_stages, NULL));
+    if (!dry) LQ_GO(run_segment(&w, w.p.n_stages, NULL));
 done:
     if (st) lq_note(ctx, st, "block %d", b);
     walk_free(&w);
     return st;
+}
+
+lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook,
+                             uint64_t cache_budget, const char *work_dir) {
+    return run_block(ctx, m, b, resid, len, hook, false, cache_budget, work_dir);
+}
+
+lq_status lq_block_look(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook, uint64_t cache_budget,
+                        const char *work_dir) {
+    return run_block(ctx, m, b, resid, len, hook, true, cache_budget, work_dir);
 }

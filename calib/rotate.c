@@ -124,6 +124,7 @@ static lq_status refuse(lq_ctx *ctx, const lq_model *m, const char *what, const 
 
 lq_status lq_model_rotatable(lq_ctx *ctx, const lq_model *m, unsigned what) {
     if (!m->arch) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a model of unknown architecture cannot be rotated");
+    if (m->par.master) return refuse(ctx, m, what & LQ_ROTATE_STREAM ? "the residual stream" : "the heads", "the model itself rounds the inputs of its matrices, in their own coordinates");
     for (uint32_t l = 0; l < m->par.n_layers; l++) {
         walk w;
         walk_layer(&w, m, l);
@@ -132,6 +133,7 @@ lq_status lq_model_rotatable(lq_ctx *ctx, const lq_model *m, unsigned what) {
     }
     if (what & LQ_ROTATE_STREAM && m->par.layernorm)
         return refuse(ctx, m, "the residual stream", "its LayerNorms subtract a mean; without it they would be another architecture's RMSNorms");
+    if (m->par.master) return refuse(ctx, m, "master weights", "they and their inputs are rounded as the model runs, on the axes it was trained with");
     if (what & LQ_ROTATE_STREAM && m->par.embed_dim) return refuse(ctx, m, "the residual stream", "projections stand between it and the embedding");
     if (what & LQ_ROTATE_STREAM && lq_catalog_find(&m->cat, (lq_slot){-1, LQ_R_EMBED_NORM, -1}, LQ_PART_WEIGHT))
         return refuse(ctx, m, "the residual stream", "a norm stands behind the embedding");

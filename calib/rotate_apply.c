@@ -108,3 +108,41 @@ lq_status lq_rotation_apply(lq_ctx *ctx, lq_model *m, const lq_row *row, float *
     lq_free(gain);
     return st;
 }
+
+/* ---- second moments of inputs ---- */
+
+typedef struct moments { const job *j; double *g; uint32_t k; } moments;
+
+static void moment_slice(void *arg, size_t i) {
+    const moments *m = arg;
+    uint32_t r0 = (uint32_t)i * ROWS, r1 = m->k - r0 < ROWS ? m->k : r0 + ROWS;
+    double *scratch = m->j->scratch + m->j->per * (size_t)lq_worker();
+    for (uint32_t r = r0; r < r1; r++) turn_inputs(m->j, m->g + (size_t)r * m->k, scratch);
+}
+
+static void transpose(double *g, uint32_t k) {
+    for (uint32_t i = 0; i < k; i++)
+        for (uint32_t j = 0; j < i; j++) {
+            double v = g[(size_t)i * k + j];
+            g[(size_t)i * k + j] = g[(size_t)j * k + i];
+            g[(size_t)j * k + i] = v;
+        }
+}
+
+lq_status lq_rotation_moments(lq_ctx *ctx, lq_model *m, const lq_row *row, double *g) {
+    lq_turn t = lq_rotation_turn(m, row);
+    uint32_t k = lq_row_cols(row);
+    float *gain = NULL;
+    if (!t.in_stream && !t.in_heads) return LQ_OK;
+    lq_status st = read_gain(ctx, m, row, t, &gain);
+    for (uint32_t c = 0; gain && c < k; c++) gain[c] = gain[c] != 0 ? 1 / gain[c] : 0; /* the input was multiplied by it, the rotated one is not */
+    job j = {.r = m->rotation, .par = &m->par, .turn = t, .gain = gain, .cols = k, .per = k};
+    if (!st && !(j.scratch = lq_calloc(j.per * (size_t)lq_threads(), sizeof *j.scratch))) st = lq_oom(ctx, j.per * sizeof *j.scratch);
+    for (int side = 0; side < 2 && !st; side++) {
+        lq_parallel_for((k + ROWS - 1) / ROWS, moment_slice, &(moments){&j, g, k});
+        transpose(g, k);
+    }
+    lq_free(j.scratch);
+    lq_free(gain);
+    return st;
+}

@@ -25,6 +25,9 @@ typedef struct lq_walk {
     lq_model *m;
     int32_t b;
     lq_cache *resid, *live;    /* live: item = chunk */
+    lq_cache *copy;            /* lq_block_look: the stream as this block changes it; resid itself stays */
+    bool copied;               /* every item is in it */
+    lq_cache *inputs[LQ_WALK_STAGES]; /* what the stages read in the unquantized model; item = chunk; CROSS */
     const uint32_t *len;
     uint64_t stats_budget;     /* bytes for the statistics of several experts at a time */
     lq_cuts p;
@@ -35,7 +38,7 @@ typedef struct lq_walk {
     lq_span *spans;
 } lq_walk;
 
-typedef struct lq_chunk { uint32_t index, n, n_spans; } lq_chunk; /* n tokens; their spans are in w->spans */
+typedef struct lq_chunk { uint32_t index, n, n_spans, sequence; } lq_chunk; /* n tokens; their spans are in w->spans; sequence: of the first */
 typedef lq_status (*lq_chunk_fn)(lq_walk *w, const lq_chunk *c, void *user);
 /* fn for every chunk, w->run holding what lives across cut s; keep: the residual stream goes back to its cache. */
 lq_status lq_walk_chunks(lq_walk *w, uint32_t s, bool keep, lq_chunk_fn fn, void *user);

@@ -157,7 +157,7 @@ lq_status lq_sink_config(lq_sink *s, const char *text, size_t n) {
         st = lq_fail(s->ctx, LQ_ERR_FORMAT, "config.json: not an object");
         goto done;
     }
-    if (s->format->quant_config && json_object_get(doc, "quantization_config")) {
+    if (s->format->quant_config && json_object_get(doc, "quantization_config") && !json_object_get(s->opts.config, "quantization_config")) {
         st = lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "config.json: it has a quantization_config already; the input is quantized");
         goto done;
     }

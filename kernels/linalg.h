@@ -35,4 +35,15 @@ void lq_gram_free(lq_gram *g);
  * tiles. a[k][k] row-major, symmetric on entry; on return the upper triangle holds R and the strict lower is zero.
  * false when not positive definite (a is then garbage); *bad = the pivot's index. Source: algorithms.md 5.2 step 5. */
 bool lq_cholesky_upper(double *a, uint32_t k, uint32_t *bad);
+
+/* sum[k][k] += sum over n tokens of a b^T, a[n][k], b[n][k]: chunks in fp32, sums in fp64, as in lq_gram_add. Parallel. */
+void lq_cross_add(double *sum, uint32_t k, const float *a, const float *b, uint32_t n);
+/* One thread each: y[n][m] = a[n][k] b[k][m];  b[n][k] <- b (R R^T)^-1;  b[n][k] <- b R^-1, R of lq_cholesky_upper. */
+void lq_dgemm_nn(const double *a, const double *b, double *y, uint32_t n, uint32_t m, uint32_t k);
+void lq_cholesky_solve(const double *r, uint32_t k, double *b, uint32_t n);
+void lq_cholesky_solve_half(const double *r, uint32_t k, double *b, uint32_t n);
+/* The n largest eigenvalues (ascending) of the symmetric a[k][k] (destroyed) into values[k] and their unit vectors, one after the
+ * other, into vectors[n][k]. work: LQ_EIGEN_WORK k doubles, iwork: 12 k. LAPACK dsyevr; false: it failed. */
+enum { LQ_EIGEN_WORK = 32 };
+bool lq_eigen_top(double *a, uint32_t k, uint32_t n, double *values, double *vectors, double *work, int32_t *iwork);
 #endif

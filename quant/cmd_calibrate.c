@@ -25,7 +25,7 @@ typedef struct args {
 static const lq_opt options[] = {
     {"output", "o", LQ_OPT_STRING, offsetof(args, output), "STATS", NULL, NULL, 0, 0, 0, "the file to write (or the second argument)"},
     {"hessians", NULL, LQ_OPT_SET, offsetof(args, hessians), NULL, NULL, NULL, 0, 0, 1, "with the Gram matrices gptq and others need: 4 k^2 bytes per input of k columns"},
-    {"rotate", NULL, LQ_OPT_CHOICE, offsetof(args, rotate), NULL, "none", LQ_ROTATION_CHOICES, 0, 0, 0, "statistics of the model rotated so"},
+    {"rotate", NULL, LQ_OPT_CHOICE, offsetof(args, rotate), NULL, "none", LQ_ROTATION_FIXED, 0, 0, 0, "statistics of the model rotated so"},
     {"rotate-seed", NULL, LQ_OPT_INT, offsetof(args, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
     {"max-memory", NULL, LQ_OPT_SIZE, offsetof(args, max_memory), "SIZE", NULL, NULL, 0, 0, 0, "activations beyond it go to disk; default: a quarter of the machine's"},
     {"work-dir", "w", LQ_OPT_STRING, offsetof(args, work_dir), "DIR", NULL, NULL, 0, 0, 0, "where they go; default: TMPDIR or /tmp"},
@@ -95,7 +95,7 @@ static lq_status calibrate(lq_ctx *ctx, const args *a, const char *in, const cha
     lq_status st;
     LQ_GO(lq_source_open(ctx, in, &src));
     LQ_GO(lq_model_open(ctx, src, false, &m));
-    if (a->rotate) LQ_GO(lq_model_rotate(ctx, m, lq_rotation_choice(a->rotate), (uint64_t)a->rotate_seed));
+    if (a->rotate) LQ_GO(lq_rotation_set(ctx, m, a->rotate, a->rotate_seed));
     LQ_GO(lq_tokenizer_open(ctx, src, &t));
     LQ_GO(lq_corpus_build(ctx, t, src, &a->corpus, m->par.max_ctx, m->par.vocab, &rows));
     LQ_GO(lq_job_open(ctx, &job, in, out, "calibrate", LQ_RESUME_NEVER, a->overwrite));

@@ -5,6 +5,7 @@
 #include "core/verb.h"
 #include "calib/rotate.h"
 #include "quant/job.h"
+#include "quant/manifest.h"
 #include "quant/pipeline.h"
 #include "quant/plan.h"
 #include "quant/sidecars.h"
@@ -14,14 +15,15 @@
 
 typedef struct args {
     lq_common common;
-    int dtype, overwrite, rotate;
+    int dtype, overwrite, rotate, dequantize;
     int64_t rotate_seed;
     uint64_t shard_size;
 } args;
 
 static const lq_opt options[] = {
     {"dtype", NULL, LQ_OPT_CHOICE, offsetof(args, dtype), NULL, "bf16", LQ_FLOAT_CHOICES, 0, 0, 0, "type of every tensor in OUT"},
-    {"rotate", NULL, LQ_OPT_CHOICE, offsetof(args, rotate), NULL, "none", LQ_ROTATION_CHOICES, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
+    {"dequantize", NULL, LQ_OPT_CHOICE, offsetof(args, dequantize), NULL, NULL, "no|" LQ_FLOAT_CHOICES, 0, 0, 0, "the same for a quantized IN (GPTQ, lqt): every weight as its codes say"},
+    {"rotate", NULL, LQ_OPT_CHOICE, offsetof(args, rotate), NULL, "none", LQ_ROTATION_FIXED, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
     {"rotate-seed", NULL, LQ_OPT_INT, offsetof(args, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(args, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file"},
     {"overwrite", NULL, LQ_OPT_SET, offsetof(args, overwrite), NULL, NULL, NULL, 0, 0, 1, "replace OUT once the new one is complete"},
@@ -62,13 +64,37 @@ static lq_status put_row(lq_ctx *ctx, lq_model *m, lq_sink *sink, const lq_row *
     return st;
 }
 
+/* What it was made from, and which keys of config.json are not the source's. */
+static lq_status put_manifest(lq_ctx *ctx, lq_source *src, const args *a, const json_t *changes, lq_sink *sink) {
+    lq_buf text = {0};
+    lq_status st;
+    json_t *inputs = lq_manifest_inputs(ctx, src, &st), *list = json_array(), *v;
+    const char *key;
+    json_object_foreach((json_t *)changes, key, v) {
+        json_array_append_new(list, json_string(key));
+        lq_log(ctx, LQ_LOG_INFO, "config.json: '%s' %s", key, json_is_null(v) ? "is dropped" : "changes");
+    }
+    json_t *m = st ? NULL : json_pack("{s:i, s:s, s:s, s:O, s:s, s:O}", "schema", 1, "lquant", LQ_VERSION, "verb", "convert", "inputs", inputs, "dtype",
+                                      lq_dtypes[lq_float_choice(a->dtype)].name, "config_changes", list);
+    if (!st && !m) st = lq_oom(ctx, 256);
+    if (!st && a->rotate) json_object_set_new(m, "rotation", json_pack("{s:s, s:I}", "kind", a->rotate == LQ_ROTATION_HEADS ? "heads" : "hadamard", "seed", (json_int_t)a->rotate_seed));
+    if (!st) st = lq_json_dump(ctx, m, &text);
+    if (!st) st = lq_sink_sidecar(sink, "lquant-manifest.json", text.v, text.n);
+    lq_buf_free(&text);
+    json_decref(inputs);
+    json_decref(list);
+    json_decref(m);
+    return st;
+}
+
 static lq_status write_all(lq_ctx *ctx, lq_source *src, lq_model *m, const args *a, const lq_job *job, loss *l) {
     lq_sink *sink = NULL;
-    json_t *changes = lq_sidecars_changes(m);
+    json_t *changes = lq_sidecars_changes(m, lq_float_choice(a->dtype));
     lq_sink_opts so = {.shard_size = a->shard_size, .config = changes};
     for (size_t i = 0; i < m->cat.n; i++) m->cat.rows[i].out_dtype = lq_float_choice(a->dtype);
     lq_status st = !changes ? lq_oom(ctx, 64) : lq_sink_open(ctx, lq_format_by_name("safetensors"), job->partial, &m->cat, &so, &sink);
     if (!st) st = lq_sidecars_write(ctx, src, m, sink);
+    if (!st) st = put_manifest(ctx, src, a, changes, sink);
     for (size_t i = 0; i < m->cat.n && !st; i++) st = lq_check_cancel(ctx);
     for (size_t i = 0; i < m->cat.n && !st; i++) st = put_row(ctx, m, sink, &m->cat.rows[i], l);
     if (!st) st = lq_sink_close(&sink);
@@ -85,7 +111,7 @@ static lq_status convert(lq_ctx *ctx, const args *a, const char *in, const char 
     lq_status st;
     LQ_GO(lq_source_open(ctx, in, &src));
     LQ_GO(lq_model_open(ctx, src, false, &m));
-    if (a->rotate) LQ_GO(lq_model_rotate(ctx, m, lq_rotation_choice(a->rotate), (uint64_t)a->rotate_seed));
+    if (a->rotate) LQ_GO(lq_rotation_set(ctx, m, a->rotate, a->rotate_seed));
     LQ_GO(lq_job_open(ctx, &job, in, out, "convert", LQ_RESUME_NEVER, a->overwrite));
     st = write_all(ctx, src, m, a, &job, &l);
     if (!st) st = lq_job_finish(ctx, &job, NULL);
@@ -118,12 +144,13 @@ static lq_status run_convert(lq_ctx *ctx, const char *name, int argc, char **arg
     LQ_TRY(lq_opts_defaults(ctx, sets));
     LQ_TRY(lq_opts_parse(ctx, sets, argc, argv, pos, 2, &n));
     if (a.common.help) {
-        printf("lquant %s [flags] IN OUT_DIR\n  an ordinary Hugging Face folder from a GGUF file or another folder\n\n", name);
+        printf("lquant %s [flags] IN OUT_DIR\n  an ordinary Hugging Face folder of floats from a GGUF file, a quantized checkpoint or another folder\n\n", name);
         lq_opts_help(stdout, sets);
-        printf("\nexamples:\n  lquant convert model.gguf model-hf\n  lquant convert --dtype f32 model.gguf model-f32\n  lquant convert --dtype f16 model-bf16 model-f16\n");
+        printf("\nexamples:\n  lquant convert model.gguf model-hf\n  lquant convert --dtype f32 model.gguf model-f32\n  lquant convert --dtype f16 model-bf16 model-f16\n  lquant convert --dequantize f32 model-4bit model-decoded\n  lquant convert --dtype f32 --rotate hadamard model model-rotated\n");
         return LQ_OK;
     }
     if (n < 2) return lq_fail(ctx, LQ_ERR_USAGE, "lquant convert IN OUT_DIR: %s is missing", n ? "OUT_DIR" : "IN");
+    if (a.dequantize) a.dtype = a.dequantize - 1;
     LQ_TRY(lq_common_apply(ctx, &a.common));
     return convert(ctx, &a, pos[0], pos[1]);
 }

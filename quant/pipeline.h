@@ -9,6 +9,7 @@
 #include "quant/job.h"
 #include "quant/plan.h"
 #include "quant/recipe.h"
+#include "quant/rotate_choice.h"
 
 typedef struct lq_run_opts {
     const char *format;           /* NULL: by OUT's suffix, else gptq */
@@ -18,11 +19,9 @@ typedef struct lq_run_opts {
     int rotate;                   /* LQ_ROTATION_* */
     int64_t rotate_seed;
     lq_expert_opts experts;       /* mixtures of experts only */
+    int target_correction;        /* linears aim at the unquantized model's output */
     double max_fallback;          /* percent of linears that may fall back before the run fails with LQ_ERR_QUALITY */
 } lq_run_opts;
-enum { LQ_ROTATION_NONE, LQ_ROTATION_HADAMARD, LQ_ROTATION_HEADS };
-#define LQ_ROTATION_CHOICES "none|hadamard|heads"
-unsigned lq_rotation_choice(int index); /* LQ_ROTATE_* of calib/rotate.h */
 extern const lq_opt lq_run_options[];
 
 typedef struct lq_run {
@@ -35,10 +34,10 @@ typedef struct lq_run {
     void *user;
 } lq_run;
 
-/* The option tables of a run, in sets[0..4]: method, plan, calibration, run, end. The method's defaults come with the recipe,
- * those of sets + 1 by lq_opts_defaults. */
-enum { LQ_RUN_SETS = 4 };
-void lq_run_sets(lq_run *run, lq_optset *sets);
+/* The option tables of a run: the recipe's elements, then plan, calibration, run, end. Returns the index of plan's: the defaults of
+ * those before come with the recipe, of the others by lq_opts_defaults(ctx, sets + index). */
+enum { LQ_RUN_SETS = LQ_RECIPE_SETS + 3 };
+uint32_t lq_run_sets(lq_run *run, lq_optset sets[LQ_RUN_SETS + 1]);
 
 /* Runs it. *report: a JSON object for --json and --report (new reference; set even when some steps failed, may be NULL). A dry
  * run ends after on_plan and writes nothing. */

@@ -26,13 +26,6 @@ static lq_status put_json(lq_ctx *ctx, lq_sink *sink, const char *name, json_t *
     return st;
 }
 
-/* config.json without a quantization_config that told how master weights are run: what is written are the weights that ran. */
-static lq_status plain_config(lq_ctx *ctx, lq_source *src, lq_sink *sink) {
-    json_t *c = json_copy(src->config);
-    if (c) json_object_del(c, "quantization_config");
-    return put_json(ctx, sink, "config.json", c);
-}
-
 static json_t *token_or_null(const lq_tokenizer *t, int32_t id) {
     const char *text = id >= 0 ? lq_tokenizer_token(t, id) : NULL;
     return text ? json_string(text) : json_null();
@@ -61,21 +54,41 @@ done:
     return st;
 }
 
-json_t *lq_sidecars_changes(const lq_model *m) {
-    return m->rotation && m->rotation->untied ? json_pack("{s:b}", "tie_word_embeddings", 0) : json_object();
+static bool decodes(const lq_model *m) {
+    for (size_t i = 0; i < m->cat.n; i++)
+        if (m->cat.rows[i].dtype == LQ_NONE) return true;
+    return false;
+}
+
+static const char *float_name(lq_dtype t) { return t == LQ_F32 ? "float32" : t == LQ_F16 ? "float16" : "bfloat16"; }
+
+json_t *lq_sidecars_changes(const lq_model *m, lq_dtype floats) {
+    static const char *const types[] = {"dtype", "torch_dtype"}; /* what runtimes cast to when nobody says otherwise */
+    const json_t *config = m->src->config;
+    json_t *v = json_object();
+    int bad = !v;
+    if (m->rotation && m->rotation->untied) bad |= json_object_set_new(v, "tie_word_embeddings", json_false());
+    if ((decodes(m) || m->par.master) && json_object_get(config, "quantization_config")) bad |= json_object_set_new(v, "quantization_config", json_null());
+    for (int i = 0; i < 2 && floats; i++) {
+        const char *was = json_string_value(json_object_get(config, types[i]));
+        if (was && strcmp(was, float_name(floats))) bad |= json_object_set_new(v, types[i], json_string(float_name(floats)));
+    }
+    if (!bad) return v;
+    json_decref(v);
+    return NULL;
 }
 
 lq_status lq_sidecars_write(lq_ctx *ctx, lq_source *src, const lq_model *m, lq_sink *sink) {
     if (!src->gguf) {
         for (size_t i = 0; i < src->n_sidecars; i++)
-            if (m->par.master && !strcmp(src->sidecars[i], "config.json")) LQ_TRY(plain_config(ctx, src, sink));
-            else if (strcmp(src->sidecars[i], "lquant-manifest.json")) LQ_TRY(copy_one(ctx, src, src->sidecars[i], sink));
+            if (strcmp(src->sidecars[i], "lquant-manifest.json") && (strcmp(src->sidecars[i], "quantize_config.json") || !decodes(m)))
+                LQ_TRY(copy_one(ctx, src, src->sidecars[i], sink));
         return LQ_OK;
     }
     json_t *config = NULL;
     LQ_TRY(lq_model_config(ctx, m, &config));
     lq_dtype t = m->cat.rows[0].out_dtype;
-    json_object_set_new(config, "torch_dtype", json_string(t == LQ_F32 ? "float32" : t == LQ_F16 ? "float16" : "bfloat16"));
+    json_object_set_new(config, "torch_dtype", json_string(float_name(t)));
     LQ_TRY(put_json(ctx, sink, "config.json", config));
     return tokenizer_files(ctx, src, sink);
 }

@@ -4,7 +4,9 @@
 #include "quant/road.h"
 
 #include "calib/act.h"
+#include "calib/fold.h"
 #include "core/thread.h"
+#include "quant/target.h"
 #include "quant/statistics.h"
 
 struct decode { const lq_kernels *k; const lq_qtensor *q; float *w; };
@@ -41,17 +43,31 @@ static float static_step(const lq_qtensor *q, const lq_stats *stats) {
     return max > 0 ? max / lq_act_top(q->sch.act.dtype) : 1;
 }
 
+/* What the linear should aim at now that its input is quantized. */
+static lq_status correct_target(road *r, lq_weights *in, const lq_stats *stats, float **target) {
+    lq_target info;
+    *target = LQ_NEWN(float, (size_t)in->rows * in->cols);
+    if (!*target) return lq_oom(r->ctx, (size_t)in->rows * in->cols * 4);
+    LQ_TRY(lq_target_correct(r->ctx, in, stats, *target, &info));
+    in->w = *target;
+    lq_log(r->ctx, LQ_LOG_DEBUG, "%s: target correction alpha %g, damping %g, held-out loss %+.4g", in->name, info.alpha, info.damp, info.held_after);
+    return LQ_OK;
+}
+
 static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, float *w, const lq_stats *stats) {
     const lq_method *m = r->plan.method;
     lq_weights in = {.slot = row->slot, .name = row->name, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w, .fuse_absmax = r->fuse_absmax};
     lq_outcome o = {.method = m->name, .err_h = -1, .err_h_rtn = -1, .err_w = -1, .damp = -1};
     lq_qtensor q = {0};
+    float *target = NULL;
     LQ_TRY(lq_check_cancel(r->ctx));
     float *fisher = NULL;
     lq_status st = lq_fisher_read(r, row, &fisher);
     in.fisher = fisher;
+    if (!st && stats && stats->cross) st = correct_target(r, &in, stats, &target);
     if (!st) st = m->quantize(r->ctx, r->run->recipe.opts, &in, &row->scheme, stats, &q, &o);
     lq_free(fisher);
+    lq_free(target);
     if (st) return lq_note(r->ctx, st, "%s", row->name);
     q.slot = row->slot;
     o.tokens = stats ? stats->n : 0;
@@ -128,6 +144,11 @@ static lq_status replay_linear(road *r, json_t *entry, const void *p, size_t n) 
     return lq_fail(r->ctx, LQ_ERR_FORMAT, "%s: a unit does not fit the model", r->job.journal);
 }
 
+static lq_status replay_kept(road *r, json_t *entry, const void *p, size_t n) {
+    const lq_row *row = lq_unit_kept_row(r, entry);
+    return row ? lq_fold_restore(r->ctx, r->model, row, p, n) : lq_fail(r->ctx, LQ_ERR_FORMAT, "%s: a unit does not fit the model", r->job.journal);
+}
+
 static double block_cost(const road *r, int32_t b) {
     double cost = 0;
     for (size_t i = 0; i < r->model->cat.n; i++)
@@ -137,10 +158,12 @@ static double block_cost(const road *r, int32_t b) {
 
 static lq_status run_block(road *r, uint32_t b) {
     bool done = lq_job_has(&r->job, b);
-    lq_stage_hook hook = {.needs = done ? 0 : r->needs, .on_stage = done ? NULL : on_stage, .user = r};
+    lq_stage_hook hook = {.needs = done ? 0 : r->needs, .on_stage = done ? NULL : on_stage, .user = r, .twin = r->twin};
     LQ_TRY(lq_check_cancel(r->ctx));
     lq_status st = lq_model_load(r->ctx, r->model, (int32_t)b, LQ_LOAD_F32);
-    if (!st && done) st = lq_unit_each(r, b, replay_linear);
+    if (!st && done && r->twin) st = lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->twin, r->rows.len, NULL, r->cache_budget / 2, r->run->opts.work_dir);
+    if (!st && done) st = lq_unit_each(r, b, &(lq_unit_reader){.linear = replay_linear, .kept = replay_kept});
+    if (!st && !done) st = lq_xforms_block(r, b);
     if (!st) st = lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->resid, r->rows.len, &hook, r->cache_budget / 2, r->run->opts.work_dir);
     lq_model_unload(r->model, (int32_t)b);
     LQ_TRY(st);
@@ -153,12 +176,14 @@ static lq_status start_stream(road *r) {
     uint32_t d = r->model->par.hidden;
     size_t T = r->rows.seqlen;
     LQ_TRY(lq_cache_new(r->ctx, r->rows.n, r->cache_budget / 2, r->run->opts.work_dir, &r->resid));
+    if (r->needs & LQ_NEED_CROSS) LQ_TRY(lq_cache_new(r->ctx, r->rows.n, r->cache_budget / 4, r->run->opts.work_dir, &r->twin));
     LQ_TRY(lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED));
     float *x = lq_calloc(T * d, 4);
     lq_status st = x ? LQ_OK : lq_oom(r->ctx, T * d * 4);
     for (size_t i = 0; i < r->rows.n && !st; i++) {
         st = lq_embed(r->ctx, r->model, r->rows.ids + i * T, r->rows.len[i], 0, x);
         if (!st) st = lq_cache_put(r->ctx, r->resid, i, x, (size_t)r->rows.len[i] * d);
+        if (!st && r->twin) st = lq_cache_put(r->ctx, r->twin, i, x, (size_t)r->rows.len[i] * d);
     }
     lq_free(x);
     lq_model_unload(r->model, -1);
@@ -174,7 +199,7 @@ static lq_status run_head(road *r) {
     lq_stats stats = {0};
     float *x = lq_calloc(T * d, 4), *in = lq_calloc(T * width, 4), *w = lq_calloc(lq_row_elems(row), 4);
     lq_status st = x && in && w ? lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED) : lq_oom(r->ctx, 4 * lq_row_elems(row));
-    if (!st) st = lq_stats_init(r->ctx, &stats, r->needs, width);
+    if (!st) st = lq_stats_init(r->ctx, &stats, r->needs & ~(unsigned)LQ_NEED_CROSS, width);
     for (size_t i = 0; i < r->rows.n && !st; i++) {
         uint32_t len = r->rows.len[i];
         st = lq_cache_get(r->ctx, r->resid, i, x, (size_t)len * d);
@@ -201,6 +226,7 @@ static lq_status calibrated(road *r) {
     LQ_TRY(run_head(r));
     if (lq_cache_spilled(r->resid)) lq_log(r->ctx, LQ_LOG_INFO, "activations: %.1f MB were kept on disk", (double)lq_cache_spilled(r->resid) / 1e6);
     lq_cache_free(&r->resid);
+    lq_cache_free(&r->twin);
     return LQ_OK;
 }
 

@@ -97,7 +97,9 @@ static const struct { const char *prefix; unsigned what; const char *reason; } r
     {"gemma2", LQ_ROTATE_STREAM, "post-norm"},
     {"gemma3", LQ_ROTATE_STREAM, "post-norm"},
     {"glm4", LQ_ROTATE_STREAM, "post-norm"},
+    {"bitnet_online", LQ_ROTATE_STREAM | LQ_ROTATE_HEADS, "itself rounds"},
     {"bitnet", LQ_ROTATE_HEADS, "between attention and the output projection"},
+    {"bitnet_online", LQ_ROTATE_STREAM, "master weights"},
     {"opt_350m", LQ_ROTATE_STREAM, "norm"},
     {"opt", LQ_ROTATE_STREAM, "LayerNorm"},
     {"gpt2", LQ_ROTATE_STREAM, "LayerNorm"},
@@ -174,6 +176,46 @@ static void tied_embeddings_are_untied_and_gains_become_one(void **state) {
     close_golden(&f);
 }
 
+/* sum over rows of w of w G w^T */
+static double energy(const float *w, const double *g, uint32_t rows, uint32_t k) {
+    double sum = 0;
+    for (uint32_t r = 0; r < rows; r++)
+        for (uint32_t i = 0; i < k; i++)
+            for (uint32_t j = 0; j < k; j++) sum += (double)w[(size_t)r * k + i] * g[(size_t)i * k + j] * (double)w[(size_t)r * k + j];
+    return sum;
+}
+
+static void rotated_moments_give_rotated_weights_the_same_energy(void **state) {
+    (void)state;
+    fixture a, b;
+    open_golden(&a, "llama_tied");
+    open_rotated(&b, "llama_tied", LQ_ROTATE_STREAM | LQ_ROTATE_HEADS, 4);
+    for (size_t n = 0; n < a.m->cat.n; n++) {
+        const lq_row *row = &a.m->cat.rows[n], *turned = lq_catalog_find(&b.m->cat, row->slot, row->part);
+        if (row->stage < 0) continue;
+        uint32_t k = lq_row_cols(row);
+        double *g = LQ_NEWN(double, (size_t)k * k);
+        float *w = LQ_NEWN(float, lq_row_elems(row));
+        lq_rng rng;
+        lq_rng_seed(&rng, n, 1);
+        for (uint32_t t = 0; t < 5; t++) {
+            double x[512];
+            for (uint32_t c = 0; c < k; c++) x[c] = (double)lq_rng_normal(&rng) * (c == 3 ? 30 : 1);
+            for (uint32_t i = 0; i < k * k; i++) g[i] += x[i / k] * x[i % k];
+        }
+        OK(&a, lq_model_read_f32(&a.ctx, a.m, row, w));
+        double before = energy(w, g, lq_row_rows(row), k);
+        OK(&b, lq_model_read_f32(&b.ctx, b.m, turned, w));
+        OK(&b, lq_rotation_moments(&b.ctx, b.m, turned, g));
+        double after = energy(w, g, lq_row_rows(row), k);
+        if (!(fabs(after / before - 1) < 1e-5)) fail_msg("%s: energy %g became %g", row->name, before, after);
+        lq_free(g);
+        lq_free(w);
+    }
+    close_golden(&a);
+    close_golden(&b);
+}
+
 static float *tensor(fixture *f, size_t i) {
     float *w = LQ_NEWN(float, lq_row_elems(&f->m->cat.rows[i]));
     OK(f, lq_model_read_f32(&f->ctx, f->m, &f->m->cat.rows[i], w));
@@ -241,6 +283,7 @@ int main(void) {
         cmocka_unit_test(a_rotated_model_computes_the_same_logits),
         cmocka_unit_test(what_cannot_be_rotated_is_refused_with_its_reason),
         cmocka_unit_test(tied_embeddings_are_untied_and_gains_become_one),
+        cmocka_unit_test(rotated_moments_give_rotated_weights_the_same_energy),
         cmocka_unit_test(a_seed_decides_the_rotation),
         cmocka_unit_test(rotation_survives_every_failing_allocation),
         cmocka_unit_test(config_keys_change_and_every_other_byte_stays),

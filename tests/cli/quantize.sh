@@ -125,4 +125,21 @@ convert_keeps_every_weight_in_f32() { # test
     sed -n 's/.*"perplexity": \([0-9.]*\).*/\1/p' "$tmp/stdout" | cmp -s - "$tmp/a" || fail "perplexities differ"
 }
 
+dequantize_gives_the_decoded_weights_as_an_ordinary_folder() { # test
+    ok "$lquant" rtn --bits 4 -q --format gptq "$tiny" "$tmp/gptq"
+    ok "$lquant" rtn --bits 3 -q "$tiny" "$tmp/q.lqt"
+    for q in gptq q.lqt; do
+        ok "$lquant" eval "$tmp/$q" -f "$text" --chunks 2 --json
+        sed -n 's/.*"perplexity": \([0-9.]*\).*/\1/p' "$tmp/stdout" >"$tmp/a"
+        ok "$lquant" convert --dequantize f32 "$tmp/$q" "$tmp/f32-$q"
+        grep -q "every one exact" "$tmp/stdout" || fail "$(cat "$tmp/stdout")"
+        ok "$lquant" eval "$tmp/f32-$q" -f "$text" --chunks 2 --json
+        sed -n 's/.*"perplexity": \([0-9.]*\).*/\1/p' "$tmp/stdout" | cmp -s - "$tmp/a" || fail "$q: perplexities differ"
+        grep -q quantization_config "$tmp/f32-$q/config.json" && fail "$q: config.json still says quantized"
+        grep -q '"torch_dtype": "float32"' "$tmp/f32-$q/config.json" || fail "$q: config.json does not say float32"
+    done
+    absent "$tmp/f32-gptq/quantize_config.json"
+    grep -q '"quantization_config"' "$tmp/f32-gptq/lquant-manifest.json" || fail "the dropped key is not in the manifest"
+}
+
 run_all
