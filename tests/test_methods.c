@@ -70,7 +70,8 @@ static void check(const lq_method *m, const char *flag, uint32_t rows, uint32_t 
     assert_true(lq_scheme_eq(&a.sch, s) && a.rows == rows && a.cols == cols && a.slot.block == 3);
 
     double all = loss_of(&stats.gram, w, NULL, rows), err = all > 0 ? loss_of(&stats.gram, w, &a, rows) / all : 0; /* what it says is true */
-    assert_true(fabs(o.err_h - err) <= 1e-3 * err + 1e-7);
+    char name[64];
+    if (!(fabs(o.err_h - err) <= 1e-3 * err + 1e-7)) fail_msg("%s on %s says %g, the error is %g", m->name, lq_scheme_name(s, name, sizeof name), o.err_h, err);
     assert_true(o.err_h <= o.err_h_rtn * (1 + 1e-6));
     assert_true(o.err_w >= 0 && o.method && !o.fallback[0]);
 
