@@ -7,7 +7,6 @@
  * with the same scales does better keep it; a Hessian that cannot be factored leads to RTN, and is reported. */
 #include "quant/gptq_solve.h"
 #include "quant/grid.h"
-#include "quant/kmeans.h"
 #include "quant/method.h"
 #include "quant/proxy.h"
 
@@ -33,23 +32,15 @@ static const lq_opt options[] = {
     {"block-size", NULL, LQ_OPT_INT, offsetof(gptq_opts, block), "N", "128", NULL, 1, 256, 0, "columns per lazy update; changes speed only"},
     {0}};
 
-static bool own_tables(const lq_scheme *s) { return s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA; }
-
 static lq_status accept(lq_ctx *ctx, const void *opts, uint32_t rows, uint32_t cols, const lq_scheme *s) {
     (void)opts, (void)rows;
-    if (own_tables(s) && (!(s->extra & LQ_X_LUT_PER_ROW) || s->scale.dtype != LQ_NONE)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "expected tables per row, without scales");
     if (s->grid.kind == LQ_GRID_F32) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "f32 holds every weight: there is nothing to round");
-    if (s->extra & ~(uint32_t)(own_tables(s) ? LQ_X_LUT_PER_ROW : 0)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "gptq keeps nothing beside the codes");
+    if (s->extra & ~(uint32_t)LQ_X_LUT_PER_ROW) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "gptq keeps nothing beside the codes");
     return lq_grid_accept(ctx, s, cols);
 }
 
 static lq_fit fit_of(const gptq_opts *o) {
     return o->scales == SCALES_MINMAX ? LQ_FIT_MINMAX : o->scales == SCALES_POSITIVE ? LQ_FIT_SEARCH : LQ_FIT_SEARCH_SIGNED;
-}
-
-/* Scales, or for tables of its own exact weighted k-means per row. */
-static lq_status fit(lq_ctx *ctx, const gptq_opts *o, const float *w, const float *h, lq_qtensor *q) {
-    return own_tables(&q->sch) ? lq_lut_fit(ctx, q, w, h, 0, NULL) : lq_grid_fit(ctx, q, w, h, fit_of(o));
 }
 
 static lq_status fall_back(lq_ctx *ctx, const char *why, const lq_weights *w, const lq_stats *stats, lq_qtensor *q, lq_outcome *o) {
@@ -70,7 +61,7 @@ static lq_status solve(lq_ctx *ctx, const gptq_opts *opt, const lq_weights *w, c
     lq_status st = LQ_OK;
     LQ_TRY(lq_gptq_factor_init(ctx, &f, &stats->gram, opt->damp, !opt->in_order));
     o->dead_cols = f.dead;
-    LQ_GO(fit(ctx, opt, w->w, f.weight, q));
+    LQ_GO(lq_grid_fit(ctx, q, w->w, f.weight, fit_of(opt)));
     if (f.failed[0]) {
         LQ_GO(fall_back(ctx, f.failed, w, stats, q, o));
         goto done;
@@ -98,7 +89,7 @@ static lq_status quantize(lq_ctx *ctx, const void *opts, const lq_weights *w, co
     if (stats->n) {
         LQ_GO(solve(ctx, opts, w, stats, out, o));
     } else {
-        LQ_GO(fit(ctx, opts, w->w, NULL, out));
+        LQ_GO(lq_grid_fit(ctx, out, w->w, NULL, fit_of(opts)));
         LQ_GO(fall_back(ctx, "calibration gave it no tokens", w, stats, out, o));
     }
     LQ_GO(lq_weight_error(ctx, w->w, out, &o->err_w));
