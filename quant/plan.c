@@ -198,6 +198,7 @@ static lq_status base_want(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *
     lq_status st = lq_type_parse(ctx, name, &d, base);
     if (st && !o->scheme) return lq_note(ctx, st, "%s with --bits %lld", m->name, (long long)o->bits);
     if (st) return st;
+    if (!o->scheme && o->group && base->knobs & LQ_TYPE_GROUP) lq_want_group(base, o->group); /* over the method's own */
     return base->keep ? lq_fail(ctx, LQ_ERR_USAGE, "--scheme %s: nothing would be quantized", name) : LQ_OK;
 }
 

@@ -8,6 +8,9 @@ extern const lq_method lq_method_rtn, lq_method_gptq, lq_method_int8, lq_method_
 extern const lq_xform lq_xform_awq, lq_xform_smoothquant;
 extern const lq_method lq_method_nf4, lq_method_fp4, lq_method_fp8, lq_method_mxfp4, lq_method_nvfp4;
 extern const lq_method lq_method_squeezellm;
+extern const lq_method lq_method_hqq;
+extern const lq_method lq_method_ternary, lq_method_binary;
+extern const lq_method lq_method_sparsegpt, lq_method_wanda;
 
 const lq_method *const lq_methods[] = {
     &lq_method_rtn,
@@ -20,6 +23,11 @@ const lq_method *const lq_methods[] = {
     &lq_method_mxfp4,
     &lq_method_nvfp4,
     &lq_method_squeezellm,
+    &lq_method_hqq,
+    &lq_method_ternary,
+    &lq_method_binary,
+    &lq_method_sparsegpt,
+    &lq_method_wanda,
     NULL};
 const lq_xform *const lq_xforms[] = {&lq_xform_awq, &lq_xform_smoothquant, NULL};
 
