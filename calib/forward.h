@@ -24,6 +24,10 @@ typedef struct lq_state lq_state;
 lq_status lq_state_new(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, lq_state **out);
 /* For scoring whole texts: every lq_forward starts a new sequence, and keys and values of one block at a time are held. */
 lq_status lq_state_new_scoring(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, lq_state **out);
+/* Either, with a cache in a small type (calib/kv.h); steps: as there, m->kv_steps or NULL. scoring holds one block's at a time. */
+typedef struct lq_kv_opts { int kind, fixed; } lq_kv_opts; /* lq_kv_kind; fixed: the steps stored with the model */
+lq_status lq_state_new_kv(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, bool scoring, const lq_kv_opts *o, lq_state **out);
+uint64_t lq_state_kv_bytes(const lq_state *s); /* memory of the cache */
 void lq_state_reset(lq_state *s);
 void lq_state_free(lq_state **s);
 uint32_t lq_state_pos(const lq_state *s);
