@@ -33,6 +33,8 @@ static void log_line(void *user, lq_level level, const char *line) {
 static void help(FILE *out) {
     fprintf(out, "lquant %s: post-training quantization of large language models\n\nlquant VERB [flags] IN [OUT]\n\nquantize:\n", LQ_VERSION);
     for (const lq_method *const *m = lq_methods; *m; m++) fprintf(out, "  %-14s %s\n", (*m)->name, (*m)->what);
+    fprintf(out, "\ntransforms, alone or before a method (awq,gptq):\n");
+    for (const lq_xform *const *x = lq_xforms; *x; x++) fprintf(out, "  %-14s %s\n", (*x)->name, (*x)->what);
     fprintf(out, "\nother verbs:\n");
     for (int i = 0; i < N_VERBS; i++) fprintf(out, "  %-14s %s\n", verbs[i]->name, verbs[i]->what);
     fprintf(out, "  %-14s %s\n  %-14s %s\n\n", "list", "methods, formats, archs, types, protocols or kernels", "help VERB", "the flags of a verb; also VERB --help");
@@ -57,9 +59,10 @@ static void list_kernels(void) {
 }
 
 static lq_status list(lq_ctx *ctx, const char *what) {
-    if (!strcmp(what, "methods"))
+    if (!strcmp(what, "methods")) {
         for (const lq_method *const *m = lq_methods; *m; m++) printf("%-14s %s (%s)\n", (*m)->name, (*m)->what, (*m)->paper);
-    else if (!strcmp(what, "formats"))
+        for (const lq_xform *const *x = lq_xforms; *x; x++) printf("%-14s %s (%s)\n", (*x)->name, (*x)->what, (*x)->paper);
+    } else if (!strcmp(what, "formats"))
         for (const lq_format *const *f = lq_formats; *f; f++) printf("%-14s %s\n", (*f)->name, (*f)->what);
     else if (!strcmp(what, "types"))
         for (const lq_type *t = lq_types; t->name; t++) printf("%-14s %s\n", t->name, t->what);

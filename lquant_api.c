@@ -52,8 +52,7 @@ int lquant_quantize(lquant *s, const char *recipe, const lquant_setting *setting
     lq_status st = lq_recipe_parse(&s->ctx, recipe, &run.recipe);
     if (st) return (int)st;
     lq_optset sets[LQ_RUN_SETS + 1];
-    lq_run_sets(&run, sets);
-    st = lq_opts_defaults(&s->ctx, sets + 1);
+    st = lq_opts_defaults(&s->ctx, sets + lq_run_sets(&run, sets));
     for (size_t i = 0; i < n && !st; i++) st = lq_opts_set(&s->ctx, sets, settings[i].key, settings[i].value);
     if (!st) st = lq_pipeline_run(&s->ctx, &run, &v);
     if (report) *report = v ? json_dumps(v, JSON_INDENT(2)) : NULL;

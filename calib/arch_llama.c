@@ -61,19 +61,22 @@ const lq_arch_name lq_llama_names[] = { /* in the order of the catalog: before, 
 const lq_arch lq_arch_llama = {
     .name = "llama", .model_types = TYPES("llama"), .gguf_archs = TYPES("llama"), .gguf_rope_pairs = true, .block = lq_llama_block,
     .names = lq_llama_names,
-    .family = {.max_ctx = 2048, .attention_bias = true, .mlp_bias = true, .hf_class = "LlamaForCausalLM"}, READERS};
+    .family = {.hidden = 4096, .ffn = 11008, .layers = 32, .heads = 32, .vocab = 32000, .max_ctx = 2048,
+               .attention_bias = true, .mlp_bias = true, .hf_class = "LlamaForCausalLM"}, READERS};
 
 const lq_arch lq_arch_mistral = {
     .name = "mistral", .model_types = TYPES("mistral"), .gguf_archs = TYPES("mistral"), .gguf_rope_pairs = true, .block = lq_llama_block,
     .names = lq_llama_names,
-    .family = {.kv_heads = 8, .max_ctx = 131072, .window = 4096, .windows = LQ_WINDOW_ALL, .hf_class = "MistralForCausalLM"}, READERS};
+    .family = {.hidden = 4096, .ffn = 14336, .layers = 32, .heads = 32, .vocab = 32000, .kv_heads = 8,
+               .max_ctx = 131072, .window = 4096, .windows = LQ_WINDOW_ALL, .hf_class = "MistralForCausalLM"}, READERS};
 
 const lq_arch lq_arch_qwen2 = {
     .name = "qwen2", .model_types = TYPES("qwen2"), .gguf_archs = TYPES("qwen2"), .block = lq_llama_block, .names = lq_llama_names,
-    .family = {.kv_heads = 32, .max_ctx = 32768, .window = 4096, .windows = LQ_WINDOW_BY_LAYER, .qkv_bias = true, .hf_class = "Qwen2ForCausalLM"},
+    .family = {.hidden = 4096, .ffn = 22016, .layers = 32, .heads = 32, .vocab = 151936, .kv_heads = 32, .max_ctx = 32768,
+               .window = 4096, .windows = LQ_WINDOW_BY_LAYER, .qkv_bias = true, .hf_class = "Qwen2ForCausalLM"},
     READERS};
 
 const lq_arch lq_arch_qwen3 = {
     .name = "qwen3", .model_types = TYPES("qwen3"), .gguf_archs = TYPES("qwen3"), .block = lq_llama_block, .names = lq_llama_names,
-    .family = {.kv_heads = 32, .head_dim = 128, .max_ctx = 32768, .window = 4096, .windows = LQ_WINDOW_BY_LAYER, .attention_bias = true,
+    .family = {.hidden = 4096, .ffn = 22016, .layers = 32, .heads = 32, .vocab = 151936, .kv_heads = 32, .head_dim = 128, .max_ctx = 32768, .window = 4096, .windows = LQ_WINDOW_BY_LAYER, .attention_bias = true,
                .qk_norm = true, .hf_class = "Qwen3ForCausalLM"}, READERS};

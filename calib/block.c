@@ -113,6 +113,7 @@ static lq_status walk_init(lq_walk *w, uint64_t budget, const char *dir) {
 static void walk_free(lq_walk *w) {
     for (uint32_t s = 0; s < LQ_WALK_STAGES; s++) lq_cache_free(&w->inputs[s]);
     lq_cache_free(&w->live);
+    lq_cache_free(&w->copy);
     lq_run_free(&w->run);
     lq_free(w->groups);
     lq_free(w->stream);
@@ -166,8 +167,8 @@ static lq_status move_stream(lq_walk *w, const lq_walk_group *g, bool in) {
     uint32_t d = w->run.width[T_RESID];
     float *at = w->stream;
     for (uint32_t i = g->first; i < g->first + g->n; at += (size_t)w->len[i++] * d) {
-        if (in) LQ_TRY(lq_cache_get(w->ctx, w->resid, i, at, (size_t)w->len[i] * d));
-        else LQ_TRY(lq_cache_put(w->ctx, w->resid, i, at, (size_t)w->len[i] * d));
+        if (in) LQ_TRY(lq_cache_get(w->ctx, w->copied ? w->copy : w->resid, i, at, (size_t)w->len[i] * d));
+        else LQ_TRY(lq_cache_put(w->ctx, w->copy ? w->copy : w->resid, i, at, (size_t)w->len[i] * d));
     }
     return LQ_OK;
 }
@@ -227,6 +228,7 @@ lq_status lq_walk_chunks(lq_walk *w, uint32_t s, bool keep, lq_chunk_fn fn, void
         LQ_TRY(each_chunk(w, g, s, &index, fn, user));
         if (keep) LQ_TRY(move_stream(w, g, false));
     }
+    w->copied = w->copied || (w->copy && keep);
     return LQ_OK;
 }
 
@@ -303,15 +305,16 @@ static void join_segments(lq_cuts *p) {
     for (uint32_t s = 0; s < LQ_WALK_STAGES + 2; s++) p->writes_resid[0] = p->writes_resid[0] || p->writes_resid[s];
 }
 
-lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook,
-                             uint64_t cache_budget, const char *work_dir) {
+static lq_status run_block(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook, bool dry,
+                           uint64_t cache_budget, const char *work_dir) {
     if (!m->arch || b < 0 || b >= (int32_t)m->par.n_layers || !m->layers[b].loaded)
         return lq_fail(ctx, LQ_ERR_INTERNAL, "block %d is not loaded", b);
     lq_walk w = {.ctx = ctx, .m = m, .b = b, .resid = resid, .len = len};
     lq_status st;
     w.stats_budget = lq_params_at(&m->par, LQ_FEAT_MOE, (uint32_t)b) ? cache_budget / 2 : 0;
     bool twin = hook && hook->twin && hook->needs & LQ_NEED_CROSS;
-    LQ_GO(walk_init(&w, (cache_budget - w.stats_budget) / (twin ? 2 : 1), work_dir));
+    LQ_GO(walk_init(&w, (cache_budget - w.stats_budget) / (twin || dry ? 2 : 1), work_dir));
+    if (dry) LQ_GO(lq_cache_new(ctx, lq_cache_items(resid), (cache_budget - w.stats_budget) / 2, work_dir, &w.copy));
     if (!hook || !hook->on_stage) join_segments(&w.p);
     if (twin) LQ_GO(run_twin(&w, hook->twin, cache_budget / 2, work_dir));
     for (uint32_t s = 0; s < w.p.n_stages; s++) {
@@ -319,9 +322,19 @@ lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resi
         lq_stage_fill(m, b, w.p.stage[s], -1, &stage);
         LQ_GO(run_stage(&w, s, &stage, hook));
     }
-    LQ_GO(run_segment(&w, w.p.n_stages, NULL));
+    if (!dry) LQ_GO(run_segment(&w, w.p.n_stages, NULL));
 done:
     if (st) lq_note(ctx, st, "block %d", b);
     walk_free(&w);
     return st;
+}
+
+lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook,
+                             uint64_t cache_budget, const char *work_dir) {
+    return run_block(ctx, m, b, resid, len, hook, false, cache_budget, work_dir);
+}
+
+lq_status lq_block_look(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook, uint64_t cache_budget,
+                        const char *work_dir) {
+    return run_block(ctx, m, b, resid, len, hook, true, cache_budget, work_dir);
 }

@@ -10,17 +10,34 @@
 enum { SLICE = 64 }; /* columns; sums run over tokens in order, whatever the thread count */
 
 lq_status lq_stats_init(lq_ctx *ctx, lq_stats *s, unsigned needs, uint32_t cols) {
-    *s = (lq_stats){.needs = needs, .cols = cols};
+    *s = (lq_stats){.needs = needs, .cols = cols, .stride = 1};
     lq_status st = LQ_OK;
-    if (needs & ~(unsigned)(LQ_NEED_ABSMAX | LQ_NEED_GRAM | LQ_NEED_SQUARES | LQ_NEED_CROSS)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "statistics of kind %u are not gathered yet", needs);
+    if (needs & ~(unsigned)(LQ_NEED_ABSMAX | LQ_NEED_GRAM | LQ_NEED_SQUARES | LQ_NEED_CROSS | LQ_NEED_SAMPLES)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "statistics of kind %u are not gathered yet", needs);
     if (needs & LQ_NEED_ABSMAX && !((s->absmax = LQ_NEWN(float, cols)) && (s->abssum = LQ_NEWN(double, cols)))) st = lq_oom(ctx, (size_t)cols * 12);
     if (!st && needs & LQ_NEED_SQUARES && !(s->squares = LQ_NEWN(double, cols))) st = lq_oom(ctx, (size_t)cols * 8);
     if (!st && needs & LQ_NEED_GRAM) st = lq_gram_init(ctx, &s->gram, cols);
     if (!st && needs & LQ_NEED_CROSS) st = lq_gram_init(ctx, &s->held, cols);
     bool cross = !(needs & LQ_NEED_CROSS) || ((s->cross = LQ_NEWN(double, (size_t)cols * cols)) && (s->held_cross = LQ_NEWN(double, (size_t)cols * cols)));
     if (!st && !cross) st = lq_oom(ctx, (size_t)cols * cols * 16);
+    if (!st && needs & LQ_NEED_SAMPLES && !(s->samples = LQ_NEWN(float, (size_t)LQ_SAMPLES * cols))) st = lq_oom(ctx, (size_t)LQ_SAMPLES * cols * 4);
     if (st) lq_stats_free(s);
     return st;
+}
+
+/* Every stride-th token; when there is no more room every other one goes and the stride doubles: the choice depends on nothing
+ * but the number of tokens. */
+static void add_samples(lq_stats *s, const float *x, uint32_t n) {
+    size_t row = s->cols * sizeof *x;
+    for (uint64_t t = s->n; t < s->n + n; t++) {
+        if (t % s->stride) continue;
+        if (s->n_samples == LQ_SAMPLES) {
+            for (uint32_t i = 1; i < LQ_SAMPLES / 2; i++) memcpy(s->samples + (size_t)i * s->cols, s->samples + (size_t)2 * i * s->cols, row);
+            s->n_samples /= 2;
+            s->stride *= 2;
+            if (t % s->stride) continue;
+        }
+        memcpy(s->samples + (size_t)s->n_samples++ * s->cols, x + (size_t)(t - s->n) * s->cols, row);
+    }
 }
 
 typedef struct job { lq_stats *s; const float *x; uint32_t n; uint8_t *bad; } job; /* bad: [slices] 1 + column in the slice */
@@ -83,6 +100,7 @@ static lq_status scan(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
 
 lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
     LQ_TRY(scan(ctx, s, x, n));
+    if (s->needs & LQ_NEED_SAMPLES) add_samples(s, x, n);
     add_squares(s, x, n);
     if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
     s->n += n;
@@ -91,6 +109,7 @@ lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
 
 lq_status lq_stats_add_weighted(lq_ctx *ctx, lq_stats *s, float *x, const float *w, uint32_t n) {
     LQ_TRY(scan(ctx, s, x, n));
+    if (s->needs & LQ_NEED_SAMPLES) add_samples(s, x, n);
     for (uint32_t t = 0; t < n; t++)
         for (uint32_t c = 0; c < s->cols; c++) x[(size_t)t * s->cols + c] *= w[t];
     add_squares(s, x, n);
@@ -119,6 +138,11 @@ void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c) {
     if (s->needs & LQ_NEED_SQUARES) shrink_squares(s, prior, c, empty);
     if (!empty) return;
     s->n = s->gram.n = prior->n;
+    if (s->needs & LQ_NEED_SAMPLES) {
+        s->n_samples = prior->n_samples;
+        s->stride = prior->stride;
+        memcpy(s->samples, prior->samples, (size_t)s->n_samples * s->cols * sizeof *s->samples);
+    }
     if (!(s->needs & LQ_NEED_ABSMAX)) return;
     memcpy(s->absmax, prior->absmax, s->cols * sizeof *s->absmax);
     memcpy(s->abssum, prior->abssum, s->cols * sizeof *s->abssum);
@@ -140,5 +164,6 @@ void lq_stats_free(lq_stats *s) {
     lq_free(s->abssum);
     lq_free(s->squares);
     lq_gram_free(&s->gram);
+    lq_free(s->samples);
     *s = (lq_stats){0};
 }

@@ -19,7 +19,11 @@ typedef struct lq_stats {
     double *cross;     /* [cols][cols] sum (x_fp - x) x^T, x_fp: the same token in the unquantized model (CROSS, with GRAM) */
     lq_gram held;      /* of the held-out sequences (every 8th) alone: gram, cross (CROSS) */
     double *held_cross;
+    float *samples;    /* [n_samples][cols] tokens 0, stride, 2 stride ... (SAMPLES): at most LQ_SAMPLES, at least half of that when there are as many */
+    uint32_t n_samples;
+    uint64_t stride;
 } lq_stats;
+enum { LQ_SAMPLES = 1024 };
 lq_status lq_stats_init(lq_ctx *ctx, lq_stats *s, unsigned needs, uint32_t cols);
 /* x[n][cols]; LQ_ERR_QUALITY when a value is not finite, naming the column. */
 lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n);

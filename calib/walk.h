@@ -25,6 +25,8 @@ typedef struct lq_walk {
     lq_model *m;
     int32_t b;
     lq_cache *resid, *live;    /* live: item = chunk */
+    lq_cache *copy;            /* lq_block_look: the stream as this block changes it; resid itself stays */
+    bool copied;               /* every item is in it */
     lq_cache *inputs[LQ_WALK_STAGES]; /* what the stages read in the unquantized model; item = chunk; CROSS */
     const uint32_t *len;
     uint64_t stats_budget;     /* bytes for the statistics of several experts at a time */

@@ -42,6 +42,30 @@ static lq_status put_kept(road *r, const lq_row *row) {
     return st;
 }
 
+static lq_status note_folded(road *r, json_t *entry, const void *p, size_t n) {
+    const lq_row *row = lq_unit_kept_row(r, entry);
+    (void)p, (void)n;
+    if (!row) return lq_fail(r->ctx, LQ_ERR_FORMAT, "%s: a unit does not fit the model", r->job.journal);
+    r->changed[row - r->model->cat.rows] = 1;
+    return json_array_append(r->folded, json_object_get(entry, "kept")) ? lq_oom(r->ctx, 64) : LQ_OK;
+}
+
+static lq_status put_folded(road *r, json_t *entry, const void *p, size_t n) { return lq_sink_put_fp(r->sink, lq_unit_kept_row(r, entry), p, n); }
+
+static lq_status note_choice(road *r, json_t *entry, const void *p, size_t n) {
+    (void)p, (void)n;
+    return json_array_append(r->transforms, entry) ? lq_oom(r->ctx, 64) : LQ_OK;
+}
+
+/* Which kept tensors come from the journal instead of the source. */
+static lq_status find_folded(road *r) {
+    if (!r->changed) r->changed = lq_alloc(r->model->cat.n + 1);
+    r->folded = json_array();
+    r->transforms = json_array();
+    if (!r->changed || !r->folded || !r->transforms) return lq_oom(r->ctx, r->model->cat.n);
+    return lq_unit_each_done(r, &(lq_unit_reader){.kept = note_folded});
+}
+
 static json_t *manifest(road *r, json_t *changes) {
     json_t *cal = r->needs     ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed)
                   : r->stats.n ? json_pack("{s:s, s:s, s:O}", "statistics", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash, "of",
@@ -52,8 +76,13 @@ static json_t *manifest(road *r, json_t *changes) {
     json_t *v;
     json_object_foreach(changes, key, v) json_array_append_new(changed, json_string(key));
     if (r->plan.format->quant_config) json_array_append_new(changed, json_string("quantization_config"));
-    return json_pack("{s:i, s:s, s:O, s:O, s:o, s:o, s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options,
+    json_t *m = json_pack("{s:i, s:s, s:O, s:O, s:o, s:o, s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options,
                      "calibration", cal, "config_changes", changed, "modules", r->modules, "kept", lq_manifest_kept(&r->model->cat));
+    if (m && r->run->recipe.n_xforms && (json_object_set(m, "transforms", r->transforms) || json_object_set(m, "folded", r->folded))) {
+        json_decref(m);
+        return NULL;
+    }
+    return m;
 }
 
 lq_status lq_assemble(road *r) {
@@ -66,12 +95,13 @@ lq_status lq_assemble(road *r) {
     lq_status st;
     r->modules = json_array();
     if (!meta || !changes || !r->modules) { st = lq_oom(r->ctx, 256); goto done; }
+    LQ_GO(find_folded(r));
     LQ_GO(lq_job_clean(r->ctx, &r->job));
     LQ_GO(lq_sink_open(r->ctx, r->plan.format, r->job.partial, &r->model->cat, &so, &r->sink));
     LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
     for (size_t i = 0; i < r->model->cat.n; i++)
-        if (!r->model->cat.rows[i].quantize) LQ_GO(put_kept(r, &r->model->cat.rows[i]));
-    LQ_GO(lq_unit_each_done(r, put_linear));
+        if (!r->model->cat.rows[i].quantize && !r->changed[i]) LQ_GO(put_kept(r, &r->model->cat.rows[i]));
+    LQ_GO(lq_unit_each_done(r, &(lq_unit_reader){.linear = put_linear, .kept = put_folded, .choice = note_choice}));
     json_t *m = manifest(r, changes);
     if (!m) { st = lq_oom(r->ctx, 256); goto done; }
     if (!r->plan.format->ext) { /* a folder: the manifest also lists what was written */
@@ -135,12 +165,24 @@ static lq_status compare_linear(road *r, json_t *entry, const void *p, size_t n)
     return st;
 }
 
+static lq_status compare_kept(road *r, json_t *entry, const void *p, size_t n) {
+    const lq_row *row = lq_unit_kept_row(r, entry);
+    if (!row || row->ndim != 1) return LQ_OK; /* what a matrix looks like in a file is its format's business */
+    long i = lq_source_find(r->back, row->name);
+    if (i < 0) return lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: is not in the written checkpoint", row->name);
+    char *got = lq_alloc(n);
+    lq_status st = got ? lq_source_read(r->ctx, r->back, (size_t)i, 0, row->shape[0], got) : lq_oom(r->ctx, n);
+    if (!st && memcmp(got, p, n)) st = lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: reads back differently from what was written", row->name);
+    lq_free(got);
+    return st;
+}
+
 char *lq_result_file(const road *r) { return r->plan.format->ext ? lq_strf("model%s", r->plan.format->ext) : NULL; }
 
 lq_status lq_read_back(road *r) {
     char *file = lq_result_file(r), *path = file ? lq_path_join(r->job.partial, file) : lq_strdup(r->job.partial);
     lq_status st = path ? lq_source_open(r->ctx, path, &r->back) : lq_oom(r->ctx, 256);
-    if (!st) st = lq_unit_each_done(r, compare_linear);
+    if (!st) st = lq_unit_each_done(r, &(lq_unit_reader){.linear = compare_linear, .kept = compare_kept});
     lq_source_free(&r->back);
     lq_free(path);
     lq_free(file);

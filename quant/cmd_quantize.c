@@ -8,8 +8,10 @@
 
 typedef struct args { lq_common common; lq_run run; } args;
 
-static void help(const char *name, const lq_optset *sets, const lq_method *m) {
-    printf("lquant %s [flags] IN OUT\n  %s (%s)\n\n", name, m->what, m->paper);
+static void help(const char *name, const lq_optset *sets, const lq_recipe *r) {
+    printf("lquant %s [flags] IN OUT\n", name);
+    for (uint32_t i = 0; i < r->n_xforms; i++) printf("  %s: %s (%s)\n", r->xform[i].x->name, r->xform[i].x->what, r->xform[i].x->paper);
+    printf("  %s%s%s (%s)\n\n", r->n_xforms ? r->method->name : "", r->n_xforms ? ": " : "", r->method->what, r->method->paper);
     lq_opts_help(stdout, sets);
     printf("\nexamples:\n"
            "  lquant %s --bits 4 SmolLM2 SmolLM2-4bit\n"
@@ -38,13 +40,13 @@ static void print_result(const args *a, const json_t *report) {
            (double)json_integer_value(json_object_get(report, "peak_memory")) / 1e6);
 }
 
-static lq_status parse(lq_ctx *ctx, const char *name, int argc, char **argv, args *a, const lq_optset *sets, bool *stop) {
+static lq_status parse(lq_ctx *ctx, const char *name, int argc, char **argv, args *a, const lq_optset *sets, uint32_t own, bool *stop) {
     const char *pos[2];
     size_t n;
-    LQ_TRY(lq_opts_defaults(ctx, sets + 1)); /* the method's own defaults were set by the recipe */
+    LQ_TRY(lq_opts_defaults(ctx, sets + own)); /* the recipe's own defaults were set with it */
     LQ_TRY(lq_opts_parse(ctx, sets, argc, argv, pos, 2, &n));
     if ((*stop = a->common.help)) {
-        help(name, sets, a->run.recipe.method);
+        help(name, sets, &a->run.recipe);
         return LQ_OK;
     }
     if (n < 2 && !(a->run.opts.dry_run && n == 1)) return lq_fail(ctx, LQ_ERR_USAGE, "lquant %s [flags] IN OUT: %s is missing (--help lists the flags)", name, n ? "OUT" : "IN");
@@ -59,12 +61,13 @@ static lq_status run_quantize(lq_ctx *ctx, const char *name, int argc, char **ar
     bool stop = false;
     LQ_TRY(lq_recipe_parse(ctx, name, &a.run.recipe));
     lq_optset sets[LQ_RUN_SETS + 2];
-    lq_run_sets(&a.run, sets);
-    sets[LQ_RUN_SETS] = (lq_optset){lq_common_options, &a.common, NULL};
-    sets[LQ_RUN_SETS + 1] = (lq_optset){0};
+    uint32_t own = lq_run_sets(&a.run, sets), end = own;
+    while (sets[end].table) end++;
+    sets[end] = (lq_optset){lq_common_options, &a.common, NULL};
+    sets[end + 1] = (lq_optset){0};
     a.run.on_plan = print_plan;
     a.run.user = &a;
-    lq_status st = parse(ctx, name, argc, argv, &a, sets, &stop);
+    lq_status st = parse(ctx, name, argc, argv, &a, sets, own, &stop);
     if (!st && !stop) {
         st = lq_pipeline_run(ctx, &a.run, &report);
         if (!st || a.common.json) print_result(&a, report);

@@ -100,6 +100,8 @@ done:
     return lq_note(ctx, st, "%s", w->name);
 }
 
+static bool searches(const void *opts) { return fit_of(opts) != LQ_FIT_MINMAX; }
+
 const lq_method lq_method_gptq = {
     .name = "gptq",
     .what = "rounding with second-order feedback, act-order, searched scales",
@@ -107,6 +109,7 @@ const lq_method lq_method_gptq = {
     .needs = LQ_NEED_GRAM,
     .opts = options,
     .opts_size = sizeof(gptq_opts),
+    .searches = searches,
     .accept = accept,
     .quantize = quantize,
 };

@@ -66,6 +66,8 @@ done:
     return lq_note(ctx, st, "%s", w->name);
 }
 
+static bool searches(const void *opts) { return ((const rtn_opts *)opts)->search; }
+
 static void double_quant(const void *opts, lq_scheme *s) {
     const rtn_opts *o = opts;
     if (!o->double_quant || s->grid.kind != LQ_GRID_LUT || s->scale.dtype != LQ_F32 || s->scale.parent != LQ_NONE) return;
@@ -82,7 +84,7 @@ static void granularity(const void *opts, lq_scheme *s) {
     s->act.tile = o->granularity == GRANULARITY_BLOCK && s->act.kind ? 128 : 0;
 }
 
-#define ROW .opts_size = sizeof(rtn_opts), .accept = accept, .quantize = quantize
+#define ROW .opts_size = sizeof(rtn_opts), .searches = searches, .accept = accept, .quantize = quantize
 
 const lq_method lq_method_rtn = {.name = "rtn", .what = "round to nearest: no calibration data", .paper = "folklore; grids as in Frantar et al. 2022, arXiv 2210.17323",
                                  .opts = options, ROW};

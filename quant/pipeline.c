@@ -35,14 +35,13 @@ const lq_opt lq_run_options[] = {
     {"report", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, report), "FILE", NULL, NULL, 0, 0, 0, "write the run's JSON report (times, peaks, every linear)"},
     {0}};
 
-void lq_run_sets(lq_run *run, lq_optset *sets) {
-    static const lq_opt none[] = {{0}};
-    const lq_method *m = run->recipe.method;
-    sets[0] = (lq_optset){m->opts ? m->opts : none, run->recipe.opts, m->name};
-    sets[1] = (lq_optset){lq_plan_options, &run->plan_opts, "what"};
-    sets[2] = (lq_optset){lq_corpus_option_table, &run->corpus_opts, "calibration"};
-    sets[3] = (lq_optset){lq_run_options, &run->opts, "run"};
-    sets[LQ_RUN_SETS] = (lq_optset){0};
+uint32_t lq_run_sets(lq_run *run, lq_optset sets[LQ_RUN_SETS + 1]) {
+    uint32_t n = lq_recipe_sets(&run->recipe, sets);
+    sets[n] = (lq_optset){lq_plan_options, &run->plan_opts, "what"};
+    sets[n + 1] = (lq_optset){lq_corpus_option_table, &run->corpus_opts, "calibration"};
+    sets[n + 2] = (lq_optset){lq_run_options, &run->opts, "run"};
+    sets[n + 3] = (lq_optset){0};
+    return n;
 }
 
 /* ---- before any weight is touched ---- */
@@ -104,6 +103,8 @@ static lq_status rotate(road *r, const lq_format *format) {
 static lq_status open_stats(road *r) {
     const char *name = r->plan.method->name;
     if (!r->run->opts.stats) return LQ_OK;
+    if (r->run->recipe.n_xforms)
+        return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s looks at the activations themselves, statistics do not suffice", r->run->opts.stats, r->run->recipe.xform[0].x->name);
     LQ_TRY(lq_stats_open(r->ctx, r->run->opts.stats, &r->stats));
     if (r->needs & LQ_NEED_GRAM && !r->stats.gram)
         return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs the Gram matrices of `lquant calibrate --hessians`; this file has diagonals only", r->run->opts.stats, name);
@@ -118,6 +119,8 @@ static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
     r->needs = lq_method_needs(method, r->run->recipe.opts);
+    if (r->run->recipe.n_xforms) r->needs |= LQ_NEED_GRAM; /* a run that calibrates anyway measures what it does */
+    r->run->plan_opts.recipe_type = lq_recipe_type(&r->run->recipe);
     if (r->run->opts.target_correction) r->needs |= LQ_NEED_GRAM | LQ_NEED_CROSS;
     LQ_TRY(lq_fisher_open(r));
     LQ_TRY(choose_format(r, &format));
@@ -126,6 +129,7 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0 && !r->run->opts.stats, &r->model));
     r->model->expert_opts = r->run->opts.experts;
     LQ_TRY(rotate(r, format));
+    LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
     LQ_TRY(static_needs(r));
     LQ_TRY(open_stats(r));
@@ -161,19 +165,22 @@ static lq_status describe(road *r, char fingerprint[65]) {
     lq_status st;
     lq_buf text = {0};
     lq_optset sets[LQ_RUN_SETS + 1];
-    lq_run_sets(r->run, sets);
-    if (!r->needs) sets[2] = (lq_optset){lq_run_options, &r->run->opts, NULL}; /* calibration decides nothing */
+    uint32_t n = lq_run_sets(r->run, sets);
+    if (!r->needs) sets[n + 1] = (lq_optset){lq_run_options, &r->run->opts, NULL}; /* calibration decides nothing */
     r->inputs = lq_manifest_inputs(r->ctx, r->src, &st);
     if (st) return st;
     if (r->stats.n) LQ_TRY(lq_statistics_fit(r->ctx, &r->stats, r->model, r->inputs));
     if (r->stats.n) LQ_TRY(lq_sha_file(r->ctx, r->run->opts.stats, r->rows.hash));
+    for (uint32_t i = 1; i < n; i++) sets[i] = sets[n]; /* a transform's options stand with its name */
     r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,true-sequential,report,stats,group-size,format,max-fallback,fisher,file,save-tokens,nsamples,seqlen,seed,chat-template");
-    json_t *all = r->options ? json_pack("{s:s, s:O, s:O, s:s}", "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options, "calibration", r->rows.hash) : NULL;
-    if (!all) return lq_oom(r->ctx, 256);
+    if (!r->options) return lq_oom(r->ctx, 256);
+    if (n > 1 && json_object_set_new(r->options, "recipe", lq_recipe_json(&r->run->recipe))) return lq_oom(r->ctx, 256);
     json_object_set_new(r->options, "method", json_string(r->plan.method->name));
     if (r->rotation) json_object_set(r->options, "rotation", r->rotation);
     json_object_set_new(r->options, "format", json_string(r->plan.format->name));
     json_object_set_new(r->options, "group-size", json_integer(r->plan.group));
+    json_t *all = json_pack("{s:s, s:O, s:O, s:s}", "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options, "calibration", r->rows.hash);
+    if (!all) return lq_oom(r->ctx, 256);
     if (r->fisher) st = describe_fisher(r);
     if (!st) st = lq_json_dump(r->ctx, all, &text);
     json_decref(all);
@@ -232,6 +239,7 @@ static json_t *report(road *r, lq_status st) {
     if (r->rows.n) json_object_set_new(v, "calibration", lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed));
     if (r->rotation) json_object_set(v, "rotation", r->rotation);
     if (r->modules) json_object_set(v, "modules", r->modules);
+    if (json_array_size(r->transforms)) json_object_set(v, "transforms", r->transforms);
     if (r->model) json_object_set_new(v, "kept", lq_manifest_kept(&r->model->cat));
     return v;
 }
@@ -280,6 +288,9 @@ static void leave(road *r) {
     json_decref(r->rotation);
     json_decref(r->options);
     json_decref(r->modules);
+    json_decref(r->transforms);
+    json_decref(r->folded);
+    lq_free(r->changed);
 }
 
 lq_status lq_pipeline_run(lq_ctx *ctx, lq_run *run, json_t **out) {

@@ -34,10 +34,10 @@ typedef struct lq_run {
     void *user;
 } lq_run;
 
-/* The option tables of a run, in sets[0..4]: method, plan, calibration, run, end. The method's defaults come with the recipe,
- * those of sets + 1 by lq_opts_defaults. */
-enum { LQ_RUN_SETS = 4 };
-void lq_run_sets(lq_run *run, lq_optset *sets);
+/* The option tables of a run: the recipe's elements, then plan, calibration, run, end. Returns the index of plan's: the defaults of
+ * those before come with the recipe, of the others by lq_opts_defaults(ctx, sets + index). */
+enum { LQ_RUN_SETS = LQ_RECIPE_SETS + 3 };
+uint32_t lq_run_sets(lq_run *run, lq_optset sets[LQ_RUN_SETS + 1]);
 
 /* Runs it. *report: a JSON object for --json and --report (new reference; set even when some steps failed, may be NULL). A dry
  * run ends after on_plan and writes nothing. */

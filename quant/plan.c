@@ -12,7 +12,7 @@ const lq_opt lq_plan_options[] = {
     {"bits", "b,wbits,q-bits", LQ_OPT_INT, offsetof(lq_plan_opts, bits), "N", "4", NULL, 2, 8, 0, "bits per weight: 2, 3, 4 or 8"},
     {"group-size", "q-group-size,groupsize", LQ_OPT_INT, offsetof(lq_plan_opts, group), "N", "0", NULL, -1, 1 << 20, 0,
      "weights per scale; -1: one per row; 0: largest of 128, 64, 32 that fits"},
-    {"sym", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, asym), NULL, NULL, NULL, 0, 0, 0, "symmetric (default)"},
+    {"sym", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, asym), NULL, NULL, NULL, 0, 0, 2, "symmetric (default but for awq)"},
     {"asym", "zero-point", LQ_OPT_SET, offsetof(lq_plan_opts, asym), NULL, NULL, NULL, 0, 0, 1, "asymmetric: integer zero points"},
     {"scheme", "qformat", LQ_OPT_STRING, offsetof(lq_plan_opts, scheme), "TYPE", NULL, NULL, 0, 0, 0, "named type instead of the three above (lquant list types)"},
     {"scale-dtype", NULL, LQ_OPT_CHOICE, offsetof(lq_plan_opts, scale_dtype), NULL, "both", "both|f16", 0, 0, 0, "scales exact in F16 and BF16, or in F16 only"},
@@ -29,7 +29,7 @@ lq_dtype lq_float_choice(int index) {
 
 /* What --scheme, or the method, and the options make of a linear that no rule names. */
 static lq_type_defaults defaults_of(const lq_plan_opts *o) {
-    return (lq_type_defaults){.group = o->group, .asym = o->asym, .f16_scales = o->scale_dtype};
+    return (lq_type_defaults){.group = o->group, .asym = o->asym == 1, .f16_scales = o->scale_dtype};
 }
 
 static lq_status match(lq_ctx *ctx, const char *regex, size_t n, const char *name, bool *hit) {
@@ -190,12 +190,15 @@ static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts
 static lq_status base_want(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *m, lq_want *base) {
     char name[64];
     lq_type_defaults d = defaults_of(o);
-    snprintf(name, sizeof name, "%s", o->scheme ? o->scheme : m->type ? m->type : "int*");
+    snprintf(name, sizeof name, "%s", o->scheme ? o->scheme : o->recipe_type ? o->recipe_type : m->type ? m->type : "int*");
+    char *asym = o->scheme || o->asym != 2 ? NULL : strstr(name, "-asym"); /* --sym outranks the default */
+    if (asym) *asym = 0;
     char *star = strchr(name, '*'); /* where --bits goes */
     if (star) *star = (char)('0' + o->bits);
     lq_status st = lq_type_parse(ctx, name, &d, base);
     if (st && !o->scheme) return lq_note(ctx, st, "%s with --bits %lld", m->name, (long long)o->bits);
     if (st) return st;
+    if (!o->scheme && o->group && base->knobs & LQ_TYPE_GROUP) lq_want_group(base, o->group); /* over the method's own */
     return base->keep ? lq_fail(ctx, LQ_ERR_USAGE, "--scheme %s: nothing would be quantized", name) : LQ_OK;
 }
 

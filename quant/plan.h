@@ -10,9 +10,10 @@
 
 typedef struct lq_plan_opts {
     int64_t bits, group;     /* group 0: the largest of 128, 64, 32 that divides every quantized width; -1: one per row */
-    int asym;
+    int asym;                /* 0: as the type has it; 1: --asym, 2: --sym */
     int scale_dtype;         /* 0: exact in F16 and BF16; 1: F16 */
-    const char *scheme;      /* NULL or a type of lq_types, instead of the method's own */
+    const char *scheme;      /* NULL or a type of lq_types, instead of the default */
+    const char *recipe_type; /* not an option: lq_recipe_type; NULL: the method's own, else int* */
     lq_strlist tensor_type;  /* REGEX=TYPE, on module names; the last match wins */
     lq_strlist ignore;       /* REGEX */
     int keep_unfit;          /* a linear the format cannot hold stays in its source type instead of being refused */

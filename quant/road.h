@@ -27,6 +27,9 @@ typedef struct road {
     uint64_t cache_budget;
     lq_buf unit;               /* the unit being built */
     json_t *inputs, *options, *modules, *rotation;
+    json_t *transforms;        /* what each site chose; of finished units, filled by assemble */
+    json_t *folded;            /* names of the kept tensors a transform changed; the same */
+    uint8_t *changed;          /* [catalog rows] is it one of them? of this run's blocks first, then of all finished units */
     lq_progress bar;
     uint32_t fallbacks;
     float fuse_absmax;         /* of the linear that is quantized next (lq_weights) */
@@ -38,12 +41,20 @@ typedef struct road {
 } road;
 
 /* A unit of the journal is a block (calibrated methods; the head comes after the last block) or one linear (data-free methods). Its
- * bytes: per linear, its manifest entry as JSON and its encoded qtensor, each behind its length. */
-typedef lq_status (*lq_linear_fn)(road *r, json_t *entry, const void *p, size_t n);
+ * bytes are frames of two parts, JSON and data, each behind its length: a linear's manifest entry and encoded qtensor; a kept tensor
+ * that a transform changed ({"kept": name}) and its values in out_dtype; what a transform chose ({"site": ...}), no data. */
+typedef lq_status (*lq_frame_fn)(road *r, json_t *entry, const void *p, size_t n);
+typedef struct lq_unit_reader { lq_frame_fn linear, kept, choice; } lq_unit_reader; /* NULL: passed over */
 lq_status lq_unit_add(road *r, const lq_row *row, const lq_qtensor *q, const lq_outcome *o); /* to the unit being built */
+lq_status lq_unit_add_kept(road *r, const lq_row *row);                                     /* as the loaded block has it now */
+lq_status lq_unit_add_choice(road *r, const json_t *entry);
 lq_status lq_unit_finish(road *r, uint32_t unit);                                           /* journalled */
-lq_status lq_unit_each(road *r, uint32_t unit, lq_linear_fn fn);                            /* every linear of a finished unit */
-lq_status lq_unit_each_done(road *r, lq_linear_fn fn);                                      /* of every finished unit, in order */
+lq_status lq_unit_each(road *r, uint32_t unit, const lq_unit_reader *fn);                   /* every frame of a finished unit */
+lq_status lq_unit_each_done(road *r, const lq_unit_reader *fn);                             /* of every finished unit, in order */
+const lq_row *lq_unit_kept_row(road *r, const json_t *entry);                               /* the kept row it names; NULL: none */
+
+lq_status lq_xforms_accept(road *r);             /* at plan time: has the architecture sites for the recipe's transforms? */
+lq_status lq_xforms_block(road *r, uint32_t b);  /* the loaded block folded; changed kept tensors and choices added to the unit */
 
 lq_status lq_fisher_open(road *r);   /* --fisher takes the place of calibration */
 lq_status lq_fisher_read(road *r, const lq_row *row, float **out); /* *out NULL: none; the caller frees, after a failure too */

@@ -4,6 +4,7 @@
 #include "quant/road.h"
 
 #include "calib/act.h"
+#include "calib/fold.h"
 #include "core/thread.h"
 #include "quant/target.h"
 #include "quant/statistics.h"
@@ -143,6 +144,11 @@ static lq_status replay_linear(road *r, json_t *entry, const void *p, size_t n) 
     return lq_fail(r->ctx, LQ_ERR_FORMAT, "%s: a unit does not fit the model", r->job.journal);
 }
 
+static lq_status replay_kept(road *r, json_t *entry, const void *p, size_t n) {
+    const lq_row *row = lq_unit_kept_row(r, entry);
+    return row ? lq_fold_restore(r->ctx, r->model, row, p, n) : lq_fail(r->ctx, LQ_ERR_FORMAT, "%s: a unit does not fit the model", r->job.journal);
+}
+
 static double block_cost(const road *r, int32_t b) {
     double cost = 0;
     for (size_t i = 0; i < r->model->cat.n; i++)
@@ -156,7 +162,8 @@ static lq_status run_block(road *r, uint32_t b) {
     LQ_TRY(lq_check_cancel(r->ctx));
     lq_status st = lq_model_load(r->ctx, r->model, (int32_t)b, LQ_LOAD_F32);
     if (!st && done && r->twin) st = lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->twin, r->rows.len, NULL, r->cache_budget / 2, r->run->opts.work_dir);
-    if (!st && done) st = lq_unit_each(r, b, replay_linear);
+    if (!st && done) st = lq_unit_each(r, b, &(lq_unit_reader){.linear = replay_linear, .kept = replay_kept});
+    if (!st && !done) st = lq_xforms_block(r, b);
     if (!st) st = lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->resid, r->rows.len, &hook, r->cache_budget / 2, r->run->opts.work_dir);
     lq_model_unload(r->model, (int32_t)b);
     LQ_TRY(st);

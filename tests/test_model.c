@@ -128,6 +128,7 @@ static const struct { const char *variant, *key, *value; lq_status want; const c
     {"gemma3_mm", "text_config", "{}", LQ_ERR_FORMAT, "shape [64, 32], the configuration says [262208, 2304]"},
     {"gemma3_mm", "text_config", "{\"model_type\": \"gemma9\"}", LQ_ERR_UNSUPPORTED, "gemma9"},
     {"llava", "model_type", "\"mllama\"", LQ_ERR_UNSUPPORTED, "mllama"},
+    {"llava", "text_config", "{\"vocab_size\": 32064}", LQ_ERR_FORMAT, "shape [64, 32], the configuration says [32064, 4096]"}, /* as LLaVA-1.5 says it */
     {"llava", "text_config", "3", LQ_ERR_UNSUPPORTED, "llava"},
 };
 
