@@ -317,6 +317,7 @@ static lq_status run_block(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid,
     if (dry) LQ_GO(lq_cache_new(ctx, lq_cache_items(resid), (cache_budget - w.stats_budget) / 2, work_dir, &w.copy));
     if (!hook || !hook->on_stage) join_segments(&w.p);
     if (twin) LQ_GO(run_twin(&w, hook->twin, cache_budget / 2, work_dir));
+    if (hook) w.run.kv_max = hook->kv_max;
     for (uint32_t s = 0; s < w.p.n_stages; s++) {
         lq_stage stage;
         lq_stage_fill(m, b, w.p.stage[s], -1, &stage);

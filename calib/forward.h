@@ -57,6 +57,7 @@ typedef struct lq_stage_hook {
     /* CROSS: residual stream of the unquantized model (as `resid`), replaced by the block's output under the weights as they are on
      * entry. Experts get no CROSS: another token may have come to them. */
     lq_cache *twin;
+    float *kv_max;                /* [2] raised to the largest |key|, after the rotary turn, and |value| of the block; NULL */
 } lq_stage_hook;
 lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook,
                              uint64_t cache_budget, const char *work_dir);

@@ -163,6 +163,10 @@ static void token_gate_slice(void *arg, size_t i) {
     }
 }
 
+static void note_max(float *max, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) *max = fabsf(x[i]) > *max ? fabsf(x[i]) : *max;
+}
+
 /* Where an op writes, and what is left to do then. */
 static float *target(lq_run *r, const lq_op *op) { return r->t[op->out & LQ_OUT_ADD ? T_NONE : op->out]; }
 static void add_branch(lq_run *r, const lq_op *op, uint32_t n) {
@@ -185,6 +189,8 @@ void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uin
         case LQ_OP_ACT: each_slice(&a, act_slice); break;
         case LQ_OP_ROPE: each_slice(&a, rope_slice); break;
         case LQ_OP_ATTN:
+            if (r->kv_max) note_max(&r->kv_max[0], r->t[op->in[1]], (size_t)n * r->width[op->in[1]]);
+            if (r->kv_max) note_max(&r->kv_max[1], r->t[op->in[2]], (size_t)n * r->width[op->in[2]]);
             if (spans->kv) lq_kv_put(spans->kv, spans->layer, spans->pos, n, r->t[op->in[1]], r->t[op->in[2]]);
             if (spans->kv) lq_kv_queries(spans->kv, x, n, r->par->n_heads);
             lq_attn(r, lq_params_window(r->par, layer), x, y, spans, n_spans); break;

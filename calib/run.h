@@ -70,6 +70,7 @@ typedef struct lq_run {
     lq_routing routing;
     uint32_t expert;          /* whose linears the ops between ROUTE and MERGE use */
     uint32_t chunk;           /* tokens the buffers hold */
+    float *kv_max;            /* [2] raised to the largest |key| (after the rotary turn) and |value| seen; NULL: not asked for */
     float *mem;
 } lq_run;
 
