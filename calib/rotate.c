@@ -124,7 +124,6 @@ static lq_status refuse(lq_ctx *ctx, const lq_model *m, const char *what, const 
 
 lq_status lq_model_rotatable(lq_ctx *ctx, const lq_model *m, unsigned what) {
     if (!m->arch) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a model of unknown architecture cannot be rotated");
-    if (m->par.master) return refuse(ctx, m, what & LQ_ROTATE_STREAM ? "the residual stream" : "the heads", "the model itself rounds the inputs of its matrices, in their own coordinates");
     for (uint32_t l = 0; l < m->par.n_layers; l++) {
         walk w;
         walk_layer(&w, m, l);

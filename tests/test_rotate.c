@@ -97,7 +97,6 @@ static const struct { const char *prefix; unsigned what; const char *reason; } r
     {"gemma2", LQ_ROTATE_STREAM, "post-norm"},
     {"gemma3", LQ_ROTATE_STREAM, "post-norm"},
     {"glm4", LQ_ROTATE_STREAM, "post-norm"},
-    {"bitnet_online", LQ_ROTATE_STREAM | LQ_ROTATE_HEADS, "itself rounds"},
     {"bitnet", LQ_ROTATE_HEADS, "between attention and the output projection"},
     {"bitnet_online", LQ_ROTATE_STREAM, "master weights"},
     {"opt_350m", LQ_ROTATE_STREAM, "norm"},

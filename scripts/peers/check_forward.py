@@ -49,7 +49,7 @@ def main():
         with torch.no_grad():
             model(torch.tensor(ids)[None])
             t0 = time.time()
-            hidden = model.model(torch.tensor(ids)[None]).last_hidden_state
+            hidden = model.base_model(torch.tensor(ids)[None]).last_hidden_state
             seconds = time.time() - t0
             want = model.lm_head(hidden)[0].numpy()
         for mode in o.modes.split(","):
