@@ -19,6 +19,8 @@ static lq_status put_linear(road *r, json_t *entry, const void *p, size_t n) {
     if (json_array_append(r->modules, entry)) return lq_oom(r->ctx, 64);
     LQ_TRY(lq_qtensor_decode(r->ctx, p, n, &q));
     r->bytes_held += lq_qtensor_bytes(&q);
+    r->bytes_packed += o.bytes_packed;
+    r->zeros += o.zeros * q.rows * q.cols;
     lq_status st = lq_sink_put(r->sink, &q);
     lq_qtensor_free(&q);
     return st;

@@ -10,6 +10,7 @@
 
 #include "core/num.h"
 #include "core/thread.h"
+#include "quant/kmeans.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -23,7 +24,8 @@ static bool plain_float(lq_dtype t) { return t == LQ_F32 || t == LQ_F16 || t == 
 static bool scale_known(const lq_scheme *s) {
     const lq_plane_desc *d = &s->scale;
     if (s->grid.kind > LQ_GRID_LUT) return d->dtype == LQ_NONE;
-    if (d->dtype == LQ_NONE) return s->grid.kind == LQ_GRID_LUT;
+    bool own = s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA;
+    if (d->dtype == LQ_NONE || own) return own && d->dtype == LQ_NONE && s->extra & LQ_X_LUT_PER_ROW;
     if (d->parent != LQ_NONE) return d->parent == LQ_F32 && ((d->dtype == LQ_E4M3 && !d->span) || (d->dtype == LQ_U8 && d->span));
     return plain_float(d->dtype) || d->dtype == LQ_E8M0 || d->dtype == LQ_E4M3;
 }
@@ -313,6 +315,7 @@ static lq_status fit_planes(lq_ctx *ctx, fit_job *f, lq_fit how) {
 
 lq_status lq_grid_fit(lq_ctx *ctx, lq_qtensor *q, const float *w, const float *h, lq_fit how) {
     LQ_TRY(lq_grid_accept(ctx, &q->sch, q->cols));
+    if (q->sch.scale.dtype == LQ_NONE && q->n_lut && q->sch.grid.bias == LQ_LUT_DATA) return lq_lut_fit(ctx, q, w, h, 0, NULL);
     if (q->sch.scale.dtype == LQ_NONE) return LQ_OK;
     atomic_bool bad = false;
     fit_job f = {.q = q, .w = w, .h = h, .tiles = lq_plane_count(&q->sch.scale, q->rows, q->cols), .bad = &bad};

@@ -4,7 +4,7 @@
  * methods; pure. lq_grid_accept says which schemes.
  *
  * Schemes: integers of 1 to 8 bits (symmetric, integer zero, real zero), ternary, E2M1 E3M2 E4M3 E5M2, tables of at most 16 values,
- * and the float grids, which only round. Scale planes: F32 F16 BF16 of any tile (groups, rows, the tensor, blocks of rows and
+ * tables of a row's own without scales, and the float grids, which only round. Scale planes: F32 F16 BF16 of any tile (groups, rows, the tensor, blocks of rows and
  * columns, runs of the flattened matrix), E8M0, E4M3 under one F32, and 8-bit tables under F32 (double quantization). */
 #ifndef LQ_GRID_H
 #define LQ_GRID_H
@@ -25,7 +25,7 @@ void lq_grid_fuse(lq_qtensor *q, float absmax);
 /* Scale (and zero) planes of q from w[rows][cols]: min-max, or a search that minimises the h-weighted squared error (h[cols],
  * NULL: all one) with a closed-form refit. Scales are rounded to the plane's type before they are judged, are never zero (but for a
  * tile of zeros on a grid without zero) or subnormal, and the result is never worse than min-max in that measure. A plane under 8-bit tables gets its table (in q's
- * arena), its offset and its parents. algorithms.md 0.1, 0.2, 9, 11, 26 D. Parallel over tiles, same bits at any thread count.
+ * arena), its offset and its parents; tables of a row's own are fitted by exact k-means (kmeans.h). algorithms.md 0.1, 0.2, 9, 11, 26 D. Parallel over tiles, same bits at any thread count.
  * Errors: UNSUPPORTED as accept, FORMAT when a weight is not finite, RESOURCE. */
 lq_status lq_grid_fit(lq_ctx *ctx, lq_qtensor *q, const float *w, const float *h, lq_fit how);
 /* All codes of q by rounding w to its planes. Parallel over rows. */

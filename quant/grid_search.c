@@ -176,10 +176,7 @@ static float field_scale(const lq_tile *t, const lq_tile_stats *v, int l) {
         frexpf(lq_grid_top(s), &g);
         return ldexpf(1, e - g);
     }
-    float top = lq_grid_top(s);
-    if (top == 0)
-        for (uint32_t i = 0; i < t->r->n; i++) top = fmaxf(top, fabsf(t->r->value[i][l]));
-    return top > 0 ? most / top : 1;
+    return most / lq_grid_top(s);
 }
 
 static void minmax(const lq_tile *t, const lq_tile_stats *v, lq_tile_guess *g) {
@@ -256,7 +253,7 @@ static float wide_scale(const lq_tile *t, const lq_tile_stats *v, int l) {
     if (is_ternary(s)) return most;
     if (real_zero(s)) return v->most[l] > v->least[l] ? (v->most[l] - v->least[l]) / t->r->top : most;
     if (is_int(s)) return whole_zero(s) ? (v->hi[l] - v->lo[l]) / t->r->top : 2 * most / (t->r->top + 1);
-    return s->scale.dtype == LQ_E8M0 ? field_scale(t, v, l) : lq_grid_top(s) > 0 ? most / lq_grid_top(s) : field_scale(t, v, l);
+    return s->scale.dtype == LQ_E8M0 ? field_scale(t, v, l) : most / lq_grid_top(s);
 }
 
 static float place(const lq_tile *t, int l, float scale) { return lq_tile_stored(t, t->first + (t->wide ? 0 : (size_t)l), scale); }

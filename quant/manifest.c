@@ -83,6 +83,7 @@ json_t *lq_manifest_module(const lq_row *row, const lq_qtensor *q, const lq_outc
     if (o->expert_tokens >= 0) bad |= json_object_set_new(m, "expert_tokens", json_integer((json_int_t)o->expert_tokens));
     if (o->dead_cols) bad |= json_object_set_new(m, "dead_columns", json_integer(o->dead_cols));
     if (o->guarded_rows) bad |= json_object_set_new(m, "guarded_rows", json_integer(o->guarded_rows));
+    if (o->bytes_packed) bad |= json_object_set_new(m, "zeros", json_real(o->zeros)) | json_object_set_new(m, "bytes_packed", json_integer((json_int_t)o->bytes_packed));
     if (o->fallback[0]) bad |= json_object_set_new(m, "fallback", json_string(o->fallback));
     if (!bad) return m;
     json_decref(m);
@@ -96,6 +97,8 @@ lq_outcome lq_manifest_outcome(const json_t *m) {
     if ((v = json_object_get(m, "rel_err_rtn"))) o.err_h_rtn = json_real_value(v);
     if ((v = json_object_get(m, "damp"))) o.damp = json_real_value(v);
     o.err_w = json_real_value(json_object_get(m, "err_w"));
+    if ((v = json_object_get(m, "zeros"))) o.zeros = json_real_value(v);
+    o.bytes_packed = (uint64_t)json_integer_value(json_object_get(m, "bytes_packed"));
     const char *why = json_string_value(json_object_get(m, "fallback"));
     if (why) snprintf(o.fallback, sizeof o.fallback, "%s", why);
     return o;

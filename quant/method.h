@@ -26,6 +26,8 @@ typedef struct lq_outcome {     /* what happened to a linear: goes to the report
     int64_t expert_tokens;      /* of an expert: those routed to it, its prior not counted; -1: no expert, or no calibration; set by the pipeline */
     uint32_t dead_cols;         /* columns the calibration never touched */
     uint32_t guarded_rows;      /* rows kept from RTN because it was better */
+    double zeros;               /* pruning: share of the weights that are 0; else 0 */
+    uint64_t bytes_packed;      /* pruning: bytes of a store that leaves them out, which no format here does; else 0 */
     char fallback[160];         /* "" or why the method could not be used */
 } lq_outcome;
 

@@ -28,8 +28,7 @@ static const lq_opt float_options[] = {SEARCH, {0}};
 
 static lq_status accept(lq_ctx *ctx, const void *opts, uint32_t rows, uint32_t cols, const lq_scheme *s) {
     (void)opts, (void)rows;
-    if (s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "the values of a table of its own need a method that chooses them");
-    if (s->extra) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rounding to nearest keeps nothing beside the codes");
+    if (s->extra & ~(uint32_t)LQ_X_LUT_PER_ROW) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rounding to nearest keeps nothing beside the codes");
     return lq_grid_accept(ctx, s, cols);
 }
 

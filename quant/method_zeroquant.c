@@ -46,9 +46,9 @@ static lq_scheme bare(const lq_scheme *s) {
 }
 
 static lq_status accept(lq_ctx *ctx, const void *opts, uint32_t rows, uint32_t cols, const lq_scheme *s) {
-    (void)opts, (void)rows;
+    const zeroquant_opts *opt = opts;
     lq_scheme b = bare(s);
-    return lq_grid_accept(ctx, &b, cols);
+    return (opt->no_lkd ? &lq_method_rtn : &lq_method_gptq)->accept(ctx, NULL, rows, cols, &b);
 }
 
 /* The codes, by another method with its own defaults. */

@@ -227,6 +227,14 @@ static lq_status check_quota(road *r) {
                    share, r->run->opts.max_fallback);
 }
 
+/* Zeros in a dense store cost what other codes cost. */
+static json_t *pruning(const road *r, uint64_t bytes) {
+    double share = r->plan.weights ? r->zeros / (double)r->plan.weights : 0;
+    lq_log(r->ctx, LQ_LOG_INFO, "%.1f %% of the weights are 0; the file saves nothing by them, a store without them would take %.1f MB instead of %.1f MB", 100 * share,
+           (double)r->bytes_packed / 1e6, (double)bytes / 1e6);
+    return json_pack("{s:f, s:i, s:I}", "zeros", share, "bytes_saved", 0, "bytes_packed", (json_int_t)r->bytes_packed);
+}
+
 static json_t *report(road *r, lq_status st) {
     uint64_t bytes = r->bytes_held ? r->bytes_held : r->plan.bytes_quantized; /* the plan's figure allows for all the sparse values there may be */
     json_t *v = json_pack("{s:i, s:s, s:s, s:s, s:f, s:I, s:f, s:I, s:I, s:I, s:f, s:b}", "schema", 1, "status", lq_status_text(st), "in", r->run->in, "out",
@@ -236,6 +244,7 @@ static json_t *report(road *r, lq_status st) {
     if (!v) return NULL;
     if (r->options) json_object_set(v, "options", r->options);
     if (r->inputs) json_object_set(v, "inputs", r->inputs);
+    if (r->bytes_packed) json_object_set_new(v, "pruning", pruning(r, bytes));
     if (r->rows.n) json_object_set_new(v, "calibration", lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed));
     if (r->rotation) json_object_set(v, "rotation", r->rotation);
     if (r->modules) json_object_set(v, "modules", r->modules);

@@ -10,6 +10,7 @@ extern const lq_method lq_method_nf4, lq_method_fp4, lq_method_fp8, lq_method_mx
 extern const lq_method lq_method_squeezellm;
 extern const lq_method lq_method_hqq;
 extern const lq_method lq_method_ternary, lq_method_binary;
+extern const lq_method lq_method_sparsegpt, lq_method_wanda;
 
 const lq_method *const lq_methods[] = {
     &lq_method_rtn,
@@ -25,6 +26,8 @@ const lq_method *const lq_methods[] = {
     &lq_method_hqq,
     &lq_method_ternary,
     &lq_method_binary,
+    &lq_method_sparsegpt,
+    &lq_method_wanda,
     NULL};
 const lq_xform *const lq_xforms[] = {&lq_xform_awq, &lq_xform_smoothquant, NULL};
 

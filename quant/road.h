@@ -35,6 +35,8 @@ typedef struct road {
     float fuse_absmax;         /* of the linear that is quantized next (lq_weights) */
     const lq_row *fuse_of;     /* last group lq_fuse_read read, and what it found */
     float fuse_most;
+    uint64_t bytes_packed;     /* pruning: what a store without the zeros would take */
+    double zeros;              /* pruning: weights that are 0 */
     uint64_t bytes_held;       /* lq_qtensor_bytes of what was written */
     double start, err_sum;
     uint32_t err_n;

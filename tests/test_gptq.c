@@ -13,6 +13,7 @@
 #include "quant/grid.h"
 #include "quant/method.h"
 #include "quant/proxy.h"
+#include "textbook.h"
 
 static const lq_slot nowhere = {0};
 
@@ -40,52 +41,6 @@ static lq_gptq_sums solved(const lq_stats *stats, const lq_scheme *s, const floa
     assert_int_equal(lq_gptq_solve(NULL, &f, w, block, guard, q, &sums), LQ_OK);
     lq_gptq_factor_free(&f);
     return sums;
-}
-
-/* In place: the inverse of a symmetric positive definite matrix (Gauss-Jordan), then its upper Cholesky factor U, U^T U. */
-static void textbook_factor(double *h, uint32_t k) {
-    for (uint32_t p = 0; p < k; p++) {
-        double d = h[p * k + p];
-        h[p * k + p] = 1;
-        for (uint32_t c = 0; c < k; c++) h[p * k + c] /= d;
-        for (uint32_t r = 0; r < k; r++) {
-            double x = h[r * k + p];
-            if (r == p) continue;
-            h[r * k + p] = 0;
-            for (uint32_t c = 0; c < k; c++) h[r * k + c] -= x * h[p * k + c];
-        }
-    }
-    for (uint32_t i = 0; i < k; i++)
-        for (uint32_t j = i; j < k; j++) {
-            double s = h[i * k + j];
-            for (uint32_t p = 0; p < i; p++) s -= h[p * k + i] * h[p * k + j];
-            h[i * k + j] = i == j ? sqrt(s) : s / h[i * k + i];
-        }
-}
-
-/* Codes into q, whose planes are set; the sum of the squared loss terms is returned. */
-static double textbook(const lq_gram *g, const uint32_t *perm, double damp, const float *weights, lq_qtensor *q) {
-    uint32_t k = g->k;
-    double *u = lq_calloc((size_t)k * k, sizeof *u), *w = lq_calloc(k, sizeof *w), mean = 0, loss = 0;
-    for (uint32_t i = 0; i < k; i++) mean += lq_gram_at(g, i, i) / (double)g->n / k;
-    for (uint32_t i = 0; i < k; i++)
-        for (uint32_t j = 0; j < k; j++) u[i * k + j] = lq_gram_at(g, perm[i], perm[j]) / (double)g->n + (i == j ? damp * mean : 0);
-    textbook_factor(u, k);
-    for (uint32_t r = 0; r < q->rows; r++) {
-        for (uint32_t i = 0; i < k; i++) w[i] = (double)weights[(size_t)r * k + perm[i]];
-        for (uint32_t i = 0; i < k; i++) {
-            size_t at = lq_plane_index(&q->sch.scale, k, r, perm[i]);
-            float scale = lq_plane_get(&q->sch.scale, &q->scale, at), zero = q->sch.zero_kind ? lq_plane_get(&q->sch.zero, &q->zero, at) : 0;
-            uint32_t code = lq_grid_code(&q->sch, (float)w[i], scale, zero);
-            double e = (w[i] - (double)lq_grid_weight(&q->sch, code, scale, zero)) / u[i * k + i];
-            lq_code_put(q->codes + r * q->row_bytes, q->sch.grid.bits, perm[i], code);
-            for (uint32_t j = i + 1; j < k; j++) w[j] -= e * u[i * k + j];
-            loss += e * e;
-        }
-    }
-    lq_free(w);
-    lq_free(u);
-    return loss;
 }
 
 static void codes_are_those_of_the_inverse_cholesky_form(void **state) {
