@@ -13,7 +13,7 @@
 #include "core/thread.h"
 #include "golden_forward.h"
 #include "matrices.h"
-#include "matrix_refusals.h"
+#include "site_refusals.h"
 #include "quant/proxy.h"
 #include "quant/recipe.h"
 

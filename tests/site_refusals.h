@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* What an architecture cannot have, and why. A refusal that is not here fails the tests; so does a row that is no longer true. */
-#ifndef LQ_TEST_MATRIX_REFUSALS_H
-#define LQ_TEST_MATRIX_REFUSALS_H
+#ifndef LQ_TEST_SITE_REFUSALS_H
+#define LQ_TEST_SITE_REFUSALS_H
 #include "calib/sites.h"
 
 typedef struct lq_refusal {
