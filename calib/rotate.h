@@ -41,5 +41,7 @@ bool lq_turn_any(lq_turn t);
 lq_status lq_rotation_apply(lq_ctx *ctx, lq_model *m, const lq_row *row, float *w);
 /* g[k][k], the symmetric second moments of the inputs of `row` (a linear) before rotation, becomes those after. Parallel inside. */
 lq_status lq_rotation_moments(lq_ctx *ctx, lq_model *m, const lq_row *row, double *g);
+/* x[n][k], inputs of `row` before rotation, become those after. Parallel inside. */
+lq_status lq_rotation_inputs(lq_ctx *ctx, lq_model *m, const lq_row *row, float *x, uint32_t n);
 void lq_rotation_free(lq_rotation **r);
 #endif

@@ -129,19 +129,43 @@ static void transpose(double *g, uint32_t k) {
         }
 }
 
+/* What rotation does to inputs of `row`; the caller frees scratch and *gain. */
+static lq_status input_job(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_turn t, float **gain, job *j) {
+    uint32_t k = lq_row_cols(row);
+    *j = (job){.r = m->rotation, .par = &m->par, .turn = t, .cols = k, .per = 2 * (size_t)k};
+    j->turn.out_stream = j->turn.out_heads = false;
+    LQ_TRY(read_gain(ctx, m, row, t, gain));
+    for (uint32_t c = 0; *gain && c < k; c++) (*gain)[c] = (*gain)[c] != 0 ? 1 / (*gain)[c] : 0; /* the input was multiplied by it, the rotated one is not */
+    j->gain = *gain;
+    j->scratch = lq_calloc(j->per * (size_t)lq_threads(), sizeof *j->scratch);
+    return j->scratch ? LQ_OK : lq_oom(ctx, j->per * sizeof *j->scratch);
+}
+
 lq_status lq_rotation_moments(lq_ctx *ctx, lq_model *m, const lq_row *row, double *g) {
     lq_turn t = lq_rotation_turn(m, row);
     uint32_t k = lq_row_cols(row);
     float *gain = NULL;
+    job j = {0};
     if (!t.in_stream && !t.in_heads) return LQ_OK;
-    lq_status st = read_gain(ctx, m, row, t, &gain);
-    for (uint32_t c = 0; gain && c < k; c++) gain[c] = gain[c] != 0 ? 1 / gain[c] : 0; /* the input was multiplied by it, the rotated one is not */
-    job j = {.r = m->rotation, .par = &m->par, .turn = t, .gain = gain, .cols = k, .per = k};
-    if (!st && !(j.scratch = lq_calloc(j.per * (size_t)lq_threads(), sizeof *j.scratch))) st = lq_oom(ctx, j.per * sizeof *j.scratch);
+    lq_status st = input_job(ctx, m, row, t, &gain, &j);
     for (int side = 0; side < 2 && !st; side++) {
         lq_parallel_for((k + ROWS - 1) / ROWS, moment_slice, &(moments){&j, g, k});
         transpose(g, k);
     }
+    lq_free(j.scratch);
+    lq_free(gain);
+    return st;
+}
+
+lq_status lq_rotation_inputs(lq_ctx *ctx, lq_model *m, const lq_row *row, float *x, uint32_t n) {
+    lq_turn t = lq_rotation_turn(m, row);
+    float *gain = NULL;
+    job j = {0};
+    if (!t.in_stream && !t.in_heads) return LQ_OK;
+    lq_status st = input_job(ctx, m, row, t, &gain, &j);
+    j.w = x;
+    j.rows = n;
+    if (!st) lq_parallel_for((n + ROWS - 1) / ROWS, row_slice, &j);
     lq_free(j.scratch);
     lq_free(gain);
     return st;

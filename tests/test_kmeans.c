@@ -217,6 +217,33 @@ static void dense_and_sparse_in_the_limit_are_the_weights(void **state) {
     lq_free(w);
 }
 
+/* gptq --scheme lut3: the same tables, codes with feedback. */
+static void feedback_on_tables_per_row_loses_less(void **state) {
+    (void)state;
+    static const char *const types[] = {"lut2", "lut3", "lut4"};
+    float *w = random_weights(8, 24, 128), *x = random_inputs(8, 300, 128);
+    lq_stats stats = stats_of(x, 300, 128);
+    lq_weights lin = {.name = "w", .rows = 24, .cols = 128, .w = w};
+    const lq_method *m = lq_method_by_name("gptq");
+    void *opts = lq_alloc(m->opts_size);
+    assert_int_equal(lq_opts_defaults(NULL, (lq_optset[]){{m->opts, opts, NULL}, {0}}), LQ_OK);
+    for (size_t t = 0; t < 3; t++) {
+        lq_qtensor a, b;
+        lq_outcome oa, ob;
+        lq_scheme s = type_named(types[t])->scheme;
+        run(types[t], 0, 0, &lin, &stats, &a, &oa);
+        assert_int_equal(m->accept(NULL, opts, 24, 128, &s), LQ_OK);
+        assert_int_equal(m->quantize(NULL, opts, &lin, &s, &stats, &b, &ob), LQ_OK);
+        assert_true(ob.err_h < 0.8 * oa.err_h && ob.err_h <= ob.err_h_rtn);
+        lq_qtensor_free(&a);
+        lq_qtensor_free(&b);
+    }
+    lq_free(opts);
+    stats_drop(&stats);
+    lq_free(x);
+    lq_free(w);
+}
+
 /* A weight that the Fisher information calls dear gets a table entry near it. */
 static void fisher_information_moves_the_codebook(void **state) {
     (void)state;
@@ -245,6 +272,7 @@ int main(void) {
         cmocka_unit_test(a_row_of_few_values_is_kept_exactly),
         cmocka_unit_test(more_bits_and_more_sparse_values_lose_less),
         cmocka_unit_test(dense_and_sparse_in_the_limit_are_the_weights),
+        cmocka_unit_test(feedback_on_tables_per_row_loses_less),
         cmocka_unit_test(fisher_information_moves_the_codebook),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

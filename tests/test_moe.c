@@ -177,7 +177,7 @@ static lq_status watch(void *user, int32_t block, const lq_stage *stage, const l
 static void calibrate(seen *s, fixture *f, uint64_t budget) {
     lq_cache *c;
     uint32_t d = f->m->par.hidden;
-    lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX, watch, s, NULL};
+    lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX, watch, s, NULL, NULL};
     s->f = f;
     s->sum = LQ_NEWN(double, (size_t)d * d), s->layer = LQ_NEWN(double, (size_t)d * d);
     float *x = LQ_NEWN(float, (size_t)LEN * d);
@@ -331,6 +331,45 @@ static void an_expert_without_tokens_is_calibrated_on_the_layer(void **state) {
     }
 }
 
+static lq_status nothing(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats) {
+    (void)user, (void)block, (void)stage, (void)stats;
+    return LQ_OK;
+}
+
+static lq_status open_and_calibrate(fixture *f, lq_model **m, lq_cache *c) {
+    static const uint32_t len[1] = {LEN};
+    lq_stage_hook hook = {.needs = LQ_NEED_GRAM | LQ_NEED_ABSMAX, .on_stage = nothing};
+    LQ_TRY(lq_model_open(&f->ctx, f->src, false, m));
+    LQ_TRY(lq_model_load(&f->ctx, *m, 0, LQ_LOAD_F32));
+    return lq_block_calibrate(&f->ctx, *m, 0, c, len, &hook, 0, NULL);
+}
+
+static void calibration_survives_every_failing_allocation(void **state) {
+    (void)state;
+    static const char *const some[] = {"mixtral_stacked", "qwen2_moe"};
+    for (int v = 0; v < 2; v++) {
+        fixture f;
+        lq_cache *c;
+        lq_status st = LQ_ERR_RESOURCE;
+        open_golden(&f, some[v]);
+        float *x = LQ_NEWN(float, (size_t)LEN * f.m->par.hidden);
+        OK(&f, lq_embed(&f.ctx, f.m, f.ids, LEN, 0, x));
+        for (long n = 0; st == LQ_ERR_RESOURCE; n++) {
+            lq_model *m = NULL;
+            OK(&f, lq_cache_new(&f.ctx, 1, 1 << 20, NULL, &c));
+            OK(&f, lq_cache_put(&f.ctx, c, 0, x, (size_t)LEN * f.m->par.hidden));
+            lq_mem_fail_after(n);
+            st = open_and_calibrate(&f, &m, c);
+            lq_mem_fail_after(-1);
+            assert_true(st == LQ_OK || st == LQ_ERR_RESOURCE);
+            lq_model_free(&m);
+            lq_cache_free(&c);
+        }
+        lq_free(x);
+        close_golden(&f);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_setting_moves_the_logits),
@@ -342,6 +381,7 @@ int main(void) {
         cmocka_unit_test(the_number_of_experts_held_at_a_time_changes_no_bit),
         cmocka_unit_test(a_prior_has_the_weight_that_it_is_given),
         cmocka_unit_test(an_expert_without_tokens_is_calibrated_on_the_layer),
+        cmocka_unit_test(calibration_survives_every_failing_allocation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
