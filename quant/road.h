@@ -23,6 +23,7 @@ typedef struct road {
     lq_sink *sink;
     lq_source *back;           /* the written checkpoint, read again */
     lq_source *fisher;         /* --fisher, or NULL */
+    float *kv_max;             /* [n_layers][2] of --kv-scales, or NULL */
     lq_cache *resid, *twin;    /* twin: of the unquantized model (CROSS) */
     uint64_t cache_budget;
     lq_buf unit;               /* the unit being built */
