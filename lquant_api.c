@@ -120,7 +120,7 @@ int lquant_evaluate(lquant *s, const lquant_model *m, const char *text_path, con
     if (!p) return (int)lq_fail(&s->ctx, LQ_ERR_USAGE, "unknown protocol '%s'", protocol);
     LQ_GO(lq_eval_text_load(&s->ctx, m->loaded.tok, p, text_path, LQ_BOS_AUTO, m->loaded.m->par.vocab, &text));
     LQ_GO(lq_eval_plan_make(&s->ctx, p, &text, ctx, chunks, m->loaded.m->par.max_ctx, &plan));
-    LQ_GO(lq_ppl_run(&s->ctx, m->loaded.m, &text, &plan, false, &ppl, NULL, NULL, NULL));
+    LQ_GO(lq_ppl_run(&s->ctx, m->loaded.m, NULL, &text, &plan, false, &ppl, NULL, NULL, NULL));
     *out = (lquant_score){.nll = ppl.nll, .nll_stderr = ppl.nll_stderr, .perplexity = ppl.ppl, .tokens = plan.tokens, .ctx = plan.ctx, .chunks = plan.chunks};
 done:
     lq_ppl_free(&ppl);

@@ -78,5 +78,6 @@ const lq_arch lq_arch_qwen2 = {
 
 const lq_arch lq_arch_qwen3 = {
     .name = "qwen3", .model_types = TYPES("qwen3"), .gguf_archs = TYPES("qwen3"), .block = lq_llama_block, .names = lq_llama_names,
-    .family = {.hidden = 4096, .ffn = 22016, .layers = 32, .heads = 32, .vocab = 151936, .kv_heads = 32, .head_dim = 128, .max_ctx = 32768, .window = 4096, .windows = LQ_WINDOW_BY_LAYER, .attention_bias = true,
+    .family = {.hidden = 4096, .ffn = 22016, .layers = 32, .heads = 32, .vocab = 151936, .kv_heads = 32, .head_dim = 128,
+               .max_ctx = 32768, .window = 4096, .windows = LQ_WINDOW_BY_LAYER, .attention_bias = true,
                .qk_norm = true, .hf_class = "Qwen3ForCausalLM"}, READERS};

@@ -39,15 +39,37 @@ static void capped(float *score, uint32_t n, float scale, float cap) {
     for (uint32_t i = 0; i < n; i++) score[i] = cap * tanhf(score[i] * scale / cap);
 }
 
+/* The packed cache, read a tile of keys at a time into scratch behind the scores. */
+static void stored_scores(const call *a, const float *q, uint32_t n, uint32_t k0, uint32_t nk, uint32_t head, float *score) {
+    uint32_t d = a->r->par->head_dim;
+    float *tile = score + (size_t)n * nk;
+    for (uint32_t j = 0; j < nk; j += LQ_KV_TILE) {
+        uint32_t m = nk - j < LQ_KV_TILE ? nk - j : LQ_KV_TILE;
+        lq_kv_get(a->span->kv, a->span->layer, false, k0 + j, m, head, tile);
+        lq_gemm_nt(q, (size_t)a->r->par->n_heads * d, tile, d, score + j, nk, n, m, d, false);
+    }
+}
+
+static void stored_values(const call *a, float *score, uint32_t n, uint32_t k0, uint32_t nk, uint32_t head, float *out) {
+    uint32_t d = a->r->par->head_dim;
+    float *tile = score + (size_t)n * nk;
+    for (uint32_t j = 0; j < nk; j += LQ_KV_TILE) {
+        uint32_t m = nk - j < LQ_KV_TILE ? nk - j : LQ_KV_TILE;
+        lq_kv_get(a->span->kv, a->span->layer, true, k0 + j, m, head, tile);
+        lq_gemm_nn(score + j, nk, tile, d, out, (size_t)a->r->par->n_heads * d, n, d, m, 1, j > 0);
+    }
+}
+
 static void attend(const call *a, uint32_t t0, uint32_t head) {
     const lq_params *p = a->r->par;
     const lq_span *s = a->span;
     uint32_t d = p->head_dim, ldq = p->n_heads * d, ldk = p->n_kv_heads * d, kv = head / (p->n_heads / p->n_kv_heads);
     uint32_t n = s->n - t0 < a->tile ? s->n - t0 : a->tile, pos = s->pos + t0;
     uint32_t k0 = a->window && pos + 1 > a->window ? pos + 1 - a->window : 0, nk = pos + n - k0;
-    const float *q = a->q + (size_t)(s->first + t0) * ldq + head * d, *k = s->keys + (size_t)k0 * ldk + kv * d, *v = s->values + (size_t)k0 * ldk + kv * d;
-    float *score = lq_work_mine(&a->r->work), scale = p->attn_scale > 0 ? p->attn_scale : 1 / sqrtf((float)d);
-    lq_gemm_nt(q, ldq, k, ldk, score, nk, n, nk, d, false);
+    const float *q = a->q + (size_t)(s->first + t0) * ldq + head * d;
+    float *score = lq_work_mine(&a->r->work), *out = a->out + (size_t)(s->first + t0) * ldq + head * d, scale = p->attn_scale > 0 ? p->attn_scale : 1 / sqrtf((float)d);
+    if (s->kv) stored_scores(a, q, n, k0, nk, kv, score);
+    else lq_gemm_nt(q, ldq, s->keys + (size_t)k0 * ldk + kv * d, ldk, score, nk, n, nk, d, false);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t end = pos + i + 1 - k0, begin = a->window && pos + i + 1 > a->window ? pos + i + 1 - a->window - k0 : 0;
         float *row = score + (size_t)i * nk;
@@ -56,7 +78,8 @@ static void attend(const call *a, uint32_t t0, uint32_t head) {
         a->r->k->softmax(row + begin, end - begin, p->attn_cap > 0 ? 1 : scale);
         memset(row + end, 0, (nk - end) * sizeof *row);
     }
-    lq_gemm_nn(score, nk, v, ldk, a->out + (size_t)(s->first + t0) * ldq + head * d, ldq, n, d, nk, 1, false);
+    if (s->kv) stored_values(a, score, n, k0, nk, kv, out);
+    else lq_gemm_nn(score, nk, s->values + (size_t)k0 * ldk + kv * d, ldk, out, ldq, n, d, nk, 1, false);
 }
 
 static void attend_task(void *arg, size_t i) {

@@ -126,11 +126,11 @@ static void walk_free(lq_walk *w) {
 /* The spans of tokens [t0, t0+n) of a group; returns their number. */
 static uint32_t make_spans(lq_walk *w, const lq_walk_group *g, uint32_t t0, uint32_t n) {
     if (g->n == 1) {
-        w->spans[0] = (lq_span){0, n, t0, w->keys, w->values};
+        w->spans[0] = (lq_span){0, n, t0, w->keys, w->values, NULL, 0};
         return 1;
     }
     for (uint32_t i = 0, at = 0; i < g->n; at += w->len[g->first + i++])
-        w->spans[i] = (lq_span){at, w->len[g->first + i], 0, w->keys + (size_t)at * w->run.width[T_K], w->values + (size_t)at * w->run.width[T_V]};
+        w->spans[i] = (lq_span){at, w->len[g->first + i], 0, w->keys + (size_t)at * w->run.width[T_K], w->values + (size_t)at * w->run.width[T_V], NULL, 0};
     return g->n;
 }
 
@@ -317,6 +317,7 @@ static lq_status run_block(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid,
     if (dry) LQ_GO(lq_cache_new(ctx, lq_cache_items(resid), (cache_budget - w.stats_budget) / 2, work_dir, &w.copy));
     if (!hook || !hook->on_stage) join_segments(&w.p);
     if (twin) LQ_GO(run_twin(&w, hook->twin, cache_budget / 2, work_dir));
+    if (hook) w.run.kv_max = hook->kv_max;
     for (uint32_t s = 0; s < w.p.n_stages; s++) {
         lq_stage stage;
         lq_stage_fill(m, b, w.p.stage[s], -1, &stage);

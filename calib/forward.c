@@ -10,11 +10,13 @@
 struct lq_state {
     const lq_model *m;
     lq_run run;
-    float *keys, *values;      /* [kv_layers][max_ctx][kv dim] */
+    float *keys, *values;      /* [kv_layers][max_ctx][kv dim]; with a packed cache [chunk][kv dim] */
+    lq_kv kv;                  /* kind F32: none */
     uint32_t max_ctx, pos, kv_layers;
 };
 
-static lq_status new_state(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, uint32_t kv_layers, lq_state **out) {
+static lq_status new_state(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, bool scoring, const lq_kv_opts *o, lq_state **out) {
+    uint32_t kv_layers = scoring ? 1 : m->par.n_layers;
     *out = NULL;
     if (!m->arch || !max_ctx) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a model of unknown architecture cannot be run");
     if (lq_arch_tensor(m->arch, LQ_R_POS_EMBED, LQ_PART_WEIGHT) && max_ctx > m->par.max_ctx)
@@ -24,17 +26,30 @@ static lq_status new_state(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, uin
     *s = (lq_state){.m = m, .max_ctx = max_ctx, .kv_layers = kv_layers};
     lq_status st = lq_run_init(ctx, &s->run, m, max_ctx, max_ctx);
     uint64_t n = 0;
-    bool fits = lq_mul_ok((uint64_t)kv_layers * max_ctx, s->run.width[T_K], &n);
+    bool fits = lq_mul_ok(o->kind ? s->run.chunk : (uint64_t)kv_layers * max_ctx, s->run.width[T_K], &n);
+    if (!st && o->kind) st = lq_kv_init(ctx, &s->kv, (lq_kv_kind)o->kind, kv_layers, max_ctx, m->par.n_kv_heads, m->par.head_dim, o->fixed ? m->kv_steps : NULL);
     if (!st && !(fits && (s->keys = LQ_NEWN(float, n)) && (s->values = LQ_NEWN(float, n)))) st = lq_oom(ctx, n * 8);
     if (st) lq_state_free(out);
     return st;
 }
 
 lq_status lq_state_new(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, lq_state **out) {
-    return new_state(ctx, m, max_ctx, m->par.n_layers, out);
+    return new_state(ctx, m, max_ctx, false, &(lq_kv_opts){0}, out);
 }
 
-lq_status lq_state_new_scoring(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, lq_state **out) { return new_state(ctx, m, max_ctx, 1, out); }
+lq_status lq_state_new_scoring(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, lq_state **out) {
+    return new_state(ctx, m, max_ctx, true, &(lq_kv_opts){0}, out);
+}
+
+lq_status lq_state_new_kv(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, bool scoring, const lq_kv_opts *o, lq_state **out) {
+    if (o->fixed && (o->kind == LQ_KV_INT8 || o->kind == LQ_KV_FP8) && !m->kv_steps)
+        return lq_fail(ctx, LQ_ERR_USAGE, "--kv-scales: the model stores no scales of its keys and values (quantize with --kv-scales)");
+    return new_state(ctx, m, max_ctx, scoring, o, out);
+}
+
+uint64_t lq_state_kv_bytes(const lq_state *s) {
+    return s->kv.kind ? lq_kv_bytes(&s->kv) : 8 * (uint64_t)s->kv_layers * s->max_ctx * s->run.width[T_K];
+}
 
 void lq_state_reset(lq_state *s) { s->pos = 0; }
 uint32_t lq_state_pos(const lq_state *s) { return s->pos; }
@@ -44,6 +59,7 @@ void lq_state_free(lq_state **s) {
     lq_run_free(&(*s)->run);
     lq_free((*s)->keys);
     lq_free((*s)->values);
+    lq_kv_free(&(*s)->kv);
     lq_free(*s);
     *s = NULL;
 }
@@ -52,15 +68,16 @@ void lq_state_free(lq_state **s) {
 static void run_block(lq_state *s, uint32_t layer, uint32_t n, float *hidden) {
     lq_run *r = &s->run;
     uint32_t n_ops = 0;
-    size_t base = s->kv_layers > 1 ? (size_t)layer * s->max_ctx : 0;
+    bool packed = s->kv.kind;
+    size_t base = s->kv_layers > 1 && !packed ? (size_t)layer * s->max_ctx : 0;
     const float *keys = s->keys + base * r->width[T_K], *values = s->values + base * r->width[T_V];
     while (r->arch->block[n_ops].kind) n_ops++;
     for (uint32_t i = 0; i < n; i += r->chunk) {
         uint32_t m = n - i < r->chunk ? n - i : r->chunk, pos = s->pos + i;
         r->t[T_RESID] = hidden + (size_t)i * r->width[T_RESID];
-        r->t[T_K] = s->keys + (base + pos) * r->width[T_K];
-        r->t[T_V] = s->values + (base + pos) * r->width[T_V];
-        lq_run_ops(r, &s->m->layers[layer], layer, 0, n_ops, m, &(lq_span){0, m, pos, keys, values}, 1);
+        r->t[T_K] = s->keys + (packed ? 0 : base + pos) * r->width[T_K];
+        r->t[T_V] = s->values + (packed ? 0 : base + pos) * r->width[T_V];
+        lq_run_ops(r, &s->m->layers[layer], layer, 0, n_ops, m, &(lq_span){0, m, pos, keys, values, packed ? &s->kv : NULL, layer}, 1);
     }
 }
 

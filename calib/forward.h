@@ -24,6 +24,10 @@ typedef struct lq_state lq_state;
 lq_status lq_state_new(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, lq_state **out);
 /* For scoring whole texts: every lq_forward starts a new sequence, and keys and values of one block at a time are held. */
 lq_status lq_state_new_scoring(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, lq_state **out);
+/* Either, with a cache in a small type (calib/kv.h); steps: as there, m->kv_steps or NULL. scoring holds one block's at a time. */
+typedef struct lq_kv_opts { int kind, fixed; } lq_kv_opts; /* lq_kv_kind; fixed: the steps stored with the model */
+lq_status lq_state_new_kv(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, bool scoring, const lq_kv_opts *o, lq_state **out);
+uint64_t lq_state_kv_bytes(const lq_state *s); /* memory of the cache */
 void lq_state_reset(lq_state *s);
 void lq_state_free(lq_state **s);
 uint32_t lq_state_pos(const lq_state *s);
@@ -53,6 +57,7 @@ typedef struct lq_stage_hook {
     /* CROSS: residual stream of the unquantized model (as `resid`), replaced by the block's output under the weights as they are on
      * entry. Experts get no CROSS: another token may have come to them. */
     lq_cache *twin;
+    float *kv_max;                /* [2] raised to the largest |key|, after the rotary turn, and |value| of the block; NULL */
 } lq_stage_hook;
 lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook,
                              uint64_t cache_budget, const char *work_dir);

@@ -51,8 +51,10 @@ typedef struct lq_model {
     const lq_kernels *k;
     lq_expert_opts expert_opts; /* lq_model_open: prior 1, the rest 0 */
     struct lq_rotation *rotation; /* NULL: tensors are read as they are stored (calib/rotate.h) */
+    float *kv_steps;       /* [n_layers][2] steps of E4M3 keys and values stored with the model; NULL: none; owned */
 } lq_model;
 
+#define LQ_KV_SIDECAR "kv_scales.json" /* {"k_v_scales": [[k, v] per block]}, steps of E4M3 keys and values */
 /* Architecture by model_type / general.architecture, parameters range-checked, every tensor's name, type and shape checked
  * against them; no tensor data is read (but the few numbers of a GGUF's rope_freqs). Tensors the architecture does not know
  * become rows of role UNKNOWN at the end of the catalog (slot: block -1, expert = their number). An unknown architecture:

@@ -42,7 +42,7 @@ lq_status lq_run_init(lq_ctx *ctx, lq_run *r, const lq_model *m, uint32_t tokens
     while (r->chunk > CHUNK_MIN && r->chunk * sum * 4 > RUN_BYTES) r->chunk /= 2;
     if (r->chunk > tokens) r->chunk = tokens;
     lq_status st = (r->mem = LQ_NEWN(float, sum * r->chunk)) ? rope_tables(ctx, r, positions) : lq_oom(ctx, sum * r->chunk * 4);
-    if (!st) st = lq_work_fit(ctx, &r->work, lq_attn_scratch(positions));
+    if (!st) st = lq_work_fit(ctx, &r->work, lq_attn_scratch(positions) + (size_t)LQ_KV_TILE * m->par.head_dim);
     if (!st) st = lq_routing_init(ctx, &r->routing, r->par, r->chunk);
     if (st) return lq_run_free(r), st;
     float *at = r->mem;
@@ -163,6 +163,10 @@ static void token_gate_slice(void *arg, size_t i) {
     }
 }
 
+static void note_max(float *max, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) *max = fabsf(x[i]) > *max ? fabsf(x[i]) : *max;
+}
+
 /* Where an op writes, and what is left to do then. */
 static float *target(lq_run *r, const lq_op *op) { return r->t[op->out & LQ_OUT_ADD ? T_NONE : op->out]; }
 static void add_branch(lq_run *r, const lq_op *op, uint32_t n) {
@@ -184,7 +188,12 @@ void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uin
         case LQ_OP_SPLIT_HEADS: each_slice(&a, split_slice); break;
         case LQ_OP_ACT: each_slice(&a, act_slice); break;
         case LQ_OP_ROPE: each_slice(&a, rope_slice); break;
-        case LQ_OP_ATTN: lq_attn(r, lq_params_window(r->par, layer), x, y, spans, n_spans); break;
+        case LQ_OP_ATTN:
+            if (r->kv_max) note_max(&r->kv_max[0], r->t[op->in[1]], (size_t)n * r->width[op->in[1]]);
+            if (r->kv_max) note_max(&r->kv_max[1], r->t[op->in[2]], (size_t)n * r->width[op->in[2]]);
+            if (spans->kv) lq_kv_put(spans->kv, spans->layer, spans->pos, n, r->t[op->in[1]], r->t[op->in[2]]);
+            if (spans->kv) lq_kv_queries(spans->kv, x, n, r->par->n_heads);
+            lq_attn(r, lq_params_window(r->par, layer), x, y, spans, n_spans); break;
         case LQ_OP_GLU: each_slice(&a, glu_slice); break;
         case LQ_OP_CLAMP: each_slice(&a, clamp_slice); break;
         case LQ_OP_ROUTE: op = lq_run_experts(r, l, layer, op, n); continue;

@@ -3,6 +3,7 @@
 /* Inside calib: one block's op table run over a chunk of tokens; lq_forward and lq_block_calibrate both stand on it. */
 #ifndef LQ_RUN_H
 #define LQ_RUN_H
+#include "calib/kv.h"
 #include "calib/model.h"
 #include "core/thread.h"
 
@@ -42,6 +43,8 @@ typedef struct lq_span {      /* consecutive tokens of one sequence inside a chu
     uint32_t first, n;        /* rows of the chunk */
     uint32_t pos;             /* position of row `first` in its sequence */
     const float *keys, *values; /* [pos + n][kv dim]: of the sequence from position 0 on, this chunk's T_K and T_V rows at the end */
+    lq_kv *kv;                /* instead of them: where the chunk's rows go and all rows are read; NULL: none */
+    uint32_t layer;           /* in kv */
 } lq_span;
 
 typedef struct lq_routing {   /* of the chunk at hand; arrays NULL without experts */
@@ -67,6 +70,7 @@ typedef struct lq_run {
     lq_routing routing;
     uint32_t expert;          /* whose linears the ops between ROUTE and MERGE use */
     uint32_t chunk;           /* tokens the buffers hold */
+    float *kv_max;            /* [2] raised to the largest |key| (after the rotary turn) and |value| seen; NULL: not asked for */
     float *mem;
 } lq_run;
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* lquant eval: perplexity and divergence of whatever the readers read. */
+#include "calib/kv.h"
 #include "core/verb.h"
 #include "eval/report.h"
 
@@ -12,6 +13,7 @@ typedef struct args {
     const char *file, *base, *protocol;
     int64_t ctx, chunks;
     int bos, kld, decode;
+    lq_kv_opts kv;
 } args;
 
 #define OFF(f) offsetof(args, f)
@@ -24,6 +26,8 @@ static const lq_opt options[] = {
     {"kld", "kl-divergence", LQ_OPT_SET, OFF(kld), NULL, NULL, NULL, 0, 0, 1, "KL divergence from --base MODEL, top-1 agreement"},
     {"bos", NULL, LQ_OPT_CHOICE, OFF(bos), NULL, "auto", "auto|always|never", 0, 0, 0, "text begins with BOS; auto: as the tokenizer does"},
     {"decode", NULL, LQ_OPT_SET, OFF(decode), NULL, NULL, NULL, 0, 0, 1, "token by token: KV cache and GEMV"},
+    {"kv", "kv-cache-dtype,cache-type", LQ_OPT_CHOICE, OFF(kv.kind), NULL, "f32", LQ_KV_CHOICES, 0, 0, 0, "type keys and values are stored in"},
+    {"kv-scales", NULL, LQ_OPT_SET, OFF(kv.fixed), NULL, NULL, NULL, 0, 0, 1, "--kv int8, fp8: the scales stored with the model, not one per token"},
     {0}};
 
 static void help(const lq_optset *sets) {
@@ -103,14 +107,14 @@ static lq_status measure(work *w) {
     if (a->kld) LQ_TRY(lq_loaded_read(w->ctx, &w->base));
     w->r.load_seconds = w->model.seconds;
     double start = lq_now();
-    if (a->kld) LQ_TRY(lq_ppl_run(w->ctx, w->model.m, &w->text, &w->plan, a->decode, &w->ppl, w->base.m, &w->base_ppl, &w->kld));
-    else LQ_TRY(lq_ppl_run(w->ctx, w->model.m, &w->text, &w->plan, a->decode, &w->ppl, NULL, NULL, NULL));
+    if (a->kld) LQ_TRY(lq_ppl_run(w->ctx, w->model.m, &a->kv, &w->text, &w->plan, a->decode, &w->ppl, w->base.m, &w->base_ppl, &w->kld));
+    else LQ_TRY(lq_ppl_run(w->ctx, w->model.m, &a->kv, &w->text, &w->plan, a->decode, &w->ppl, NULL, NULL, NULL));
     w->r.seconds = lq_now() - start;
     w->r.weight = lq_weight_of(w->model.m);
     lq_loaded_close(&w->model); /* one model in memory at a time */
     if (a->base && !a->kld && w->base.m) {
         LQ_TRY(lq_loaded_read(w->ctx, &w->base));
-        LQ_TRY(lq_ppl_run(w->ctx, w->base.m, &w->text, &w->plan, a->decode, &w->base_ppl, NULL, NULL, NULL));
+        LQ_TRY(lq_ppl_run(w->ctx, w->base.m, NULL, &w->text, &w->plan, a->decode, &w->base_ppl, NULL, NULL, NULL));
     }
     return LQ_OK;
 }

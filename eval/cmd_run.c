@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 /* lquant run: a text continued, as a smoke test of a checkpoint. */
 #include "calib/chat.h"
+#include "calib/kv.h"
 #include "core/verb.h"
 #include "eval/generate.h"
 
@@ -13,6 +14,7 @@ typedef struct args {
     int64_t n, seed;
     double temp;
     int chat;
+    lq_kv_opts kv;
 } args;
 
 #define OFF(f) offsetof(args, f)
@@ -21,6 +23,8 @@ static const lq_opt options[] = {
     {"n-predict", "n,max-tokens,predict", LQ_OPT_INT, OFF(n), "N", "32", NULL, 1, 1 << 20, 0, "tokens to make at most"},
     {"chat", "cnv", LQ_OPT_SET, OFF(chat), NULL, NULL, NULL, 0, 0, 1, "the prompt is a user's message, through the chat template"},
     {"temp", "temperature", LQ_OPT_REAL, OFF(temp), "X", "0", NULL, 0, 100, 0, "0: always the most likely token; else sample"},
+    {"kv", "kv-cache-dtype,cache-type", LQ_OPT_CHOICE, OFF(kv.kind), NULL, "f32", LQ_KV_CHOICES, 0, 0, 0, "type keys and values are stored in"},
+    {"kv-scales", NULL, LQ_OPT_SET, OFF(kv.fixed), NULL, NULL, NULL, 0, 0, 1, "--kv int8, fp8: the scales stored with the model, not one per token"},
     {"seed", "s", LQ_OPT_INT, OFF(seed), "N", "0", NULL, 0, 9e15, 0, "of the sampling"},
     {0}};
 
@@ -75,7 +79,7 @@ static lq_status generate(lq_ctx *ctx, const args *a, const char *model) {
     lq_loaded l;
     lq_ids prompt = {0};
     lq_gen g = {0};
-    lq_gen_opts o = {.n = (uint32_t)a->n, .temp = a->temp, .seed = (uint64_t)a->seed, .emit = a->common.json ? NULL : to_stdout};
+    lq_gen_opts o = {.n = (uint32_t)a->n, .temp = a->temp, .seed = (uint64_t)a->seed, .kv = a->kv, .emit = a->common.json ? NULL : to_stdout};
     lq_status st = lq_loaded_open(ctx, model, true, &l);
     if (st) return st;
     if (a->chat) LQ_GO(chat_prompt(ctx, &l, a->prompt, &prompt));

@@ -122,7 +122,7 @@ lq_status lq_generate(lq_ctx *ctx, const lq_loaded *l, const lq_ids *prompt, con
     uint32_t room = m->par.max_ctx - (uint32_t)prompt->n;
     if (o->n > room) lq_log(ctx, LQ_LOG_INFO, "at most %u tokens fit behind the prompt (%u were asked for)", room, o->n);
     if (o->n < room) room = o->n;
-    LQ_GO(lq_state_new(ctx, m, (uint32_t)prompt->n + room, &state));
+    LQ_GO(lq_state_new_kv(ctx, m, (uint32_t)prompt->n + room, false, &o->kv, &state));
     hidden = LQ_NEWN(float, prompt->n * m->par.hidden);
     logits = LQ_NEWN(float, m->par.vocab);
     if (!hidden || !logits) LQ_GO(lq_oom(ctx, prompt->n * m->par.hidden * sizeof(float)));

@@ -3,10 +3,12 @@
 /* Token by token through the KV cache: greedy, or sampled from softmax(logits / temp) with PCG32. */
 #ifndef LQ_GENERATE_H
 #define LQ_GENERATE_H
+#include "calib/forward.h"
 #include "eval/loaded.h"
 
 typedef struct lq_gen_opts {
     uint32_t n;                 /* tokens to make at most */
+    lq_kv_opts kv;
     double temp;                /* 0: greedy (the first largest logit) */
     uint64_t seed;
     /* Called with each piece of text as it becomes whole UTF-8; NULL: not streamed. */

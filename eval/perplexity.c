@@ -117,6 +117,7 @@ lq_status lq_eval_plan_make(lq_ctx *ctx, const lq_protocol *p, const lq_eval_tex
 typedef struct side {          /* one model on its way through the text */
     const lq_model *m;
     lq_state *state;
+    lq_kv_opts kv;
     float *hidden, *logits;    /* [ctx][hidden], [slice][vocab] */
     double *nll, *lse;         /* [ctx] */
     lq_ppl *out;
@@ -140,7 +141,7 @@ enum { LOGIT_BYTES = 16 << 20, SLICE_MAX = 64 };
 
 static lq_status side_open(lq_ctx *ctx, run *r, side *s, bool decode) {
     uint64_t n;
-    LQ_TRY((decode ? lq_state_new : lq_state_new_scoring)(ctx, s->m, r->plan->ctx, &s->state));
+    LQ_TRY(lq_state_new_kv(ctx, s->m, r->plan->ctx, !decode, &s->kv, &s->state));
     s->hidden = LQ_NEWN(float, (size_t)r->plan->ctx * s->m->par.hidden);
     s->logits = lq_mul_ok(r->slice, r->vocab, &n) ? LQ_NEWN(float, n) : NULL;
     s->nll = LQ_NEWN(double, r->plan->ctx);
@@ -257,9 +258,9 @@ static lq_status same_shape(lq_ctx *ctx, const lq_model *m, const lq_model *base
     return LQ_OK;
 }
 
-lq_status lq_ppl_run(lq_ctx *ctx, const lq_model *m, const lq_eval_text *t, const lq_eval_plan *plan, bool decode, lq_ppl *out,
+lq_status lq_ppl_run(lq_ctx *ctx, const lq_model *m, const lq_kv_opts *kv, const lq_eval_text *t, const lq_eval_plan *plan, bool decode, lq_ppl *out,
                      const lq_model *base, lq_ppl *base_ppl, lq_kld *kld) {
-    run r = {.plan = plan, .s = {{.m = m, .out = out}, {.m = base, .out = base_ppl}}, .sides = base ? 2 : 1, .vocab = m->par.vocab,
+    run r = {.plan = plan, .s = {{.m = m, .out = out, .kv = kv ? *kv : (lq_kv_opts){0}}, {.m = base, .out = base_ppl}}, .sides = base ? 2 : 1, .vocab = m->par.vocab,
              .slice = slice_of(m->par.vocab, decode)};
     lq_status st = LQ_OK;
     uint64_t same = 0;

@@ -68,6 +68,7 @@ typedef struct lq_kld {         /* KL(base || model) per scored token, nats */
 
 /* Runs m, whose tensors must be loaded, over the plan. decode: token by token through the KV cache and GEMV. base, base_ppl
  * and kld come together or are all NULL: then both models run side by side on slices of tokens; logits are never kept. */
-lq_status lq_ppl_run(lq_ctx *ctx, const lq_model *m, const lq_eval_text *t, const lq_eval_plan *plan, bool decode, lq_ppl *out,
+/* kv: cache of m (not of base); NULL: fp32. */
+lq_status lq_ppl_run(lq_ctx *ctx, const lq_model *m, const lq_kv_opts *kv, const lq_eval_text *t, const lq_eval_plan *plan, bool decode, lq_ppl *out,
                      const lq_model *base, lq_ppl *base_ppl, lq_kld *kld);
 #endif

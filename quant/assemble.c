@@ -101,6 +101,7 @@ lq_status lq_assemble(road *r) {
     LQ_GO(lq_job_clean(r->ctx, &r->job));
     LQ_GO(lq_sink_open(r->ctx, r->plan.format, r->job.partial, &r->model->cat, &so, &r->sink));
     LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
+    if (r->kv_max) LQ_GO(lq_sidecars_kv(r->ctx, r->kv_max, r->model->par.n_layers, r->sink));
     for (size_t i = 0; i < r->model->cat.n; i++)
         if (!r->model->cat.rows[i].quantize && !r->changed[i]) LQ_GO(put_kept(r, &r->model->cat.rows[i]));
     LQ_GO(lq_unit_each_done(r, &(lq_unit_reader){.linear = put_linear, .kept = put_folded, .choice = note_choice}));

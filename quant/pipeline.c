@@ -29,6 +29,7 @@ const lq_opt lq_run_options[] = {
      "an expert with N tokens has half that weight; 0: as many as it has inputs"},
     {"expert-weights", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, experts.flat), NULL, "gate", "gate|flat", 0, 0, 0,
      "tokens of an expert count by their gate probability squared, or alike"},
+    {"kv-scales", NULL, LQ_OPT_SET, offsetof(lq_run_opts, kv_scales), NULL, NULL, NULL, 0, 0, 1, "store the calibrated scales of keys and values (eval --kv int8 --kv-scales)"},
     {"target-correction", NULL, LQ_OPT_SET, offsetof(lq_run_opts, target_correction), NULL, NULL, NULL, 0, 0, 1, "aim at what the unquantized model puts out, not at the weights; any method"},
     {"true-sequential", NULL, LQ_OPT_SET, offsetof(lq_run_opts, true_sequential), NULL, NULL, NULL, 0, 0, 1, NULL},
     {"dry-run", NULL, LQ_OPT_SET, offsetof(lq_run_opts, dry_run), NULL, NULL, NULL, 0, 0, 1, "print the plan from headers and stop"},
@@ -105,6 +106,7 @@ static lq_status open_stats(road *r) {
     if (!r->run->opts.stats) return LQ_OK;
     if (r->run->recipe.n_xforms)
         return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s looks at the activations themselves, statistics do not suffice", r->run->opts.stats, r->run->recipe.xform[0].x->name);
+    if (r->run->opts.kv_scales) return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "--stats with --kv-scales: keys and values are not in the statistics");
     LQ_TRY(lq_stats_open(r->ctx, r->run->opts.stats, &r->stats));
     if (r->needs & LQ_NEED_GRAM && !r->stats.gram)
         return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs the Gram matrices of `lquant calibrate --hessians`; this file has diagonals only", r->run->opts.stats, name);
@@ -121,6 +123,7 @@ static lq_status open_and_plan(road *r) {
     r->needs = lq_method_needs(method, r->run->recipe.opts);
     if (r->run->recipe.n_xforms) r->needs |= LQ_NEED_GRAM; /* a run that calibrates anyway measures what it does */
     r->run->plan_opts.recipe_type = lq_recipe_type(&r->run->recipe);
+    if (r->run->opts.kv_scales) r->needs |= LQ_NEED_ABSMAX;
     if (r->run->opts.target_correction) r->needs |= LQ_NEED_GRAM | LQ_NEED_CROSS;
     LQ_TRY(lq_fisher_open(r));
     LQ_TRY(choose_format(r, &format));
@@ -131,6 +134,7 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
+    LQ_TRY(lq_xforms_check(r));
     LQ_TRY(static_needs(r));
     LQ_TRY(open_stats(r));
     lq_log(r->ctx, LQ_LOG_INFO, "plan: %s to format %s, %u linears at %.3f bits per weight, %u kept, %.1f MB -> %.1f MB", method->name, format->name,
@@ -285,6 +289,7 @@ static void leave(road *r) {
     lq_sink_abandon(&r->sink);
     lq_cache_free(&r->resid);
     lq_cache_free(&r->twin);
+    lq_free(r->kv_max);
     lq_buf_free(&r->unit);
     lq_rows_free(&r->rows);
     lq_stats_free(&r->item);

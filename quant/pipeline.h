@@ -19,6 +19,7 @@ typedef struct lq_run_opts {
     int rotate;                   /* LQ_ROTATION_* */
     int64_t rotate_seed;
     lq_expert_opts experts;       /* mixtures of experts only */
+    int kv_scales;                /* the ranges of keys and values go with the checkpoint */
     int target_correction;        /* linears aim at the unquantized model's output */
     double max_fallback;          /* percent of linears that may fall back before the run fails with LQ_ERR_QUALITY */
 } lq_run_opts;

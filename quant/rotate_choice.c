@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* auto compares, linear by linear, the proxy loss (algorithms.md 0) of rounding W under H with that of W' = W P under
- * H' = P^-1 H P^-T, P what rotation does to the inputs (norm gains included): the same function, the same tr(W H W^T). */
+ * H' = P^-1 H P^-T, P what rotation does to the inputs (norm gains included): the same function, the same tr(W H W^T). Where
+ * activations are rounded too, |W (x - Q(x))|^2 / |W x|^2 over a sample of tokens is added. */
 #include "quant/rotate_choice.h"
 
+#include "calib/act.h"
 #include "quant/gather.h"
 #include "quant/proxy.h"
 #include "quant/recipe.h"
 
-enum { ROWS = 8, LENGTH = 512 };
+#include <math.h>
+#include <string.h>
+
+enum { ROWS = 8, LENGTH = 512, TOKENS = 128 };
 
 lq_status lq_rotation_set(lq_ctx *ctx, lq_model *m, int choice, int64_t seed) {
     unsigned what = choice == LQ_ROTATION_HEADS ? LQ_ROTATE_HEADS : LQ_ROTATE_STREAM | LQ_ROTATE_HEADS;
@@ -55,24 +60,71 @@ static lq_status turned_stats(court *c, const lq_row *row, const lq_stats *s, lq
     return st;
 }
 
+/* e[cols] = x - Q(x) as the linear would round it at run time; code, step: scratch of cols each. */
+static void act_error(const lq_act *act, const float *x, uint32_t cols, float *code, float *step, float *e) {
+    lq_act a = *act;
+    a.kind = LQ_ACT_DYNAMIC; /* a static step is not known yet */
+    uint32_t tile = a.tile ? a.tile : cols;
+    lq_act_quantize(&a, 0, NULL, x, cols, code, step);
+    for (uint32_t c = 0; c < cols; c++) e[c] = a.outlier > 0 && fabsf(x[c]) >= a.outlier ? 0 : x[c] - step[c / tile] * code[c];
+}
+
+/* |W e|^2 over |W x|^2, summed over the n tokens of x[n][cols]. */
+static lq_status act_loss(lq_ctx *ctx, const lq_row *row, const float *w, const float *x, uint32_t n, double *loss) {
+    uint32_t rows = lq_row_rows(row), cols = lq_row_cols(row);
+    float *e = lq_calloc(((size_t)n + 2) * cols, sizeof *e), *y = lq_calloc((size_t)n * rows, sizeof *y);
+    double sum[2] = {0};
+    lq_status st = e && y ? LQ_OK : lq_oom(ctx, (size_t)n * (rows + cols) * sizeof *e);
+    for (uint32_t t = 0; t < n && !st; t++) act_error(&row->scheme.act, x + (size_t)t * cols, cols, e + (size_t)n * cols, e + ((size_t)n + 1) * cols, e + (size_t)t * cols);
+    for (int which = 0; which < 2 && !st; which++) {
+        lq_matmul(which ? x : e, cols, w, cols, y, rows, n, rows, cols);
+        for (size_t i = 0; i < (size_t)n * rows; i++) sum[which] += (double)y[i] * y[i];
+    }
+    *loss = sum[1] > 0 ? sum[0] / sum[1] : 0;
+    lq_free(e);
+    lq_free(y);
+    return st;
+}
+
+/* The same before and after rotation; 0 where the linear's activations stay floats. */
+static lq_status act_losses(court *c, const lq_row *row, const lq_row *other, const float *w, const float *turned_w, const lq_stats *s, double *before, double *after) {
+    uint32_t n = s->n_samples < TOKENS ? s->n_samples : TOKENS;
+    size_t size = (size_t)n * s->cols;
+    *before = *after = 0;
+    if (row->scheme.act.kind == LQ_ACT_NONE || !n) return LQ_OK;
+    float *x = lq_calloc(size, sizeof *x);
+    if (!x) return lq_oom(c->ctx, size * sizeof *x);
+    for (uint32_t t = 0; t < n; t++) memcpy(x + (size_t)t * s->cols, s->samples + (size_t)(t * s->n_samples / n) * s->cols, s->cols * sizeof *x);
+    lq_status st = act_loss(c->ctx, row, w, x, n, before);
+    if (!st) st = lq_rotation_inputs(c->ctx, c->turned, other, x, n);
+    if (!st) st = act_loss(c->ctx, row, turned_w, x, n, after);
+    lq_free(x);
+    return st;
+}
+
 static lq_status try_linear(court *c, const lq_row *row, lq_stats *s) {
     const lq_row *other = lq_catalog_find(&c->turned->cat, row->slot, LQ_PART_WEIGHT);
-    float *w = lq_calloc(lq_row_elems(row), sizeof *w);
+    uint64_t n = lq_row_elems(row);
+    float *w = lq_calloc(n, sizeof *w), *turned_w = lq_calloc(n, sizeof *w);
     lq_stats turned = {0};
-    double before = -1, after = -1;
-    lq_status st = w && other ? lq_model_read_f32(c->ctx, c->plain, row, w) : lq_oom(c->ctx, lq_row_elems(row) * sizeof *w);
-    if (!st) st = loss_of(c, row, w, s, &before);
-    if (!st && before >= 0) st = lq_model_read_f32(c->ctx, c->turned, other, w);
-    if (!st && before >= 0) st = turned_stats(c, other, s, &turned);
-    if (!st && before >= 0) st = loss_of(c, row, w, &turned, &after);
-    if (!st && before >= 0) {
-        c->v->plain += before;
-        c->v->rotated += after;
-        c->v->linears++;
-        lq_log(c->ctx, LQ_LOG_DEBUG, "%s: loss %.5f, rotated %.5f", row->name, before, after);
-    }
+    double before = -1, after = -1, act[2] = {0};
+    lq_status st = w && turned_w && other ? LQ_OK : lq_oom(c->ctx, n * sizeof *w);
+    LQ_GO(st);
+    LQ_GO(lq_model_read_f32(c->ctx, c->plain, row, w));
+    LQ_GO(loss_of(c, row, w, s, &before));
+    if (before < 0) goto done;
+    LQ_GO(lq_model_read_f32(c->ctx, c->turned, other, turned_w));
+    LQ_GO(turned_stats(c, other, s, &turned));
+    LQ_GO(loss_of(c, row, turned_w, &turned, &after));
+    LQ_GO(act_losses(c, row, other, w, turned_w, s, &act[0], &act[1]));
+    c->v->plain += before + act[0];
+    c->v->rotated += after + act[1];
+    c->v->linears++;
+    lq_log(c->ctx, LQ_LOG_DEBUG, "%s: loss %.5f + %.5f, rotated %.5f + %.5f", row->name, before, act[0], after, act[1]);
+done:
     lq_stats_free(&turned);
     lq_free(w);
+    lq_free(turned_w);
     return st;
 }
 
@@ -105,8 +157,10 @@ static lq_status hear(court *c, int choice, int64_t seed, const lq_rotation_judg
     LQ_GO(lq_rotation_set(c->ctx, c->turned, choice, seed));
     LQ_GO(lq_recipe_parse(c->ctx, "rtn:search", &c->rtn));
     if (lq_plan_make(&quiet, &c->plain->cat, j->plan, j->method, j->method_opts, j->format, &plan)) goto done; /* which will say so */
+    bool acts = false;
+    for (size_t i = 0; i < c->plain->cat.n; i++) acts = acts || (c->plain->cat.rows[i].quantize && c->plain->cat.rows[i].scheme.act.kind);
     LQ_GO(sample(c->ctx, c->plain, j->corpus, &rows));
-    lq_gather g = {.rows = &rows, .needs = LQ_NEED_GRAM, .cache_budget = j->cache_budget, .work_dir = j->work_dir, .on_stage = on_stage, .user = c};
+    lq_gather g = {.rows = &rows, .needs = LQ_NEED_GRAM | (acts ? LQ_NEED_SAMPLES : 0), .cache_budget = j->cache_budget, .work_dir = j->work_dir, .on_stage = on_stage, .user = c};
     LQ_GO(lq_gather_run(c->ctx, c->plain, &g));
 done:
     lq_rows_free(&rows);

@@ -158,7 +158,7 @@ static double block_cost(const road *r, int32_t b) {
 
 static lq_status run_block(road *r, uint32_t b) {
     bool done = lq_job_has(&r->job, b);
-    lq_stage_hook hook = {.needs = done ? 0 : r->needs, .on_stage = done ? NULL : on_stage, .user = r, .twin = r->twin};
+    lq_stage_hook hook = {.needs = done ? 0 : r->needs, .on_stage = done ? NULL : on_stage, .user = r, .twin = r->twin, .kv_max = r->kv_max ? r->kv_max + 2 * (size_t)b : NULL};
     LQ_TRY(lq_check_cancel(r->ctx));
     lq_status st = lq_model_load(r->ctx, r->model, (int32_t)b, LQ_LOAD_F32);
     if (!st && done && r->twin) st = lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->twin, r->rows.len, NULL, r->cache_budget / 2, r->run->opts.work_dir);
@@ -218,6 +218,7 @@ static lq_status run_head(road *r) {
 }
 
 static lq_status calibrated(road *r) {
+    if (r->run->opts.kv_scales && !(r->kv_max = LQ_NEWN(float, 2 * (size_t)r->model->par.n_layers))) return lq_oom(r->ctx, 8 * (size_t)r->model->par.n_layers);
     LQ_TRY(start_stream(r));
     for (uint32_t b = 0; b < r->model->par.n_layers; b++) {
         lq_status st = run_block(r, b);

@@ -214,7 +214,7 @@ static void calibration_runs_the_stages_and_leaves_the_forward_stream(void **sta
         fixture f;
         open_golden(&f, variants[v]);
         capture c = {.f = &f};
-        lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX, count_stage, &c, NULL};
+        lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX, count_stage, &c, NULL, NULL};
         float *want = forwarded(&f), *staged = calibrated(&f, 1 << 30, &hook), *plain = calibrated(&f, 1 << 30, NULL), *spilled = calibrated(&f, 0, NULL);
         uint32_t total = 0, d = f.m->par.hidden;
         for (int i = 0; i < N_SEQ; i++) total += lens[i];
@@ -261,7 +261,7 @@ static void stage_statistics_equal_a_naive_capture(void **state) {
     fixture f;
     open_golden(&f, "llama");
     capture c = {.f = &f};
-    lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX, check_first_stage, &c, NULL};
+    lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX, check_first_stage, &c, NULL, NULL};
     lq_free(calibrated(&f, 1 << 30, &hook));
     assert_int_equal(c.n, 105);
     close_golden(&f);
@@ -282,7 +282,7 @@ static void later_stages_see_what_the_hook_left(void **state) {
     fixture f;
     open_golden(&f, "llama");
     double seen = 0;
-    lq_stage_hook hook = {LQ_NEED_ABSMAX, wipe_v, &seen, NULL};
+    lq_stage_hook hook = {LQ_NEED_ABSMAX, wipe_v, &seen, NULL, NULL};
     lq_cache *c = embed_rows(&f, 1 << 30);
     OK(&f, lq_block_calibrate(&f.ctx, f.m, 0, c, lens, &hook, 1 << 30, NULL));
     assert_true(seen == 0); /* no values: the attention output is zero */

@@ -495,8 +495,7 @@ static void llama3_settings_are_recovered_from_the_divisors_of_real_models(void 
     }
 }
 
-static void every_failed_allocation_is_an_error_and_leaks_nothing(void **state) {
-    (void)state;
+static void fail_allocations(const char *folder, lq_load how) {
     lq_status st = LQ_ERR_RESOURCE;
     for (long n = 0; st; n++) {
         lq_source *src;
@@ -504,10 +503,10 @@ static void every_failed_allocation_is_an_error_and_leaks_nothing(void **state) 
         lq_state *s = NULL;
         float hidden[64 * 3];
         assert_true(n < 100000);
-        OK(lq_source_open(&ctx, GOLDEN "llama", &src));
+        OK(lq_source_open(&ctx, folder, &src));
         lq_mem_fail_after(n);
         st = lq_model_open(&ctx, src, false, &m);
-        if (!st) st = lq_model_load_all(&ctx, m, LQ_LOAD_F32);
+        if (!st) st = lq_model_load_all(&ctx, m, how);
         if (!st) st = lq_state_new(&ctx, m, 3, &s);
         if (!st) st = lq_forward(&ctx, s, (int32_t[]){1, 2, 3}, 3, hidden);
         lq_mem_fail_after(-1);
@@ -515,6 +514,13 @@ static void every_failed_allocation_is_an_error_and_leaks_nothing(void **state) 
         lq_state_free(&s);
         close_both(&src, &m);
     }
+}
+
+static void every_failed_allocation_is_an_error_and_leaks_nothing(void **state) {
+    (void)state;
+    static const struct { const char *folder; lq_load how; } models[] = {
+        {GOLDEN "llama", LQ_LOAD_F32}, {GOLDEN "gemma3_mm", LQ_LOAD_STORED}, {GOLDEN "llama_longrope", LQ_LOAD_STORED}, {GOLDEN "bitnet_online", LQ_LOAD_STORED}};
+    for (size_t k = 0; k < sizeof models / sizeof *models; k++) fail_allocations(models[k].folder, models[k].how);
 }
 
 int main(void) {

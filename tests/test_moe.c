@@ -177,7 +177,7 @@ static lq_status watch(void *user, int32_t block, const lq_stage *stage, const l
 static void calibrate(seen *s, fixture *f, uint64_t budget) {
     lq_cache *c;
     uint32_t d = f->m->par.hidden;
-    lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX, watch, s, NULL};
+    lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX, watch, s, NULL, NULL};
     s->f = f;
     s->sum = LQ_NEWN(double, (size_t)d * d), s->layer = LQ_NEWN(double, (size_t)d * d);
     float *x = LQ_NEWN(float, (size_t)LEN * d);

@@ -58,7 +58,7 @@ static lq_ppl run(const lq_model *m, const lq_eval_text *t, const char *protocol
     lq_eval_plan plan;
     lq_ppl p;
     assert_int_equal(lq_eval_plan_make(NULL, lq_protocol_find(protocol), t, ctx, 0, m->par.max_ctx, &plan), LQ_OK);
-    assert_int_equal(lq_ppl_run(NULL, m, t, &plan, decode, &p, NULL, NULL, NULL), LQ_OK);
+    assert_int_equal(lq_ppl_run(NULL, m, NULL, t, &plan, decode, &p, NULL, NULL, NULL), LQ_OK);
     return p;
 }
 
@@ -211,11 +211,11 @@ static void a_model_does_not_diverge_from_itself(void **state) {
     lq_ppl p, b, alone;
     lq_kld k;
     assert_int_equal(lq_eval_plan_make(NULL, lq_protocol_find("gptq-2048"), &t, 40, 0, 128, &plan), LQ_OK);
-    assert_int_equal(lq_ppl_run(NULL, m, &t, &plan, false, &p, m, &b, &k), LQ_OK);
+    assert_int_equal(lq_ppl_run(NULL, m, NULL, &t, &plan, false, &p, m, &b, &k), LQ_OK);
     assert_true(k.mean == 0 && k.max == 0 && k.top1 == 1 && p.nll == b.nll);
     lq_ppl_free(&p);
     lq_ppl_free(&b);
-    assert_int_equal(lq_ppl_run(NULL, m, &t, &plan, false, &p, other, &b, &k), LQ_OK);
+    assert_int_equal(lq_ppl_run(NULL, m, NULL, &t, &plan, false, &p, other, &b, &k), LQ_OK);
     alone = run(other, &t, "gptq-2048", 40, false);
     assert_true(b.nll == alone.nll);
     assert_true(k.mean > 0.01 && k.top1 < 1 && k.p99 <= k.p999 && k.p999 <= k.max && k.median <= k.p99);
@@ -309,7 +309,7 @@ static void running_out_of_memory_is_an_error(void **state) {
         lq_ppl p, b;
         lq_kld k;
         lq_mem_fail_after(n);
-        st = lq_ppl_run(NULL, m, &t, &plan, false, &p, m, &b, &k);
+        st = lq_ppl_run(NULL, m, NULL, &t, &plan, false, &p, m, &b, &k);
         lq_mem_fail_after(-1);
         assert_true(!st || st == LQ_ERR_RESOURCE);
         lq_ppl_free(&p);

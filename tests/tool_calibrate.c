@@ -41,7 +41,7 @@ static lq_status run(lq_ctx *ctx, char **argv, bool gram) {
         LQ_GO(lq_model_load(ctx, m, (int32_t)b, LQ_LOAD_F32));
         double t0 = lq_now();
         clock_t c0 = clock();
-        LQ_GO(lq_block_calibrate(ctx, m, (int32_t)b, c, len, gram ? &(lq_stage_hook){LQ_NEED_GRAM, nothing, NULL, NULL} : NULL, UINT64_MAX, NULL));
+        LQ_GO(lq_block_calibrate(ctx, m, (int32_t)b, c, len, gram ? &(lq_stage_hook){LQ_NEED_GRAM, nothing, NULL, NULL, NULL} : NULL, UINT64_MAX, NULL));
         seconds += lq_now() - t0;
         cpu += (double)(clock() - c0) / CLOCKS_PER_SEC;
         lq_model_unload(m, (int32_t)b);
