@@ -3,7 +3,7 @@
 /* Rotation as a view of a model: every read of a tensor gives the folded and rotated one, the function stays the same.
  *
  *   stream (R1)  x -> x Q:   E Q;  W diag(gain) Q for what reads norm(x), the norm's gain becomes one;  Q^T W, b Q for what adds to x
- *   heads  (R2)  v -> v R in every head:   R^T W_v, b_v R;  W_o R, head by head
+ *   heads  (R2)  v -> v S^-1 R in every head:  R^T S^-1 W_v, b_v S^-1 R;  W_o S R, head by head; S balances v and o channel by channel
  *
  * QuaRot: Ashkboos et al. 2024, arXiv 2404.00456, sections 4.1 and 4.2; SpinQuant: Liu et al. 2024, arXiv 2405.16406. Where the
  * endpoints lie follows from walking the architecture's op table. All products in fp64, rounded once. */

@@ -14,6 +14,7 @@ typedef struct job {
     const lq_params *par;
     lq_turn turn;
     const float *gain;          /* [cols] or NULL */
+    const float *balance;       /* [kv heads x head_dim] or NULL: the value heads are divided by it */
     uint32_t rows, cols;
     float *w;                   /* [rows][cols] */
     double *wide;               /* [rows][cols] when columns are turned too; else NULL */
@@ -50,7 +51,11 @@ static void row_slice(void *arg, size_t i) {
 static void turn_values(const job *j, double *v, double *scratch) {
     const lq_orthogonal *q = &j->r->heads;
     uint32_t n = j->turn.split == LQ_OP_LINEAR ? j->rows : lq_part_rows(j->par, LQ_R_V);
-    for (uint32_t at = 0; at + q->n <= n; at += q->n) lq_orthogonal_apply(q, v + lq_split_row(j->par, j->turn.split, LQ_R_V, at), scratch);
+    for (uint32_t at = 0; at + q->n <= n; at += q->n) {
+        double *head = v + lq_split_row(j->par, j->turn.split, LQ_R_V, at);
+        for (uint32_t c = 0; c < q->n; c++) head[c] /= (double)j->balance[at + c];
+        lq_orthogonal_apply(q, head, scratch);
+    }
 }
 
 static void column_slice(void *arg, size_t i) {
@@ -67,8 +72,61 @@ static void column_slice(void *arg, size_t i) {
         for (uint32_t c = 0; c < n; c++) j->w[(size_t)r * j->cols + c0 + c] = (float)v[(size_t)c * j->rows + r];
 }
 
+static const lq_row *turned_row(const lq_model *m, int32_t block, bool inputs) {
+    for (size_t i = 0; i < m->cat.n; i++) {
+        const lq_row *row = &m->cat.rows[i];
+        if (row->slot.block != block || row->part != LQ_PART_WEIGHT || !row->linear) continue;
+        lq_turn t = lq_rotation_turn(m, row);
+        if (inputs ? t.in_heads : t.out_heads) return row;
+    }
+    return NULL;
+}
+
+static lq_status read_gain(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_turn t, float **out);
+
+/* s[c] = sqrt(|v_c| / |o_c|) of every value channel, v_c its row with the norm's gain, o_c the columns that read it: v_c / s and s o_c
+ * compute the same. A rotation gives all channels of a head the same step, on both sides, and by Cauchy and Schwarz the product
+ * of the two mean squares is least where v_c and o_c are alike. */
+static lq_status read_balance(lq_ctx *ctx, lq_model *m, int32_t block, float **out) {
+    const lq_row *v = turned_row(m, block, false), *o = turned_row(m, block, true);
+    uint32_t n = lq_part_rows(&m->par, LQ_R_V), d = m->par.head_dim, per = m->par.n_heads / m->par.n_kv_heads;
+    lq_turn t = v ? lq_rotation_turn(m, v) : (lq_turn){0};
+    float *gain = NULL, *wv = v ? lq_calloc(lq_row_elems(v), sizeof *wv) : NULL, *wo = o ? lq_calloc(lq_row_elems(o), sizeof *wo) : NULL;
+    float *s = *out = LQ_NEWN(float, n);
+    lq_status st = s && wv && wo ? read_gain(ctx, m, v, t, &gain) : lq_oom(ctx, n * sizeof *s);
+    if (!st) st = lq_model_read_raw(ctx, m, v, wv);
+    if (!st) st = lq_model_read_raw(ctx, m, o, wo);
+    for (uint32_t i = 0; i < n && !st; i++) {
+        const float *row = wv + (size_t)lq_split_row(&m->par, t.split, LQ_R_V, i) * lq_row_cols(v);
+        double vv = 0, oo = 0;
+        for (uint32_t c = 0; c < lq_row_cols(v); c++) vv += (double)row[c] * row[c] * (gain ? (double)gain[c] * gain[c] : 1);
+        for (uint32_t r = 0; r < lq_row_rows(o); r++)
+            for (uint32_t q = 0; q < per; q++) {
+                double x = (double)wo[(size_t)r * lq_row_cols(o) + ((size_t)(i / d) * per + q) * d + i % d];
+                oo += x * x;
+            }
+        s[i] = vv > 0 && oo > 0 ? (float)sqrt(sqrt(vv * per / oo)) : 1;
+        if (!(s[i] > 1e-15f && s[i] < 1e15f)) s[i] = 1;
+    }
+    lq_free(gain);
+    lq_free(wv);
+    lq_free(wo);
+    return st;
+}
+
+/* The columns of what reads the heads: every query head of a value head alike. */
+static lq_status read_head_gain(lq_ctx *ctx, lq_model *m, const lq_row *row, float **out) {
+    uint32_t d = m->par.head_dim, per = m->par.n_heads / m->par.n_kv_heads, k = lq_row_cols(row);
+    float *s = NULL;
+    lq_status st = (*out = LQ_NEWN(float, k)) ? read_balance(ctx, m, row->slot.block, &s) : lq_oom(ctx, k * sizeof *s);
+    for (uint32_t c = 0; c < k && !st; c++) (*out)[c] = s[c / d / per * d + c % d];
+    lq_free(s);
+    return st;
+}
+
 static lq_status read_gain(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_turn t, float **out) {
     *out = NULL;
+    if (t.in_heads) return read_head_gain(ctx, m, row, out);
     if (!t.gain) return LQ_OK;
     int32_t block = t.gain == LQ_R_FINAL_NORM ? -1 : row->slot.block;
     const lq_row *norm = lq_catalog_find(&m->cat, (lq_slot){block, t.gain, -1}, LQ_PART_WEIGHT);
@@ -101,10 +159,13 @@ lq_status lq_rotation_apply(lq_ctx *ctx, lq_model *m, const lq_row *row, float *
         return LQ_OK;
     }
     lq_status st = read_gain(ctx, m, row, t, &gain);
-    job j = {.r = m->rotation, .par = &m->par, .turn = t, .gain = gain, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w};
+    float *balance = NULL;
+    if (!st && t.out_heads) st = read_balance(ctx, m, row->slot.block, &balance);
+    job j = {.r = m->rotation, .par = &m->par, .turn = t, .gain = gain, .balance = balance, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w};
     if (!st) st = turn_all(ctx, &j);
     lq_free(j.scratch);
     lq_free(j.wide);
+    lq_free(balance);
     lq_free(gain);
     return st;
 }
