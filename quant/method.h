@@ -36,7 +36,7 @@ typedef struct lq_method {
     const char *type;                 /* default type (quant/types.h); '*' stands for --bits; NULL: "int*" */
     unsigned needs;                   /* LQ_NEED_*: calibration computes only these; 0: data-free */
     unsigned (*needs_of)(const void *opts); /* instead of needs where options decide; NULL */
-    bool (*searches)(const void *opts); /* are its scales searched rather than min-max? NULL: no. What transforms reckon with */
+    bool (*searches)(const void *opts); /* are its scales searched rather than min-max? NULL: yes, or something as good. What transforms reckon with */
     void (*refine)(const void *opts, lq_scheme *); /* what the options add to a linear's scheme (outliers, rank ...); NULL */
     bool takes_fisher;                /* --fisher makes sense, and then takes the place of needs */
     const lq_opt *opts;               /* the method's own options; may be NULL */

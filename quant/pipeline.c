@@ -134,6 +134,7 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
+    LQ_TRY(lq_xforms_check(r));
     LQ_TRY(static_needs(r));
     LQ_TRY(open_stats(r));
     lq_log(r->ctx, LQ_LOG_INFO, "plan: %s to format %s, %u linears at %.3f bits per weight, %u kept, %.1f MB -> %.1f MB", method->name, format->name,

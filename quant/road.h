@@ -57,6 +57,7 @@ lq_status lq_unit_each_done(road *r, const lq_unit_reader *fn);                 
 const lq_row *lq_unit_kept_row(road *r, const json_t *entry);                               /* the kept row it names; NULL: none */
 
 lq_status lq_xforms_accept(road *r);             /* at plan time: has the architecture sites for the recipe's transforms? */
+lq_status lq_xforms_check(road *r);              /* after the plan: can they score its schemes? */
 lq_status lq_xforms_block(road *r, uint32_t b);  /* the loaded block folded; changed kept tensors and choices added to the unit */
 
 lq_status lq_fisher_open(road *r);   /* --fisher takes the place of calibration */

@@ -5,8 +5,8 @@
  *   s_j = max_t |X_tj|^alpha / max_r |W_rj|^(1 - alpha)            (eq. 4)
  *
  * W: all readers that are quantized, together. Deviations: alpha is searched per site by default, "none" among the candidates,
- * scored by sum over readers |X W^T - Q(X / s) Q(W s)^T|^2 on sampled tokens, both rounded as they will be deployed; scales are
- * powers of two, so that the fold changes no bit; a channel the sample never reached keeps s = 1. algorithms.md 4. */
+ * scored by sum over readers |X W^T - Q(X / s) Q(W s)^T|^2 on sampled tokens, activations rounded as they will be deployed, weights
+ * to nearest in their min-max range (a method may do better, but hardly for another alpha); scales are powers of two, so that the fold changes no bit; a channel the sample never reached keeps s = 1. algorithms.md 4. */
 #include "quant/xform.h"
 
 #include "calib/act.h"
@@ -118,7 +118,7 @@ static void error_slice(void *arg, size_t i) {
 static lq_status score(lq_ctx *ctx, trial *t, double *err) {
     const lq_xsite *x = t->x;
     size_t slices = (t->n + SLICE - 1) / SLICE;
-    LQ_TRY(lq_xform_pseudo(ctx, t->in->target, t->in->w, t->in->rows, x->cols, t->s, x->fit, NULL, t->wq));
+    LQ_TRY(lq_xform_pseudo(ctx, t->in->target, t->in->w, t->in->rows, x->cols, t->s, LQ_FIT_MINMAX, NULL, t->wq));
     if (t->in->target->act.kind == LQ_ACT_STATIC) t->fixed = fixed_step(t);
     lq_parallel_for(slices, deploy_slice, t);
     lq_matmul(t->xq, x->cols, t->wq, x->cols, t->y, t->in->rows, t->n, t->in->rows, x->cols);

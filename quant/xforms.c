@@ -54,6 +54,21 @@ lq_status lq_xforms_accept(road *r) {
     return LQ_OK;
 }
 
+/* A search rounds to nearest on the grid that the plan chose. */
+lq_status lq_xforms_check(road *r) {
+    const lq_recipe *rec = &r->run->recipe;
+    for (uint32_t i = 0; i < rec->n_xforms; i++) {
+        if (!(lq_xform_needs(rec->xform[i].x, rec->xform[i].opts) & (LQ_NEED_GRAM | LQ_NEED_SAMPLES))) continue;
+        for (size_t k = 0; k < r->model->cat.n; k++) {
+            const lq_row *row = &r->model->cat.rows[k];
+            if (!row->quantize || row->slot.block < 0) continue;
+            lq_status st = lq_grid_accept(r->ctx, &row->scheme, lq_row_cols(row));
+            if (st) return lq_note(r->ctx, st, "%s searches its scales by rounding %s", rec->xform[i].x->name, row->name);
+        }
+    }
+    return LQ_OK;
+}
+
 static lq_status settle(lq_ctx *ctx, const lq_xsite *x, bool pow2, float *s) {
     const pass *p = x->user;
     return lq_fold_settle(ctx, p->r->model, (int32_t)p->block, x->expert, x->site, pow2, s);
@@ -164,7 +179,7 @@ static lq_status on_stage(void *user, int32_t block, const lq_stage *stage, cons
     if (!stats->n || (!x.site && !clips(p))) return LQ_OK;
     if (x.site) x.scales = x.site->scales;
     x.expert = d->expert;
-    x.fit = m->searches && m->searches(p->r->run->recipe.opts) ? LQ_FIT_SEARCH : LQ_FIT_MINMAX;
+    x.fit = m->searches && !m->searches(p->r->run->recipe.opts) ? LQ_FIT_MINMAX : LQ_FIT_SEARCH;
     name_site(&x, p, stage);
     uint32_t *scale_of = LQ_NEWN(uint32_t, x.cols);
     if (!scale_of) return lq_oom(p->r->ctx, (size_t)x.cols * 4);
