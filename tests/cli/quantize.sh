@@ -53,6 +53,15 @@ lqt_is_one_file_with_its_manifest_inside() { # test
     ok "$lquant" inspect "$tmp/out.lqt"
 }
 
+float_types_are_verbs_and_schemes_of_any_method() { # test
+    for verb in nf4 "nf4 --double-quant" fp4 fp8 "fp8 --granularity block" mxfp4 "nvfp4 --search" "gptq --scheme NF4 --nsamples 4 --seqlen 64" "gptq --scheme NVFP4 --nsamples 4 --seqlen 64"; do
+        ok "$lquant" $verb -q --overwrite "$tiny" "$tmp/out.lqt"
+        ok "$lquant" eval "$tmp/out.lqt" -f "$text" --chunks 1
+    done
+    expect 2 "granularity" "$lquant" fp8 --granularity group "$tiny" "$tmp/b.lqt"
+    absent "$tmp/b.lqt"
+}
+
 dry_run_writes_nothing() { # test
     ok "$lquant" gptq --bits 4 --dry-run "$tiny" "$tmp/out"
     grep -q "bits per weight" "$tmp/stdout" || fail "no plan on stdout"
