@@ -22,3 +22,12 @@ lq_status lq_common_apply(lq_ctx *ctx, const lq_common *c) {
     if (c->level) ctx->level = (lq_level)c->level;
     return LQ_OK;
 }
+
+lq_status lq_verb_begin(lq_ctx *ctx, const lq_optset *sets, const lq_common *c, int argc, char **argv, const char **pos, size_t max_pos, size_t *n_pos,
+                        void (*help)(const lq_optset *sets)) {
+    LQ_TRY(lq_opts_defaults(ctx, sets));
+    LQ_TRY(lq_opts_parse(ctx, sets, argc, argv, pos, max_pos, n_pos));
+    if (!c->help) return lq_common_apply(ctx, c);
+    help(sets);
+    return LQ_OK;
+}

@@ -23,4 +23,7 @@ typedef struct lq_common {
 extern const lq_opt lq_common_options[]; /* -t/--threads --device -q -v --json -h/--help */
 /* Threads, log level and device take effect; an unknown or absent device is LQ_ERR_UNSUPPORTED. */
 lq_status lq_common_apply(lq_ctx *ctx, const lq_common *c);
+/* What every verb begins with: defaults, flags, --help (printed by `help`; the verb then ends: c->help is set), the common flags. */
+lq_status lq_verb_begin(lq_ctx *ctx, const lq_optset *sets, const lq_common *c, int argc, char **argv, const char **pos, size_t max_pos, size_t *n_pos,
+                        void (*help)(const lq_optset *sets));
 #endif

@@ -154,13 +154,8 @@ static lq_status run(lq_ctx *ctx, const char *name, int argc, char **argv) {
     size_t n_pos = 0;
     lq_optset sets[] = {{options, &a, "flags"}, {lq_common_options, &a.common, NULL}, {0}};
     lq_status st = LQ_OK;
-    LQ_GO(lq_opts_defaults(ctx, sets));
-    LQ_GO(lq_opts_parse(ctx, sets, argc, argv, pos, 1, &n_pos));
-    if (a.common.help) {
-        help(sets);
-        goto done;
-    }
-    LQ_GO(lq_common_apply(ctx, &a.common));
+    LQ_GO(lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, 1, &n_pos, help));
+    if (a.common.help) goto done;
     LQ_GO(check(ctx, &a, n_pos));
     LQ_GO(settle_protocol(ctx, &a, &w.protocol));
     LQ_GO(prepare(&w, pos[0]));

@@ -49,13 +49,8 @@ static lq_status run(lq_ctx *ctx, const char *name, int argc, char **argv) {
     size_t n_pos = 0;
     lq_optset sets[] = {{options, &a, "flags"}, {lq_common_options, &a.common, NULL}, {0}};
     lq_status st = LQ_OK;
-    LQ_GO(lq_opts_defaults(ctx, sets));
-    LQ_GO(lq_opts_parse(ctx, sets, argc, argv, pos, 1, &n_pos));
-    if (a.common.help) {
-        help(sets);
-        goto done;
-    }
-    LQ_GO(lq_common_apply(ctx, &a.common));
+    LQ_GO(lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, 1, &n_pos, help));
+    if (a.common.help) goto done;
     if (!n_pos) LQ_GO(lq_fail(ctx, LQ_ERR_USAGE, "inspect needs a path: lquant inspect PATH"));
     LQ_GO(inspect(ctx, &a, pos[0]));
 done:
