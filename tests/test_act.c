@@ -96,7 +96,7 @@ static void integer_sums_are_exact_in_every_scheme(void **state) {
             lq_scheme s = type(cases[k].name, cases[k].group);
             s.act = cases[k].act;
             lq_qtensor q = random_q(&s, ROWS, cols, k + w);
-            float *x = random_x(N, cols, k + 3), *code = lq_calloc(cols, 4), step[64], *y = run(&q, x, N);
+            float *x = random_x(N, cols, k + 3), *code = lq_calloc(cols, 4), step[2304 / 32], *y = run(&q, x, N);
             uint32_t seg = s.scale.tile_c ? s.scale.tile_c : cols;
             if (s.act.tile && s.act.tile < seg) seg = s.act.tile;
             assert_true(lq_act_panel(&s) > 0);
