@@ -103,7 +103,8 @@ static lq_status change(lq_ctx *ctx, lq_buf *text, const json_t *doc, const char
     lq_buf value = {0};
     bool there = find(text->v, key, &s);
     if (json_is_null(v) ? !there : json_equal(json_object_get(doc, key), v)) return LQ_OK;
-    if (!json_is_null(v)) LQ_TRY(indented(ctx, v, &value));
+    lq_status st = json_is_null(v) ? LQ_OK : indented(ctx, v, &value);
+    if (st) return lq_buf_free(&value), st;
     bool ok = json_is_null(v) ? drop(text, s) : there ? put(text, s.value, s.end, &value) : append(text, key, &value);
     lq_buf_free(&value);
     return ok ? LQ_OK : lq_oom(ctx, text->n);

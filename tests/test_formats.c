@@ -108,7 +108,7 @@ static void fill_qtensor(lq_rng *rng, lq_qtensor *q) {
             lq_code_put(q->codes + r * q->row_bytes, g->bits, c, code);
         }
     fill_plane(rng, &q->sch.scale, &q->scale, q->rows, q->cols, false, 255);
-    fill_plane(rng, &q->sch.zero, &q->zero, q->rows, q->cols, true, (1u << g->bits) - 1);
+    fill_plane(rng, &q->sch.zero, &q->zero, q->rows, q->cols, true, 0xffffffffu >> (32 - g->bits));
     for (size_t i = 0; q->lut && i < (size_t)q->n_lut << g->bits && g->bias == LQ_LUT_DATA; i++) q->lut[i] = lq_f16_f32(lq_f32_f16(lq_rng_normal(rng)));
     for (uint32_t c = 0; q->perm && c < q->cols; c++) {
         uint32_t at = lq_rng_below(rng, c + 1);
