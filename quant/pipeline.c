@@ -210,12 +210,16 @@ static lq_status check_disk(road *r) {
 }
 
 static lq_status check_memory(road *r) {
-    uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE), block = 0, k = 0;
+    uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE), block = 0, k = 0, largest = 0;
     for (uint32_t b = 0; b < r->model->par.n_layers; b++)
         if (lq_model_block_bytes(r->model, (int32_t)b, LQ_LOAD_F32) > block) block = lq_model_block_bytes(r->model, (int32_t)b, LQ_LOAD_F32);
-    for (size_t i = 0; i < r->model->cat.n; i++)
-        if (r->model->cat.rows[i].quantize && lq_row_cols(&r->model->cat.rows[i]) > k) k = lq_row_cols(&r->model->cat.rows[i]);
+    for (size_t i = 0; i < r->model->cat.n; i++) {
+        const lq_row *row = &r->model->cat.rows[i];
+        if (row->quantize && lq_row_cols(row) > k) k = lq_row_cols(row);
+        if (row->quantize && lq_row_elems(row) > largest) largest = lq_row_elems(row);
+    }
     uint64_t need = block + 16 * k * k + (64u << 20) + lq_experts_bytes(r->model), budget = r->run->opts.max_memory;
+    if (r->run->recipe.n_xforms) need += 16 * largest + 4ull * LQ_SAMPLES * k; /* a search's copies of one linear, sampled tokens */
     r->cache_budget = machine / 4;
     if (!budget) return LQ_OK;
     if (budget < need)
