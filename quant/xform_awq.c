@@ -119,7 +119,7 @@ static lq_status bench_loss(lq_ctx *ctx, const bench *b, const lq_scheme *target
 /* Rows that are looked at in the search: all of a small matrix; of a large one as many as keep the product with H affordable, in
  * even steps. */
 static uint32_t sample_rows(const lq_xsite *x, const lq_xreader *in) {
-    uint64_t most = (uint64_t)4e9 / ((uint64_t)x->cols * x->cols), searched = (1u << 15) / x->cols, least = x->n > 8 ? 32 : 64;
+    uint64_t most = (uint64_t)4e8 / ((uint64_t)x->cols * x->cols), searched = (1u << 15) / x->cols, least = x->n > 8 ? 32 : 64;
     if (x->fit != LQ_FIT_MINMAX && searched < most) most = searched; /* a search looks at every weight a hundred times */
     most = most * 4 / (x->n < 4 ? 4 : x->n);
     if (most < least) most = least;
