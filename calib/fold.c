@@ -196,7 +196,10 @@ lq_status lq_fold_restore(lq_ctx *ctx, lq_model *m, const lq_row *row, const voi
     bool plus_one;
     float *v = values_of(m, row, &plus_one);
     if (!v || n != lq_row_elems(row) * lq_dtypes[row->out_dtype].bytes) return lq_fail(ctx, LQ_ERR_FORMAT, "%s: a journalled tensor does not fit the model", row->name);
-    lq_dtype_decode(row->out_dtype, p, v, lq_row_elems(row));
+    void *aligned = lq_alloc(n); /* in a journal unit it stands at any offset */
+    if (!aligned) return lq_oom(ctx, n);
+    lq_dtype_decode(row->out_dtype, memcpy(aligned, p, n), v, lq_row_elems(row));
+    lq_free(aligned);
     for (uint64_t i = 0; plus_one && i < lq_row_elems(row); i++) v[i] += 1;
     return LQ_OK;
 }

@@ -28,7 +28,7 @@ an_interrupted_recipe_continues_to_the_same_bytes_at_any_thread_count() { # test
         ok "$lquant" $recipe --nsamples 16 --seqlen 64 -q -t 1 --format lqt "$tiny" "$tmp/whole.lqt"
         "$lquant" $recipe --nsamples 16 --seqlen 64 -q -t 3 --format lqt "$tiny" "$tmp/out.lqt" >/dev/null 2>"$tmp/stderr" &
         pid=$!
-        while kill -0 $pid 2>/dev/null && [ ! -e "$tmp/out.lqt.partial/.journal/unit-00001" ]; do :; done
+        while kill -0 $pid 2>/dev/null && [ ! -e "$tmp/out.lqt.partial/.journal/unit-00001" ]; do sleep 0.05; done
         kill -INT $pid 2>/dev/null
         wait $pid
         code=$?
