@@ -33,11 +33,12 @@ lq_status lq_note(lq_ctx *ctx, lq_status st, const char *fmt, ...) {
     vsnprintf(head, sizeof head - 2, fmt, ap);
     va_end(ap);
     strcat(head, ": ");
+    ctx->status = st;
+    if (!strncmp(ctx->msg, head, strlen(head))) return st; /* two floors name the same tensor: once is enough */
     size_t n = strlen(head), old = strlen(ctx->msg), room = sizeof ctx->msg - 1 - n;
     memmove(ctx->msg + n, ctx->msg, old < room ? old : room);
     memcpy(ctx->msg, head, n);
     ctx->msg[n + (old < room ? old : room)] = 0;
-    ctx->status = st;
     return st;
 }
 
