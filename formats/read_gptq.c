@@ -15,20 +15,17 @@
 #include "core/pack.h"
 #include "core/thread.h"
 #include "formats/qcodec.h"
-#include "formats/source.h"
+#include "formats/modules.h"
 
 #include <pcre2.h>
 #include <stdio.h>
 #include <string.h>
 
 enum { QWEIGHT, QZEROS, SCALES, G_IDX, PARTS, PATTERNS_MAX = 1 << 16, MATCH_STEPS = 100000, RULE_KEYS_MAX = 32 };
-static const char *const part_names[PARTS] = {"qweight", "qzeros", "scales", "g_idx"};
 
 typedef struct settings { int64_t bits, group; bool sym, act_order; } settings;
 typedef struct rule { pcre2_code *re; bool keep; const json_t *over; } rule; /* one entry of `dynamic`, in file order */
-typedef struct module { long part[PARTS]; } module;                         /* entries of raw; -1: absent. A plain tensor: part[0] alone */
 typedef struct gptq {
-    lq_source *raw;
     json_t *config;              /* the quantization config; owned */
     settings base;
     bool v1, wraps;              /* wraps: GPTQModel's v1, in which z = 0 can be told */
@@ -37,7 +34,6 @@ typedef struct gptq {
     size_t n_rules;
     pcre2_match_data *match;
     pcre2_match_context *limits;
-    module *modules;             /* [entries] */
 } gptq;
 
 /* -- probe and config ------------------------------------------------------------------------------------------------ */
@@ -152,52 +148,24 @@ static lq_status settings_of(lq_ctx *ctx, const gptq *f, const char *name, setti
 
 /* -- modules --------------------------------------------------------------------------------------------------------- */
 
-/* Length of the module name when `name` is one of the five parts, else 0. */
-static size_t part_of(const char *name, size_t *part) {
-    const char *dot = strrchr(name, '.');
-    for (*part = 0; dot && *part < PARTS; ++*part)
-        if (!strcmp(dot + 1, part_names[*part])) return (size_t)(dot - name);
-    return 0;
-}
-
-static lq_status find_parts(lq_ctx *ctx, const lq_source *raw, const char *name, long part[PARTS]) {
-    for (size_t i = 0; i < PARTS; i++) {
-        char *full = lq_strf("%s.%s", name, part_names[i]);
-        if (!full) return lq_oom(ctx, strlen(name));
-        part[i] = lq_source_find(raw, full);
-        lq_free(full);
-        if (part[i] < 0 && i != G_IDX) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' has no %s", name, part_names[i]);
-    }
-    return LQ_OK;
-}
-
-static lq_status expect(lq_ctx *ctx, const lq_entry *e, bool dtype_ok, uint32_t ndim, uint64_t d0, uint64_t d1) {
-    if (!dtype_ok) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' is of type %s", e->name, lq_dtypes[e->dtype].name);
-    if (e->ndim != ndim || e->shape[0] != d0 || (ndim > 1 && e->shape[1] != d1))
-        return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' is [%llu, %llu] (%u dimensions), expected [%llu, %llu]", e->name, (unsigned long long)e->shape[0],
-                       (unsigned long long)(e->ndim > 1 ? e->shape[1] : 0), e->ndim, (unsigned long long)d0, (unsigned long long)(ndim > 1 ? d1 : 0));
-    return LQ_OK;
-}
-
 /* The shapes of all parts against the settings; word counts are exact. */
-static lq_status check_parts(lq_ctx *ctx, const lq_source *raw, const long part[PARTS], const settings *set, lq_entry *e) {
-    const lq_entry *w = &raw->entries[part[QWEIGHT]], *z = &raw->entries[part[QZEROS]], *s = &raw->entries[part[SCALES]];
+static lq_status check_parts(lq_ctx *ctx, const lq_source *src, const lq_module *m, const settings *set, lq_entry *e) {
+    const lq_entry *w = lq_modules_entry(src, m, QWEIGHT), *z = lq_modules_entry(src, m, QZEROS), *s = lq_modules_entry(src, m, SCALES);
+    const lq_entry *g_idx = lq_modules_entry(src, m, G_IDX);
     uint64_t bits = (uint64_t)set->bits, words = w->shape[0], n = w->shape[1], k = words * 32 / bits;
     if (w->ndim != 2 || w->dtype != LQ_I32 || !words || !n || words > INT32_MAX || n > INT32_MAX || k * bits != words * 32 || k > INT32_MAX)
         return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' (%s, [%llu, %llu]) does not hold whole columns of %d-bit codes", w->name, lq_dtypes[w->dtype].name,
                        (unsigned long long)words, (unsigned long long)(w->ndim > 1 ? n : 0), (int)bits);
     uint64_t group = set->group > 0 && (uint64_t)set->group < k ? (uint64_t)set->group : k, groups = (k + group - 1) / group;
-    LQ_TRY(expect(ctx, s, s->dtype == LQ_F16 || s->dtype == LQ_BF16 || s->dtype == LQ_F32, 2, groups, n));
+    LQ_TRY(lq_entry_expect(ctx, s, s->dtype == LQ_F16 || s->dtype == LQ_BF16 || s->dtype == LQ_F32, 2, groups, n));
     if (n * bits % 32) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s': the zero points of %llu outputs do not fill words", z->name, (unsigned long long)n);
-    LQ_TRY(expect(ctx, z, z->dtype == LQ_I32, 2, groups, n * bits / 32));
-    if (part[G_IDX] >= 0) LQ_TRY(expect(ctx, &raw->entries[part[G_IDX]], raw->entries[part[G_IDX]].dtype == LQ_I32, 1, k, 0));
+    LQ_TRY(lq_entry_expect(ctx, z, z->dtype == LQ_I32, 2, groups, n * bits / 32));
+    if (g_idx) LQ_TRY(lq_entry_expect(ctx, g_idx, g_idx->dtype == LQ_I32, 1, k, 0));
     else if (set->act_order) return lq_fail(ctx, LQ_ERR_FORMAT, "desc_act is true, but there is no g_idx");
     if (set->act_order && k % group) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "act-order with groups of %llu, which do not divide %llu inputs", (unsigned long long)group, (unsigned long long)k);
     e->ndim = 2;
     e->shape[0] = n;
     e->shape[1] = k;
-    for (size_t i = 0; i < PARTS; i++)
-        if (part[i] >= 0) e->bytes += raw->entries[part[i]].bytes;
     return LQ_OK;
 }
 
@@ -210,57 +178,20 @@ static lq_scheme scheme_of(const gptq *f, const settings *set, lq_dtype scale, u
     return s;
 }
 
-static lq_status add_module(lq_ctx *ctx, lq_source *s, const char *name) {
-    gptq *f = s->priv;
-    module *m = &f->modules[s->n];
+static lq_status gptq_describe(lq_ctx *ctx, lq_source *s, const char *name, const lq_module *m, lq_entry *e, bool *plain) {
+    const gptq *f = lq_modules_priv(s);
     settings set;
     bool keep;
-    lq_entry e = {.dtype = LQ_NONE};
+    (void)plain;
     LQ_TRY(settings_of(ctx, f, name, &set, &keep));
     if (keep) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' is stored quantized, but 'dynamic' says it is kept", name);
-    lq_status st = find_parts(ctx, f->raw, name, m->part);
-    if (!st) st = check_parts(ctx, f->raw, m->part, &set, &e);
-    if (st) return lq_note(ctx, st, "module '%s'", name);
-    e.scheme = scheme_of(f, &set, f->raw->entries[m->part[SCALES]].dtype, e.shape[1]);
-    char *full = lq_strf("%s.weight", name);
-    if (!full) return lq_oom(ctx, strlen(name));
-    e.name = full;
-    st = lq_source_add(ctx, s, &e);
-    lq_free(full);
-    return st;
-}
-
-static lq_status stands_alone(lq_ctx *ctx, const lq_source *raw, const char *name, size_t n, bool *alone) {
-    char *weight = lq_strf("%.*s.qweight", (int)n, name);
-    if (!weight) return lq_oom(ctx, n);
-    *alone = lq_source_find(raw, weight) < 0;
-    lq_free(weight);
+    LQ_TRY(check_parts(ctx, s, m, &set, e));
+    e->scheme = scheme_of(f, &set, lq_modules_entry(s, m, SCALES)->dtype, e->shape[1]);
     return LQ_OK;
 }
 
-/* The qweight stands for its module; the other parts are hidden, but only beside a qweight ("scales" alone is anybody's name). */
-static lq_status add_entry(lq_ctx *ctx, lq_source *s, size_t i) {
-    gptq *f = s->priv;
-    const lq_entry *e = &f->raw->entries[i];
-    size_t part, n = part_of(e->name, &part);
-    bool alone = false;
-    if (n && part != QWEIGHT) LQ_TRY(stands_alone(ctx, f->raw, e->name, n, &alone));
-    if (n && alone && part != SCALES) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' has no qweight beside it", e->name);
-    if (!n || alone) {
-        f->modules[s->n].part[0] = (long)i;
-        return lq_source_add(ctx, s, e);
-    }
-    if (part != QWEIGHT) return LQ_OK;
-    char *name = lq_strndup(e->name, n);
-    if (!name) return lq_oom(ctx, n);
-    lq_status st = add_module(ctx, s, name);
-    lq_free(name);
-    return st;
-}
-
-static lq_status gptq_open(lq_ctx *ctx, lq_source *s) {
-    gptq *f = s->priv = LQ_NEW(gptq);
-    if (!f) return lq_oom(ctx, sizeof *f);
+static lq_status gptq_config(lq_ctx *ctx, lq_source *s) {
+    gptq *f = lq_modules_priv(s);
     f->base = (settings){.sym = true};
     LQ_TRY(load_config(ctx, s, f));
     LQ_TRY(read_version(ctx, f));
@@ -269,25 +200,26 @@ static lq_status gptq_open(lq_ctx *ctx, lq_source *s) {
     int64_t sig;
     LQ_TRY(lq_json_int(ctx, json_object_get(f->config, "meta"), "scale_sig", false, 0, 0, 11, &sig));
     f->sig = (uint8_t)sig;
-    LQ_TRY(lq_source_open_as(ctx, &lq_reader_safetensors, s->path, &f->raw));
-    if (!(f->modules = LQ_NEWN(module, f->raw->n))) return lq_oom(ctx, f->raw->n * sizeof *f->modules);
-    for (size_t i = 0; i < f->raw->n; i++) LQ_TRY(add_entry(ctx, s, i));
-    return lq_source_inherit(ctx, s, f->raw);
+    return LQ_OK;
 }
+
+static void gptq_free(void *priv) {
+    gptq *f = priv;
+    for (size_t i = 0; i < f->n_rules; i++) pcre2_code_free(f->rules[i].re);
+    lq_free(f->rules);
+    pcre2_match_data_free(f->match);
+    pcre2_match_context_free(f->limits);
+    json_decref(f->config);
+}
+
+static const lq_module_format parts = {
+    .suffix = {".qweight", ".qzeros", ".scales", ".g_idx"}, .required = 1u << QZEROS | 1u << SCALES, .common = 1u << SCALES,
+    .priv_size = sizeof(gptq), .config = gptq_config, .free_priv = gptq_free, .describe = gptq_describe,
+};
+
+static lq_status gptq_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
 
 /* -- data ------------------------------------------------------------------------------------------------------------ */
-
-static lq_status gptq_read(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uint64_t rows, void *out) {
-    gptq *f = s->priv;
-    return lq_source_read(ctx, f->raw, (size_t)f->modules[i].part[0], row0, rows, out);
-}
-
-static lq_status read_part(lq_ctx *ctx, gptq *f, const module *m, size_t part, void **out) {
-    const lq_entry *e = &f->raw->entries[m->part[part]];
-    *out = lq_alloc((size_t)e->bytes);
-    if (!*out) return lq_oom(ctx, (size_t)e->bytes);
-    return lq_source_read(ctx, f->raw, (size_t)m->part[part], 0, lq_entry_rows(e), *out);
-}
 
 /* Field `i` of the bitstream made of words w[0], w[stride], w[2 * stride], ... */
 static uint32_t field(const uint32_t *w, size_t stride, uint32_t bits, size_t i) {
@@ -315,12 +247,12 @@ static lq_status rank_columns(lq_ctx *ctx, const int32_t *g_idx, lq_qtensor *q, 
     return st;
 }
 
-static lq_status order_columns(lq_ctx *ctx, gptq *f, const module *m, lq_qtensor *q, uint32_t *rank) {
+static lq_status order_columns(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q, uint32_t *rank) {
     uint32_t group = q->sch.scale.tile_c ? q->sch.scale.tile_c : q->cols;
     void *data = NULL;
     for (uint32_t k = 0; k < q->cols; k++) rank[k] = k;
-    if (m->part[G_IDX] < 0) return LQ_OK;
-    lq_status st = read_part(ctx, f, m, G_IDX, &data);
+    lq_status st = lq_modules_part(ctx, s, i, G_IDX, &data);
+    if (!st && !data) return LQ_OK;
     const int32_t *g_idx = data;
     if (!st && q->perm) st = rank_columns(ctx, g_idx, q, rank);
     for (uint32_t k = 0; !st && !q->perm && k < q->cols; k++)
@@ -355,11 +287,11 @@ static void tile_codes(void *arg, size_t t) {
             lq_code_put(j->q->codes + n * j->q->row_bytes, j->q->sch.grid.bits, j->rank[k], field(j->words + n, j->q->rows, j->q->sch.grid.bits, k));
 }
 
-static lq_status read_codes(lq_ctx *ctx, gptq *f, const module *m, lq_qtensor *q) {
+static lq_status read_codes(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q) {
     void *data = NULL;
     uint32_t *rank = LQ_NEWN(uint32_t, q->cols);
-    lq_status st = rank ? order_columns(ctx, f, m, q, rank) : lq_oom(ctx, q->cols * sizeof *rank);
-    if (!st) st = read_part(ctx, f, m, QWEIGHT, &data);
+    lq_status st = rank ? order_columns(ctx, s, i, q, rank) : lq_oom(ctx, q->cols * sizeof *rank);
+    if (!st) st = lq_modules_part(ctx, s, i, QWEIGHT, &data);
     code_job job = {data, rank, q};
     if (!st) lq_parallel_for(((size_t)q->rows + TILE - 1) / TILE, tile_codes, &job);
     lq_free(data);
@@ -367,9 +299,9 @@ static lq_status read_codes(lq_ctx *ctx, gptq *f, const module *m, lq_qtensor *q
     return st;
 }
 
-static lq_status read_scales(lq_ctx *ctx, gptq *f, const module *m, lq_qtensor *q) {
+static lq_status read_scales(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q) {
     void *data = NULL;
-    lq_status st = read_part(ctx, f, m, SCALES, &data);
+    lq_status st = lq_modules_part(ctx, s, i, SCALES, &data);
     size_t size = lq_dtypes[q->sch.scale.dtype].bytes;
     uint32_t groups = lq_plane_cols(&q->sch.scale, q->cols);
     for (uint32_t n = 0; !st && n < q->rows; n++)
@@ -395,9 +327,10 @@ static lq_status zero_value(lq_ctx *ctx, const gptq *f, uint32_t bits, uint32_t 
     return LQ_OK;
 }
 
-static lq_status read_zeros(lq_ctx *ctx, gptq *f, const module *m, lq_qtensor *q) {
+static lq_status read_zeros(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q) {
+    const gptq *f = lq_modules_priv(s);
     void *data = NULL;
-    lq_status st = read_part(ctx, f, m, QZEROS, &data);
+    lq_status st = lq_modules_part(ctx, s, i, QZEROS, &data);
     uint32_t bits = q->sch.grid.bits, groups = lq_plane_cols(&q->sch.scale, q->cols);
     bool sym = q->sch.zero_kind == LQ_ZERO_NONE;
     if (!st && f->v1 && f->wraps) undo_wrap(data, (size_t)groups * q->rows / 32 * bits, bits);
@@ -414,39 +347,18 @@ static lq_status read_zeros(lq_ctx *ctx, gptq *f, const module *m, lq_qtensor *q
 }
 
 static lq_status gptq_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
-    gptq *f = s->priv;
     const lq_entry *e = &s->entries[i];
-    const module *m = &f->modules[i];
     lq_status st;
     LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, (uint32_t)e->shape[0], (uint32_t)e->shape[1]));
-    LQ_GO(read_codes(ctx, f, m, out));
-    LQ_GO(read_scales(ctx, f, m, out));
-    LQ_GO(read_zeros(ctx, f, m, out));
+    LQ_GO(read_codes(ctx, s, i, out));
+    LQ_GO(read_scales(ctx, s, i, out));
+    LQ_GO(read_zeros(ctx, s, i, out));
     st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT);
 done:
     if (st) lq_qtensor_free(out);
     return st;
 }
 
-static lq_status gptq_sidecar(lq_ctx *ctx, lq_source *s, size_t i, lq_buf *out) {
-    return lq_source_sidecar(ctx, ((gptq *)s->priv)->raw, s->sidecars[i], out);
-}
-
-static void gptq_close(lq_source *s) {
-    gptq *f = s->priv;
-    if (!f) return;
-    lq_source_free(&f->raw);
-    for (size_t i = 0; i < f->n_rules; i++) pcre2_code_free(f->rules[i].re);
-    lq_free(f->rules);
-    pcre2_match_data_free(f->match);
-    pcre2_match_context_free(f->limits);
-    lq_free(f->modules);
-    json_decref(f->config);
-    lq_free(f);
-    s->priv = NULL;
-}
-
 const lq_reader lq_reader_gptq = {
-    .name = "gptq", .what = "GPTQ checkpoint folder, v1 and v2", .probe = gptq_probe, .open = gptq_open, .read = gptq_read,
-    .read_q = gptq_read_q, .sidecar = gptq_sidecar, .close = gptq_close,
+    .name = "gptq", .what = "GPTQ checkpoint folder, v1 and v2", .probe = gptq_probe, .open = gptq_open, .read_q = gptq_read_q, LQ_MODULES_CALLS,
 };

@@ -116,14 +116,6 @@ lq_status lq_sink_sidecar(lq_sink *s, const char *name, const void *data, size_t
     return s->format->sidecar(s, name, data, n);
 }
 
-lq_status lq_folder_sidecar(lq_sink *s, const char *name, const void *data, size_t n) {
-    char *path = lq_path_join(s->dir, name);
-    if (!path) return lq_oom(s->ctx, strlen(name));
-    lq_status st = lq_write_file(s->ctx, path, data, n);
-    lq_free(path);
-    return st;
-}
-
 lq_status lq_sink_sync(lq_sink *s) { return s->format->sync(s); }
 
 lq_status lq_sink_close(lq_sink **s) {

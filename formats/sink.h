@@ -12,6 +12,7 @@ typedef struct lq_sink_opts {
     uint64_t shard_size;
     const json_t *meta;      /* "meta" of a quantization_config: quantizer, damp_percent ...; borrowed, may be NULL */
     bool act_order;          /* truth for desc_act style keys */
+    const struct lq_gguf_meta *gguf; /* what a GGUF says of the model, made by calib; NULL: the format needs none. Borrowed */
     const json_t *config;    /* top-level keys of config.json that change: the new value, null: the key goes; borrowed, may be NULL */
 } lq_sink_opts;
 
@@ -20,6 +21,11 @@ typedef struct lq_format {   /* one row per output format */
     size_t priv_size;
     /* LQ_OK or LQ_ERR_UNSUPPORTED with a sentence that names the nearest setting that would be accepted. */
     lq_status (*accept)(lq_ctx *, const lq_scheme *, uint32_t rows, uint32_t cols);
+    /* *want: this format's scheme that could hold a matrix of scheme `have`, should its values allow it (core/recast); false: none. NULL
+     * function: the format takes `have` as it is or not at all. */
+    bool (*fit)(const lq_scheme *have, uint32_t rows, uint32_t cols, lq_scheme *want);
+    bool kv_scales;          /* k_scale and v_scale rows have a place */
+    bool gguf;               /* open needs opts.gguf */
     lq_status (*open)(lq_sink *);
     lq_status (*put)(lq_sink *, const lq_row *, const lq_qtensor *);
     lq_status (*put_fp)(lq_sink *, const lq_row *, const void *data, size_t bytes); /* data in row->out_dtype, a transposed row as it is stored */

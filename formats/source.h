@@ -73,11 +73,8 @@ lq_status lq_source_add_file(lq_ctx *ctx, lq_source *s, bool weights, const char
 lq_status lq_source_index(lq_ctx *ctx, lq_source *s); /* again, after entries changed */
 char *lq_source_dir(const lq_source *s);              /* the folder, or the one that holds the file; caller frees */
 
-/* A quantized checkpoint in safetensors is opened in two layers: the quantized reader's `open` opens the same path raw,
- *     LQ_TRY(lq_source_open_as(ctx, &lq_reader_safetensors, s->path, &raw));   s->priv = raw or holds it
- * groups raw->entries (module.qweight, module.scales ...) into its own, reads parts by lq_source_find and lq_source_read on raw,
- * takes the file lists over by lq_source_inherit, serves sidecars by lq_source_sidecar(ctx, raw, s->sidecars[i], out) and frees raw
- * in `close`. No probing happens under an explicit reader, so the quantization_config does not get in the way. */
+/* A quantized checkpoint in safetensors is opened in two layers (formats/modules.h): its reader opens the same path raw. No probing happens
+ * under an explicit reader, so the quantization_config does not get in the way. */
 lq_status lq_source_open_as(lq_ctx *ctx, const lq_reader *reader, const char *path, lq_source **out);
 lq_status lq_source_inherit(lq_ctx *ctx, lq_source *s, const lq_source *raw);
 extern const lq_reader lq_reader_gguf, lq_reader_gptq, lq_reader_lqt, lq_reader_safetensors;

@@ -12,18 +12,15 @@
  * symmetric (z = 2^(b-1)). Linears that differ from the most common scheme are named by `dynamic` (re.match on the module name: GPTQModel,
  * vLLM), kept ones also by their absence from `modules_in_block_to_quantize` (transformers, which knows no other widths).
  * Layout and config: AutoGPTQ, GPTQModel 7. */
-#include "formats/write.h"
+#include "formats/folder.h"
 
 #include <string.h>
 
 typedef struct lq_gptq {
-    lq_st_writer *w;
+    lq_folder folder;
     lq_scheme base;              /* the most common scheme: bits, group_size and sym of the config */
     bool v1;
 } lq_gptq;
-
-enum { PARTS = 4 };
-static const char *const part_names[PARTS] = {"qweight", "qzeros", "scales", "g_idx"};
 
 static bool is_sym(const lq_scheme *s) { return s->zero_kind == LQ_ZERO_NONE; }
 static uint32_t groups(const lq_scheme *s, uint32_t cols) { return lq_plane_cols(&s->scale, cols); }
@@ -92,42 +89,14 @@ static lq_scheme common_scheme(const lq_catalog *cat) {
     return n ? kinds[best] : lq_scheme_int(4, -1, true);
 }
 
-static const char *module_name(const lq_row *r, lq_arena *mem) {
-    size_t n = strlen(r->name) + 1;
-    char *buf = lq_arena_alloc(mem, n);
-    return buf ? lq_row_module(r, buf, n) : NULL;
-}
-
-static char *part_name(lq_arena *mem, const lq_row *r, size_t part) {
-    const char *module = module_name(r, mem);
-    size_t n = module ? strlen(module) : 0;
-    char *name = module ? lq_arena_alloc(mem, n + 16) : NULL;
-    if (!name) return NULL;
-    memcpy(name, module, n);
-    name[n] = '.';
-    strcpy(name + n + 1, part_names[part]);
-    return name;
-}
-
-static lq_status describe(lq_ctx *ctx, lq_arena *mem, const lq_row *r, lq_st_tensor t[PARTS]) {
+static size_t gptq_parts(const lq_sink *s, const lq_row *r, lq_part_spec out[LQ_PARTS_MAX]) {
     uint64_t rows = lq_row_rows(r), cols = lq_row_cols(r), bits = r->scheme.grid.bits, g = groups(&r->scheme, (uint32_t)cols);
-    t[0] = (lq_st_tensor){.dtype = LQ_I32, .ndim = 2, .shape = {cols * bits / 32, rows}};
-    t[1] = (lq_st_tensor){.dtype = LQ_I32, .ndim = 2, .shape = {g, rows * bits / 32}};
-    t[2] = (lq_st_tensor){.dtype = LQ_F16, .ndim = 2, .shape = {g, rows}};
-    t[3] = (lq_st_tensor){.dtype = LQ_I32, .ndim = 1, .shape = {cols}};
-    for (size_t i = 0; i < PARTS; i++)
-        if (!(t[i].name = part_name(mem, r, i))) return lq_oom(ctx, 256);
-    return LQ_OK;
-}
-
-static lq_status refuse_rows(lq_sink *s) {
-    for (size_t i = 0; i < s->cat->n; i++) {
-        const lq_row *r = &s->cat->rows[i];
-        if (r->quantize && r->slot.role == LQ_R_EMBED)
-            return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s': a GPTQ checkpoint keeps embeddings; leave it out, or use --format lqt", r->name);
-        if (r->quantize && r->ndim != 2) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "'%s' has %u dimensions", r->name, r->ndim);
-    }
-    return LQ_OK;
+    (void)s;
+    out[0] = (lq_part_spec){".qweight", LQ_I32, 2, {cols * bits / 32, rows}};
+    out[1] = (lq_part_spec){".qzeros", LQ_I32, 2, {g, rows * bits / 32}};
+    out[2] = (lq_part_spec){".scales", LQ_F16, 2, {g, rows}};
+    out[3] = (lq_part_spec){".g_idx", LQ_I32, 1, {cols}};
+    return 4;
 }
 
 static bool all_sym(const lq_catalog *cat) {
@@ -136,35 +105,7 @@ static bool all_sym(const lq_catalog *cat) {
     return true;
 }
 
-static lq_status gptq_open(lq_sink *s) {
-    lq_gptq *f = s->priv;
-    LQ_TRY(refuse_rows(s));
-    f->base = common_scheme(s->cat);
-    f->v1 = s->format == &lq_format_gptq && all_sym(s->cat);
-    lq_status st = LQ_OK;
-    size_t n = 0;
-    lq_arena *mem = lq_arena_new();
-    lq_st_tensor *t = LQ_NEWN(lq_st_tensor, s->cat->n * PARTS);
-    if (!mem || !t) { st = lq_oom(s->ctx, s->cat->n * PARTS * sizeof *t); goto done; }
-    for (size_t i = 0; i < s->cat->n; i++) {
-        const lq_row *r = &s->cat->rows[i];
-        if (r->quantize) {
-            LQ_GO(describe(s->ctx, mem, r, t + n));
-            n += PARTS;
-        } else t[n++] = lq_st_tensor_of_row(r);
-    }
-    st = lq_st_create(s->ctx, s->dir, t, n, s->opts.shard_size, &f->w);
-done:
-    lq_free(t);
-    lq_arena_free(&mem);
-    return st;
-}
-
 /* -- put ------------------------------------------------------------------------------------------------------------- */
-
-static void put_word(uint8_t *at, uint32_t w) {
-    for (int i = 0; i < 4; i++) at[i] = (uint8_t)(w >> 8 * i);
-}
 
 /* A column of qweight is the row of our canonical bitstream, cut into words: only the transposition is left to do. */
 static void pack_weight(const lq_qtensor *q, uint8_t *out) {
@@ -188,7 +129,7 @@ static void pack_zeros(const lq_qtensor *q, bool v1, uint8_t *out) {
         for (uint32_t n = 0, have = 0; n < q->rows; n++) {
             window |= (uint64_t)(zero_of(q, n, g, n_groups) - v1) << have;
             if ((have += bits) < 32) continue;
-            put_word(out, (uint32_t)window);
+            lq_put_u32(out, (uint32_t)window);
             out += 4;
             window >>= 32;
             have -= 32;
@@ -204,45 +145,26 @@ static void pack_scales(const lq_qtensor *q, uint16_t *out) {
 
 static void pack_g_idx(const lq_qtensor *q, uint8_t *out) {
     uint32_t group = q->sch.scale.tile_c ? q->sch.scale.tile_c : q->cols;
-    for (uint32_t k = 0; k < q->cols; k++) put_word(out + (size_t)k * 4, k / group);
+    for (uint32_t k = 0; k < q->cols; k++) lq_put_u32(out + (size_t)k * 4, k / group);
 }
 
-static size_t part_bytes(const lq_qtensor *q, size_t part) {
-    size_t bits = q->sch.grid.bits, g = groups(&q->sch, q->cols);
-    size_t bytes[PARTS] = {q->cols / 32 * bits * q->rows * 4, g * (q->rows / 32 * bits) * 4, g * q->rows * 2, (size_t)q->cols * 4};
-    return bytes[part];
-}
-
-static lq_status put_part(lq_sink *s, const lq_row *r, const lq_qtensor *q, size_t part) {
-    lq_gptq *f = s->priv;
-    size_t n = part_bytes(q, part);
-    lq_status st = LQ_OK;
-    lq_arena *mem = lq_arena_new();
-    void *data = lq_alloc(n);
-    const char *name = mem ? part_name(mem, r, part) : NULL;
-    if (!name || !data) st = lq_oom(s->ctx, n);
-    else {
-        switch (part) {
-        case 0: pack_weight(q, data); break;
-        case 1: pack_zeros(q, f->v1, data); break;
-        case 2: pack_scales(q, data); break;
-        default: pack_g_idx(q, data); break;
-        }
-        st = lq_st_put(s->ctx, f->w, name, data, n);
+static lq_status gptq_pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q, size_t i, void *out) {
+    (void)r;
+    switch (i) {
+    case 0: pack_weight(q, out); break;
+    case 1: pack_zeros(q, ((const lq_gptq *)s->priv)->v1, out); break;
+    case 2: pack_scales(q, out); break;
+    default: pack_g_idx(q, out); break;
     }
-    lq_free(data);
-    lq_arena_free(&mem);
-    return st;
-}
-
-static lq_status gptq_put(lq_sink *s, const lq_row *r, const lq_qtensor *q) {
-    if (q->bias) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "the bias is a tensor of its own in this format");
-    for (size_t part = 0; part < PARTS; part++) LQ_TRY(put_part(s, r, q, part));
     return LQ_OK;
 }
 
-static lq_status gptq_put_fp(lq_sink *s, const lq_row *r, const void *data, size_t bytes) {
-    return lq_st_put(s->ctx, ((lq_gptq *)s->priv)->w, r->name, data, bytes);
+static lq_status gptq_open(lq_sink *s) {
+    static const lq_layout layout = {gptq_parts, gptq_pack};
+    lq_gptq *f = s->priv;
+    f->base = common_scheme(s->cat);
+    f->v1 = s->format == &lq_format_gptq && all_sym(s->cat);
+    return lq_folder_open(s, &layout);
 }
 
 /* -- config ---------------------------------------------------------------------------------------------------------- */
@@ -265,7 +187,7 @@ static bool add_dynamic(json_t *dynamic, const lq_gptq *f, const lq_row *r, lq_a
     bool kept = is_kept_linear(r);
     if (!kept && !(r->quantize && !same_config(&r->scheme, &f->base))) return true;
     lq_buf key = {0};
-    const char *module = module_name(r, mem);
+    const char *module = lq_folder_module(mem, r);
     json_t *v = kept ? json_object() : json_pack("{s:i, s:i, s:b}", "bits", (int)r->scheme.grid.bits, "group_size", group_size(&r->scheme), "sym", (int)is_sym(&r->scheme));
     bool ok = module && v && exact_pattern(&key, kept ? "-:" : "+:", module) && !json_object_set(dynamic, key.v, v);
     json_decref(v);
@@ -295,7 +217,7 @@ static bool quantized_modules(const lq_sink *s, json_t **out) {
     bool ok = names;
     for (size_t i = 0; i < s->cat->n && ok; i++) {
         if (!s->cat->rows[i].quantize) continue;
-        const char *module = module_name(&s->cat->rows[i], mem);
+        const char *module = lq_folder_module(mem, &s->cat->rows[i]);
         ok = module && !json_array_append_new(names, json_string(module));
     }
     lq_arena_free(&mem);
@@ -372,22 +294,18 @@ static lq_status write_quantize_config(lq_sink *s) {
     return st;
 }
 
-static lq_status gptq_sync(lq_sink *s) { return lq_st_sync(s->ctx, ((lq_gptq *)s->priv)->w); }
-
 static lq_status gptq_close(lq_sink *s) {
     LQ_TRY(write_quantize_config(s));
-    return lq_st_finish(s->ctx, &((lq_gptq *)s->priv)->w);
+    return lq_folder_close(s);
 }
-
-static void gptq_abandon(lq_sink *s) { lq_st_abandon(&((lq_gptq *)s->priv)->w); }
 
 const lq_format lq_format_gptq = {
     .name = "gptq", .what = "GPTQ checkpoint folder: v1 when all is symmetric, else v2", .priv_size = sizeof(lq_gptq),
-    .accept = gptq_accept, .open = gptq_open, .put = gptq_put, .put_fp = gptq_put_fp, .sidecar = lq_folder_sidecar,
-    .quant_config = gptq_config, .sync = gptq_sync, .close = gptq_close, .abandon = gptq_abandon,
+    .accept = gptq_accept, .open = gptq_open, .put = lq_folder_put, .put_fp = lq_folder_put_fp, .sidecar = lq_folder_sidecar,
+    .quant_config = gptq_config, .sync = lq_folder_sync, .close = gptq_close, .abandon = lq_folder_abandon,
 };
 const lq_format lq_format_gptq_v2 = {
     .name = "gptq_v2", .what = "GPTQ checkpoint folder, always v2 (zero points stored as they are)", .priv_size = sizeof(lq_gptq),
-    .accept = gptq_accept, .open = gptq_open, .put = gptq_put, .put_fp = gptq_put_fp, .sidecar = lq_folder_sidecar,
-    .quant_config = gptq_config, .sync = gptq_sync, .close = gptq_close, .abandon = gptq_abandon,
+    .accept = gptq_accept, .open = gptq_open, .put = lq_folder_put, .put_fp = lq_folder_put_fp, .sidecar = lq_folder_sidecar,
+    .quant_config = gptq_config, .sync = lq_folder_sync, .close = gptq_close, .abandon = lq_folder_abandon,
 };

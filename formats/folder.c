@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "formats/folder.h"
+
+#include <string.h>
+
+const char *lq_folder_module(lq_arena *mem, const lq_row *r) {
+    size_t n = strlen(r->name) + 1;
+    char *buf = lq_arena_alloc(mem, n);
+    return buf ? lq_row_module(r, buf, n) : NULL;
+}
+
+static const char *part_name(lq_arena *mem, const lq_row *r, const char *suffix) {
+    const char *module = lq_folder_module(mem, r);
+    size_t n = module ? strlen(module) : 0, m = strlen(suffix) + 1;
+    char *name = module ? lq_arena_alloc(mem, n + m) : NULL;
+    if (!name) return NULL;
+    memcpy(name, module, n);
+    memcpy(name + n, suffix, m);
+    return name;
+}
+
+static size_t spec_bytes(const lq_part_spec *p) {
+    uint64_t n = lq_dtypes[p->dtype].bytes;
+    for (uint32_t i = 0; i < p->ndim; i++) n *= p->shape[i];
+    return (size_t)n;
+}
+
+static lq_status describe(lq_sink *s, const lq_layout *l, const lq_row *r, lq_arena *mem, lq_st_tensor *t, size_t *n) {
+    lq_part_spec specs[LQ_PARTS_MAX] = {0};
+    if (r->slot.role == LQ_R_EMBED)
+        return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s': a %s checkpoint keeps embeddings; leave it out, or use --format lqt", r->name, s->format->name);
+    if (r->ndim != 2) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "'%s' has %u dimensions", r->name, r->ndim);
+    size_t parts = l->parts(s, r, specs);
+    for (size_t i = 0; i < parts; i++) {
+        lq_st_tensor *out = &t[(*n)++];
+        *out = (lq_st_tensor){.name = part_name(mem, r, specs[i].suffix), .dtype = specs[i].dtype, .ndim = specs[i].ndim};
+        memcpy(out->shape, specs[i].shape, sizeof out->shape);
+        if (!out->name) return lq_oom(s->ctx, 256);
+    }
+    return LQ_OK;
+}
+
+lq_status lq_folder_open(lq_sink *s, const lq_layout *layout) {
+    lq_folder *f = s->priv;
+    lq_status st = LQ_OK;
+    size_t n = 0;
+    lq_arena *mem = lq_arena_new();
+    lq_st_tensor *t = LQ_NEWN(lq_st_tensor, s->cat->n * LQ_PARTS_MAX);
+    f->layout = layout;
+    if (!mem || !t) { st = lq_oom(s->ctx, s->cat->n * LQ_PARTS_MAX * sizeof *t); goto done; }
+    for (size_t i = 0; i < s->cat->n; i++) {
+        const lq_row *r = &s->cat->rows[i];
+        if (r->quantize) LQ_GO(describe(s, layout, r, mem, t, &n));
+        else t[n++] = lq_st_tensor_of_row(r);
+    }
+    st = lq_st_create(s->ctx, s->dir, t, n, s->opts.shard_size, &f->w);
+done:
+    lq_free(t);
+    lq_arena_free(&mem);
+    return st;
+}
+
+static lq_status put_part(lq_sink *s, const lq_row *r, const lq_qtensor *q, const lq_part_spec *spec, size_t i) {
+    lq_folder *f = s->priv;
+    size_t n = spec_bytes(spec);
+    lq_arena *mem = lq_arena_new();
+    void *data = lq_alloc(n ? n : 1);
+    const char *name = mem ? part_name(mem, r, spec->suffix) : NULL;
+    lq_status st = name && data ? f->layout->pack(s, r, q, i, data) : lq_oom(s->ctx, n);
+    if (!st) st = lq_st_put(s->ctx, f->w, name, data, n);
+    lq_free(data);
+    lq_arena_free(&mem);
+    return st;
+}
+
+lq_status lq_folder_put(lq_sink *s, const lq_row *r, const lq_qtensor *q) {
+    lq_part_spec specs[LQ_PARTS_MAX] = {0};
+    if (q->bias) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "the bias is a tensor of its own in this format");
+    size_t n = ((lq_folder *)s->priv)->layout->parts(s, r, specs);
+    for (size_t i = 0; i < n; i++) LQ_TRY(put_part(s, r, q, &specs[i], i));
+    return LQ_OK;
+}
+
+lq_status lq_folder_put_fp(lq_sink *s, const lq_row *r, const void *data, size_t bytes) {
+    return lq_st_put(s->ctx, ((lq_folder *)s->priv)->w, r->name, data, bytes);
+}
+
+lq_status lq_folder_sidecar(lq_sink *s, const char *name, const void *data, size_t n) {
+    char *path = lq_path_join(s->dir, name);
+    if (!path) return lq_oom(s->ctx, strlen(name));
+    lq_status st = lq_write_file(s->ctx, path, data, n);
+    lq_free(path);
+    return st;
+}
+
+lq_status lq_folder_sync(lq_sink *s) { return lq_st_sync(s->ctx, ((lq_folder *)s->priv)->w); }
+lq_status lq_folder_close(lq_sink *s) { return lq_st_finish(s->ctx, &((lq_folder *)s->priv)->w); }
+void lq_folder_abandon(lq_sink *s) { lq_st_abandon(&((lq_folder *)s->priv)->w); }

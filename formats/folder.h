@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* What writers of quantized safetensors folders share: a quantized row [rows][cols] named "<module>.weight" is stored as some tensors
+ * "<module><suffix>", everything else under its own name. Such a writer is a layout, an accept and a quant_config:
+ *
+ *     typedef struct priv { lq_folder folder; ... } priv;     the folder is the first member of the format's priv
+ *     static lq_status open(lq_sink *s) { ...; return lq_folder_open(s, &layout); }
+ *     const lq_format lq_format_x = { .name = "x", .priv_size = sizeof(priv), .accept = accept, .open = open, .quant_config = config, LQ_FOLDER_CALLS };
+ */
+#ifndef LQ_FOLDER_H
+#define LQ_FOLDER_H
+#include "formats/write.h"
+
+enum { LQ_PARTS_MAX = 12 };
+typedef struct lq_part_spec {
+    const char *suffix;      /* static: ".qweight", ".weight.absmax" */
+    lq_dtype dtype;
+    uint32_t ndim;           /* 0: a scalar */
+    uint64_t shape[LQ_DIMS];
+} lq_part_spec;
+
+typedef struct lq_layout {
+    /* The parts of a quantized row, in order; their number. They follow from the catalog alone: r->scheme, shape, part. */
+    size_t (*parts)(const lq_sink *s, const lq_row *r, lq_part_spec out[LQ_PARTS_MAX]);
+    /* Part i of the row in its stored bytes (little-endian, row-major); out holds them all and is zeroed. */
+    lq_status (*pack)(const lq_sink *s, const lq_row *r, const lq_qtensor *q, size_t i, void *out);
+} lq_layout;
+
+typedef struct lq_folder { const lq_layout *layout; lq_st_writer *w; } lq_folder;
+
+/* Every tensor of the folder laid out. Refuses a quantized embedding. */
+lq_status lq_folder_open(lq_sink *s, const lq_layout *layout);
+lq_status lq_folder_put(lq_sink *s, const lq_row *r, const lq_qtensor *q);
+lq_status lq_folder_put_fp(lq_sink *s, const lq_row *r, const void *data, size_t bytes);
+lq_status lq_folder_sync(lq_sink *s);
+lq_status lq_folder_close(lq_sink *s);
+void lq_folder_abandon(lq_sink *s);
+#define LQ_FOLDER_CALLS                                                                                                     \
+    .put = lq_folder_put, .put_fp = lq_folder_put_fp, .sidecar = lq_folder_sidecar, .sync = lq_folder_sync, .close = lq_folder_close, \
+    .abandon = lq_folder_abandon
+
+/* The row's module name, without ".weight" or ".bias", of any length; NULL: out of memory. In the arena. */
+const char *lq_folder_module(lq_arena *mem, const lq_row *r);
+static inline void lq_put_u32(uint8_t *at, uint32_t w) {
+    for (int i = 0; i < 4; i++) at[i] = (uint8_t)(w >> 8 * i);
+}
+#endif

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "formats/modules.h"
+
+#include <string.h>
+
+/* Length of the module name when `name` ends in one of the suffixes (the longest that fits), else 0. */
+static size_t part_of(const lq_module_format *f, const char *name, size_t *part) {
+    size_t n = strlen(name), best = 0;
+    for (size_t i = 0; f->suffix[i]; i++) {
+        size_t m = strlen(f->suffix[i]);
+        if (m < n && m > best && !strcmp(name + n - m, f->suffix[i])) {
+            best = m;
+            *part = i;
+        }
+    }
+    return best ? n - best : 0;
+}
+
+static lq_status find_part(lq_ctx *ctx, const lq_source *raw, const char *module, size_t n, const char *suffix, long *at) {
+    char *full = lq_strf("%.*s%s", (int)n, module, suffix);
+    if (!full) return lq_oom(ctx, n);
+    *at = lq_source_find(raw, full);
+    lq_free(full);
+    return LQ_OK;
+}
+
+static lq_status find_parts(lq_ctx *ctx, const lq_modules *f, const char *name, lq_module *m) {
+    for (size_t i = 0; f->format->suffix[i]; i++) {
+        LQ_TRY(find_part(ctx, f->raw, name, strlen(name), f->format->suffix[i], &m->part[i]));
+        if (m->part[i] < 0 && f->format->required >> i & 1) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' has no %s", name, f->format->suffix[i] + 1);
+    }
+    return LQ_OK;
+}
+
+static lq_status add_plain(lq_ctx *ctx, lq_source *s, size_t i) {
+    lq_modules *f = s->priv;
+    f->modules[s->n].part[0] = (long)i;
+    return lq_source_add(ctx, s, &f->raw->entries[i]);
+}
+
+static lq_status add_module(lq_ctx *ctx, lq_source *s, size_t first, const char *name) {
+    lq_modules *f = s->priv;
+    lq_module *m = &f->modules[s->n];
+    lq_entry e = {.dtype = LQ_NONE};
+    bool plain = false;
+    for (size_t i = 0; i < LQ_MODULE_PARTS; i++) m->part[i] = -1;
+    lq_status st = find_parts(ctx, f, name, m);
+    if (!st) st = f->format->describe(ctx, s, name, m, &e, &plain);
+    if (st) return lq_note(ctx, st, "module '%s'", name);
+    if (plain) return add_plain(ctx, s, first);
+    for (size_t i = 0; f->format->suffix[i]; i++)
+        if (m->part[i] >= 0) e.bytes += f->raw->entries[m->part[i]].bytes;
+    char *full = lq_strf("%s.weight", name);
+    if (!full) return lq_oom(ctx, strlen(name));
+    e.name = full;
+    st = lq_source_add(ctx, s, &e);
+    lq_free(full);
+    return st;
+}
+
+/* The first part stands for its module; the others are hidden beside it. */
+static lq_status add_entry(lq_ctx *ctx, lq_source *s, size_t i) {
+    lq_modules *f = s->priv;
+    const char *full = f->raw->entries[i].name;
+    size_t part = 0, n = part_of(f->format, full, &part);
+    long first = (long)i;
+    if (!n) return add_plain(ctx, s, i);
+    if (part) LQ_TRY(find_part(ctx, f->raw, full, n, f->format->suffix[0], &first));
+    if (part && first < 0)
+        return f->format->common >> part & 1 ? add_plain(ctx, s, i)
+                                             : lq_fail(ctx, LQ_ERR_FORMAT, "'%s' has no %s beside it", full, f->format->suffix[0] + 1);
+    if (part) return LQ_OK;
+    char *name = lq_strndup(full, n);
+    if (!name) return lq_oom(ctx, n);
+    lq_status st = add_module(ctx, s, i, name);
+    lq_free(name);
+    return st;
+}
+
+lq_status lq_modules_open(lq_ctx *ctx, lq_source *s, const lq_module_format *format) {
+    lq_modules *f = s->priv = LQ_NEW(lq_modules);
+    if (!f) return lq_oom(ctx, sizeof *f);
+    f->format = format;
+    if (format->priv_size && !(f->priv = lq_alloc(format->priv_size))) return lq_oom(ctx, format->priv_size);
+    if (format->config) LQ_TRY(format->config(ctx, s));
+    LQ_TRY(lq_source_open_as(ctx, &lq_reader_safetensors, s->path, &f->raw));
+    if (!(f->modules = LQ_NEWN(lq_module, f->raw->n))) return lq_oom(ctx, f->raw->n * sizeof *f->modules);
+    for (size_t i = 0; i < f->raw->n; i++) LQ_TRY(add_entry(ctx, s, i));
+    return lq_source_inherit(ctx, s, f->raw);
+}
+
+lq_status lq_modules_read(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uint64_t rows, void *out) {
+    lq_modules *f = s->priv;
+    return lq_source_read(ctx, f->raw, (size_t)f->modules[i].part[0], row0, rows, out);
+}
+
+lq_status lq_modules_sidecar(lq_ctx *ctx, lq_source *s, size_t i, lq_buf *out) {
+    return lq_source_sidecar(ctx, ((lq_modules *)s->priv)->raw, s->sidecars[i], out);
+}
+
+void lq_modules_close(lq_source *s) {
+    lq_modules *f = s->priv;
+    if (!f) return;
+    lq_source_free(&f->raw);
+    if (f->priv && f->format->free_priv) f->format->free_priv(f->priv);
+    lq_free(f->priv);
+    lq_free(f->modules);
+    lq_free(f);
+    s->priv = NULL;
+}
+
+lq_status lq_modules_part(lq_ctx *ctx, lq_source *s, size_t i, size_t part, void **out) {
+    lq_modules *f = s->priv;
+    *out = NULL;
+    if (f->modules[i].part[part] < 0) return LQ_OK;
+    size_t at = (size_t)f->modules[i].part[part];
+    const lq_entry *e = &f->raw->entries[at];
+    *out = lq_alloc(e->bytes ? (size_t)e->bytes : 1);
+    return *out ? lq_source_read(ctx, f->raw, at, 0, lq_entry_rows(e), *out) : lq_oom(ctx, (size_t)e->bytes);
+}
+
+lq_status lq_entry_expect(lq_ctx *ctx, const lq_entry *e, bool dtype_ok, uint32_t ndim, uint64_t d0, uint64_t d1) {
+    if (!dtype_ok) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' is of type %s", e->name, lq_dtypes[e->dtype].name);
+    if (e->ndim != ndim || (ndim && e->shape[0] != d0) || (ndim > 1 && e->shape[1] != d1))
+        return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' is [%llu, %llu] (%u dimensions), expected [%llu, %llu]", e->name, (unsigned long long)e->shape[0],
+                       (unsigned long long)(e->ndim > 1 ? e->shape[1] : 0), e->ndim, (unsigned long long)d0, (unsigned long long)(ndim > 1 ? d1 : 0));
+    return LQ_OK;
+}

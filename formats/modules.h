@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* What readers of quantized safetensors folders share: the raw folder is opened underneath, the tensors "<module><suffix>" of a module
+ * become one entry "<module>.weight", everything else passes through. Such a reader is a config, a describe and a read_q:
+ *
+ *     const lq_reader lq_reader_x = { .name = "x", .probe = probe, .open = open, .read_q = read_q, LQ_MODULES_CALLS };
+ *     static lq_status open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
+ */
+#ifndef LQ_MODULES_H
+#define LQ_MODULES_H
+#include "formats/source.h"
+
+enum { LQ_MODULE_PARTS = 12 };
+typedef struct lq_module { long part[LQ_MODULE_PARTS]; } lq_module; /* entries of the raw folder; -1: absent */
+
+typedef struct lq_module_format {
+    const char *suffix[LQ_MODULE_PARTS + 1]; /* ".qweight" first: the tensor that makes a module; NULL ends */
+    unsigned required;       /* bit per suffix: a module without it is broken */
+    unsigned common;         /* bit per suffix that, without the first beside it, is anybody's name (".scales") and passes through; others are refused */
+    size_t priv_size;        /* of lq_modules.priv, zeroed */
+    lq_status (*config)(lq_ctx *ctx, lq_source *s);            /* reads s->config into priv; may be NULL */
+    void (*free_priv)(void *priv);                             /* what config allocated; may be NULL */
+    /* Module `name` with these parts (required ones present): sets e->ndim, shape and scheme (checked against the parts' types and shapes),
+     * or *plain: the first part is an ordinary tensor, there are no others. e->name and bytes are set by the caller. */
+    lq_status (*describe)(lq_ctx *ctx, lq_source *s, const char *name, const lq_module *m, lq_entry *e, bool *plain);
+} lq_module_format;
+
+typedef struct lq_modules {  /* s->priv of such a reader */
+    const lq_module_format *format;
+    lq_source *raw;
+    lq_module *modules;      /* [entries]; a tensor that passes through: part[0] alone */
+    void *priv;
+} lq_modules;
+
+lq_status lq_modules_open(lq_ctx *ctx, lq_source *s, const lq_module_format *f);
+lq_status lq_modules_read(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uint64_t rows, void *out);
+lq_status lq_modules_sidecar(lq_ctx *ctx, lq_source *s, size_t i, lq_buf *out);
+void lq_modules_close(lq_source *s);
+#define LQ_MODULES_CALLS .read = lq_modules_read, .sidecar = lq_modules_sidecar, .close = lq_modules_close
+
+static inline void *lq_modules_priv(const lq_source *s) { return ((lq_modules *)s->priv)->priv; }
+/* The raw entry of a part; NULL: absent. */
+static inline const lq_entry *lq_modules_entry(const lq_source *s, const lq_module *m, size_t part) {
+    return m->part[part] < 0 ? NULL : &((lq_modules *)s->priv)->raw->entries[m->part[part]];
+}
+/* Part of entry i, whole, as stored; the caller frees *out (also after a failure). *out NULL: absent. */
+lq_status lq_modules_part(lq_ctx *ctx, lq_source *s, size_t i, size_t part, void **out);
+/* LQ_ERR_FORMAT naming the tensor unless it has an allowed type and this shape. */
+lq_status lq_entry_expect(lq_ctx *ctx, const lq_entry *e, bool dtype_ok, uint32_t ndim, uint64_t d0, uint64_t d1);
+#endif
