@@ -18,7 +18,7 @@
 
 static const lq_slot nowhere = {0};
 
-/* Calls fn for every type that has codes to choose, integers also with whole and real zero points; groups of 32; cols, or 512 where they
+/* Calls fn for every type that has codes to choose, integers also with whole and real zero points; groups of 32; cols, or 256 where they
  * are no whole blocks. */
 static void each_type(uint32_t cols, void (*fn)(const lq_scheme *s, const char *name, uint32_t cols)) {
     static const char *const zeros[] = {"", "-asym", "-fz"};
@@ -31,7 +31,7 @@ static void each_type(uint32_t cols, void (*fn)(const lq_scheme *s, const char *
             assert_int_equal(lq_type_parse(NULL, name, &d, &w), LQ_OK);
             if (w.open) lq_want_group(&w, 32);
             if (w.scheme.grid.kind == LQ_GRID_F32) continue;
-            uint32_t width = lq_grid_accept(NULL, &w.scheme, cols) ? 512 : cols;
+            uint32_t width = lq_grid_accept(NULL, &w.scheme, cols) ? 256 : cols;
             assert_int_equal(lq_grid_accept(NULL, &w.scheme, width), LQ_OK);
             fn(&w.scheme, name, width);
         }
@@ -235,7 +235,7 @@ static void block_scales_are_coded_about_their_mean(void **state) {
 
 static void check_search(const lq_scheme *s, const char *name, uint32_t cols) {
     enum { ROWS = 33 };
-    float *w = random_weights(5, ROWS, cols), h[512];
+    float *w = random_weights(5, ROWS, cols), h[256 + 96];
     lq_rng rng;
     lq_rng_seed(&rng, 5, 5);
     for (uint32_t c = 0; c < cols; c++) h[c] = c == 7 ? 0 : expf(2 * lq_rng_normal(&rng));
@@ -390,7 +390,7 @@ static size_t codes_that_differ(const lq_qtensor *a, const lq_qtensor *b) {
 
 /* The textbook's terms add up to the loss in fp64, the loop's codes are the textbook's, and blocks of any width give the same. */
 static void check_gptq(const lq_scheme *s, const char *name, uint32_t cols) {
-    enum { ROWS = 24, N = 1200 };
+    enum { ROWS = 24, N = 700 };
     float *w = random_weights(10, ROWS, cols), *x = random_inputs(10, N, cols);
     lq_stats stats = stats_of(x, N, cols);
     lq_gptq_factor f;
