@@ -97,3 +97,42 @@ lq_status lq_folder_sidecar(lq_sink *s, const char *name, const void *data, size
 lq_status lq_folder_sync(lq_sink *s) { return lq_st_sync(s->ctx, ((lq_folder *)s->priv)->w); }
 lq_status lq_folder_close(lq_sink *s) { return lq_st_finish(s->ctx, &((lq_folder *)s->priv)->w); }
 void lq_folder_abandon(lq_sink *s) { lq_st_abandon(&((lq_folder *)s->priv)->w); }
+
+static bool is_kept_matrix(const lq_row *r) {
+    size_t n = strlen(r->name);
+    return !r->quantize && r->part == LQ_PART_WEIGHT && r->ndim == 2 && r->slot.role != LQ_R_EMBED && r->slot.role != LQ_R_POS_EMBED && n > 7 &&
+           !strcmp(r->name + n - 7, ".weight");
+}
+
+json_t *lq_folder_kept(const lq_sink *s) {
+    lq_arena *mem = lq_arena_new();
+    json_t *names = mem ? json_array() : NULL;
+    bool ok = names != NULL;
+    for (size_t i = 0; ok && i < s->cat->n; i++) {
+        if (!is_kept_matrix(&s->cat->rows[i])) continue;
+        const char *module = lq_folder_module(mem, &s->cat->rows[i]);
+        ok = module && !json_array_append_new(names, json_string(module));
+    }
+    lq_arena_free(&mem);
+    if (ok) return names;
+    json_decref(names);
+    return NULL;
+}
+
+json_t *lq_folder_skipped(const lq_sink *s) {
+    bool head = false, head_quantized = false;
+    json_t *kept = lq_folder_kept(s);
+    for (size_t i = 0; i < s->cat->n; i++) {
+        bool is = s->cat->rows[i].slot.role == LQ_R_HEAD && s->cat->rows[i].part == LQ_PART_WEIGHT;
+        head |= is;
+        head_quantized |= is && s->cat->rows[i].quantize;
+    }
+    if (!kept || head_quantized) return kept;
+    if (json_array_size(kept) <= head) {
+        json_decref(kept);
+        return json_null();
+    }
+    if (head || !json_array_append_new(kept, json_string("lm_head"))) return kept;
+    json_decref(kept);
+    return NULL;
+}

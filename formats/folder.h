@@ -41,6 +41,10 @@ void lq_folder_abandon(lq_sink *s);
 
 /* The row's module name, without ".weight" or ".bias", of any length; NULL: out of memory. In the arena. */
 const char *lq_folder_module(lq_arena *mem, const lq_row *r);
+/* Module names of the matrices that are kept, embeddings left out: modules_to_not_convert. New reference; NULL: out of memory. */
+json_t *lq_folder_kept(const lq_sink *s);
+/* The same as transformers' own list: null, its default, when only the head is kept; a tied head, which has no row, is named "lm_head". */
+json_t *lq_folder_skipped(const lq_sink *s);
 static inline void lq_put_u32(uint8_t *at, uint32_t w) {
     for (int i = 0; i < 4; i++) at[i] = (uint8_t)(w >> 8 * i);
 }
