@@ -20,6 +20,7 @@ typedef struct recast {
     lq_qtensor *out;
     const uint32_t *inverse; /* [cols] stored column of the source for a weight column; NULL: identity */
     float k, shift;
+    float *low, *high;       /* grid values that occur per new zero, where fewer bits leave no room for the old range; NULL */
     bool same_grid;
     bool fold;               /* what the source adds to its codes becomes codes */
     float *table;            /* [1 << bits] values of a small new grid that is no INT and has no formula; NULL */
@@ -66,8 +67,11 @@ static bool row_params(const lq_scheme *s) {
     return scale && (s->zero_kind == LQ_ZERO_NONE || (s->zero.tile_r != LQ_FLAT && !s->zero.tile_c));
 }
 
+/* A table of small integers. */
+static bool is_whole(const lq_grid *g) { return g->kind == LQ_GRID_LUT && (g->bias == LQ_LUT_SIGN || g->bias == LQ_LUT_QUAD); }
+
 static bool is_small(const lq_grid *g) {
-    return g->kind == LQ_GRID_INT || g->kind == LQ_GRID_E2M1 || (g->kind == LQ_GRID_LUT && g->bias == LQ_LUT_SIGN);
+    return g->kind == LQ_GRID_INT || g->kind == LQ_GRID_E2M1 || is_whole(g);
 }
 
 /* k of the formula above, or false: no code of b stands for one of a. */
@@ -80,7 +84,7 @@ static bool related(const lq_scheme *a, const lq_scheme *b, float *k) {
     if (same_grid(a, b) && !is_row_table(b)) return true;
     if (is_row_table(b)) return row_params(a) && a->grid.bits <= b->grid.bits && b->scale.dtype == LQ_NONE;
     if (to == LQ_GRID_INT && a->grid.kind == LQ_GRID_E2M1) *k = 2;
-    if (to == LQ_GRID_INT || to == LQ_GRID_E2M1) return is_small(&a->grid);
+    if (to == LQ_GRID_INT || to == LQ_GRID_E2M1 || is_whole(&b->grid)) return is_small(&a->grid);
     return (to == LQ_GRID_E4M3 || to == LQ_GRID_E5M2 || to == LQ_GRID_E3M2) && is_small(&a->grid);
 }
 
@@ -120,7 +124,8 @@ static void parent_set(const lq_plane_desc *d, lq_plane *p, size_t i, float v) {
 }
 
 static float child_most(const lq_plane_desc *d) {
-    return d->dtype == LQ_E4M3 ? 448 : d->dtype == LQ_U8 ? (float)((1u << (d->sig && d->sig < 8 ? d->sig : 8)) - 1) : d->dtype == LQ_I8 ? 127 : 1;
+    uint32_t bits = d->sig && d->sig < 8 ? d->sig : 8;
+    return d->dtype == LQ_E4M3 ? 448 : d->dtype == LQ_U8 ? (float)((1u << bits) - 1) : d->dtype == LQ_I8 ? (float)((1u << (bits - 1)) - 1) : INFINITY;
 }
 
 /* The elements [from, to) under one parent of this value; did all keep their values? */
@@ -129,7 +134,7 @@ static bool set_under(const lq_plane_desc *d, lq_plane *p, const float *v, size_
     parent_set(d, p, d->span ? from / d->span : 0, parent);
     for (size_t i = from; i < to; i++) {
         lq_plane_set(d, p, i, v[i]);
-        exact = exact && lq_plane_get(d, p, i) == v[i];
+        exact = exact && lq_plane_get(d, p, i) == v[i] && (v[i] == 0 || fabsf(v[i] / parent) <= child_most(d));
     }
     return exact;
 }
@@ -152,7 +157,7 @@ static void set_family(const lq_plane_desc *d, lq_plane *p, const float *v, size
     const float tries[] = {most, least, power_below(most), power_below(most) / 256, power_below(least)};
     for (size_t i = 0; i < sizeof tries / sizeof *tries; i++)
         if (set_under(d, p, v, from, to, tries[i])) return;
-    set_under(d, p, v, from, to, most / child_most(d));
+    set_under(d, p, v, from, to, child_most(d) < INFINITY ? most / child_most(d) : most);
 }
 
 static void plane_store(const lq_plane_desc *d, lq_plane *p, const float *v, size_t n) {
@@ -199,9 +204,32 @@ static uint32_t step_of(const recast *j) {
 }
 
 /* Zero of the new scheme: the old one moved so that codes keep their bits. */
-static float zero_of(const recast *j, const params *p) {
-    float step = p->s / j->k;
-    return j->out->sch.zero_kind == LQ_ZERO_MIN ? p->m + step * j->shift : j->k * p->z + j->shift;
+static float shift_at(const recast *j, size_t at) {
+    const lq_grid *g = &j->out->sch.grid;
+    if (!j->low) return j->shift;
+    float code0 = j->k * j->low[at] + j->shift + (float)g->bias, code1 = j->k * j->high[at] + j->shift + (float)g->bias;
+    return code0 >= 0 && code1 <= (float)((1u << g->bits) - 1) ? j->shift : j->shift - code0;
+}
+
+static float zero_of(const recast *j, const params *p, size_t at) {
+    float step = p->s / j->k, shift = shift_at(j, at);
+    return j->out->sch.zero_kind == LQ_ZERO_MIN ? p->m + step * shift : j->k * p->z + shift;
+}
+
+static bool narrows(const lq_scheme *a, const lq_scheme *b) {
+    return b->zero_kind != LQ_ZERO_NONE && b->grid.kind == LQ_GRID_INT && is_small(&a->grid) && b->grid.bits < a->grid.bits;
+}
+
+static void find_range(const recast *j, size_t n) {
+    const lq_qtensor *q = j->q;
+    for (size_t i = 0; i < n; i++) j->low[i] = INFINITY, j->high[i] = -INFINITY;
+    for (uint32_t r = 0; r < q->rows; r++)
+        for (uint32_t c = 0; c < q->cols; c++) {
+            float a = lq_grid_value(q, r, lq_code_get(q->codes + (size_t)r * q->row_bytes, q->sch.grid.bits, j->inverse ? j->inverse[c] : c));
+            size_t at = lq_plane_index(&j->out->sch.zero, q->cols, r, c);
+            if (a < j->low[at]) j->low[at] = a;
+            if (a > j->high[at]) j->high[at] = a;
+        }
 }
 
 static float clamp_zero(const lq_scheme *s, float z) {
@@ -226,7 +254,7 @@ static lq_status gather(lq_ctx *ctx, const recast *j, float *scale, float *zero,
                 set[si] |= 1;
                 set[zi] &= (uint8_t)~2u;
             }
-            if (b->zero_kind != LQ_ZERO_NONE && !(set[zi] & 2)) zero[zi] = clamp_zero(b, zero_of(j, &p)), set[zi] |= 2;
+            if (b->zero_kind != LQ_ZERO_NONE && !(set[zi] & 2)) zero[zi] = clamp_zero(b, zero_of(j, &p, zi)), set[zi] |= 2;
         }
     return lq_check_cancel(ctx);
 }
@@ -234,20 +262,25 @@ static lq_status gather(lq_ctx *ctx, const recast *j, float *scale, float *zero,
 static lq_status planes(lq_ctx *ctx, recast *j) {
     const lq_scheme *a = &j->q->sch, *b = &j->out->sch;
     size_t ns = lq_plane_count(&b->scale, j->q->rows, j->q->cols), nz = b->zero_kind != LQ_ZERO_NONE ? lq_plane_count(&b->zero, j->q->rows, j->q->cols) : 0;
+    bool narrow = narrows(a, b), keeps = j->shift == 0 && !narrow;
     bool whole = j->k == 1 && !j->inverse && plane_eq(&a->scale, &b->scale), same_zero = a->zero_kind == b->zero_kind && (!nz || plane_eq(&a->zero, &b->zero));
     bool copied = true;
     if (whole) copied = plane_copy(j->out->mem, &b->scale, &j->q->scale, &j->out->scale, ns);
-    if (whole && same_zero && j->shift == 0 && nz) copied &= plane_copy(j->out->mem, &b->zero, &j->q->zero, &j->out->zero, nz);
+    if (whole && same_zero && keeps && nz) copied &= plane_copy(j->out->mem, &b->zero, &j->q->zero, &j->out->zero, nz);
     if (!copied) return lq_oom(ctx, 1024);
-    if (whole && (!nz || (same_zero && j->shift == 0))) return LQ_OK;
+    if (whole && (!nz || (same_zero && keeps))) return LQ_OK;
     float *scale = LQ_NEWN(float, ns + 1), *zero = LQ_NEWN(float, nz + 1);
     uint8_t *set = lq_alloc((ns > nz ? ns : nz) + 1);
-    lq_status st = scale && zero && set ? gather(ctx, j, scale, zero, set) : lq_oom(ctx, 4 * (ns + nz));
+    bool ranged = !narrow || ((j->low = LQ_NEWN(float, nz + 1)) && (j->high = LQ_NEWN(float, nz + 1)));
+    if (narrow && ranged) find_range(j, nz);
+    lq_status st = scale && zero && set && ranged ? gather(ctx, j, scale, zero, set) : lq_oom(ctx, 4 * (ns + nz));
     if (!st && ns && !whole) plane_store(&b->scale, &j->out->scale, scale, ns);
     if (!st && nz) plane_store(&b->zero, &j->out->zero, zero, nz);
     lq_free(scale);
     lq_free(zero);
     lq_free(set);
+    lq_free(j->low);
+    lq_free(j->high);
     return st;
 }
 
@@ -399,11 +432,10 @@ static float shift_of(const lq_grid *from, const lq_grid *to) {
     return from->kind == LQ_GRID_INT ? (float)(from->bias - to->bias) : (float)((1 << (to->bits - 1)) - to->bias);
 }
 
-lq_status lq_recast(lq_ctx *ctx, const lq_qtensor *q, const lq_scheme *want, lq_qtensor *out, lq_loss *loss) {
-    recast j = {.q = q, .out = out};
+static lq_status with_step(lq_ctx *ctx, const lq_qtensor *q, const lq_scheme *want, float k, lq_qtensor *out, lq_loss *loss) {
+    recast j = {.q = q, .out = out, .k = k};
     lq_status st;
     *loss = (lq_loss){0};
-    LQ_TRY(check(ctx, q, want, &j.k));
     LQ_TRY(lq_qtensor_init(ctx, out, want, q->slot, q->rows, q->cols));
     j.shift = shift_of(&q->sch.grid, &want->grid);
     j.same_grid = same_grid(&q->sch, want);
@@ -418,5 +450,25 @@ lq_status lq_recast(lq_ctx *ctx, const lq_qtensor *q, const lq_scheme *want, lq_
     st = codes(ctx, &j, loss);
 done:
     if (st) lq_qtensor_free(out);
+    return st;
+}
+
+lq_status lq_recast(lq_ctx *ctx, const lq_qtensor *q, const lq_scheme *want, lq_qtensor *out, lq_loss *loss) {
+    float k;
+    lq_loss half;
+    lq_qtensor other;
+    LQ_TRY(check(ctx, q, want, &k));
+    LQ_TRY(with_step(ctx, q, want, k, out, loss));
+    bool in = q->sch.grid.kind == LQ_GRID_INT && want->grid.kind == LQ_GRID_E2M1, of = q->sch.grid.kind == LQ_GRID_E2M1 && want->grid.kind == LQ_GRID_INT;
+    if (!loss->changed || !(in || of)) return LQ_OK;
+    lq_status st = with_step(ctx, q, want, in ? 0.5f : 1, &other, &half); /* integers may count E2M1's halves or its wholes */
+    if (!st && half.square < loss->square) {
+        lq_qtensor worse = *out;
+        *out = other;
+        *loss = half;
+        other = worse;
+    }
+    if (!st) lq_qtensor_free(&other);
+    else lq_qtensor_free(out);
     return st;
 }
