@@ -40,6 +40,7 @@ def arguments():
     a.add_argument("-f", "--text", required=True)
     a.add_argument("--bin", required=True)
     a.add_argument("--lquant", default="build/lquant")
+    a.add_argument("--gguf-py", default="", help="its source's gguf-py, which knows newer types than the package")
     a.add_argument("--tokenize", default="", help="tool_tokenize [beside lquant]")
     a.add_argument("--folder", default="")
     a.add_argument("--ctx", type=int, default=256)
@@ -154,6 +155,7 @@ def check(a, path):
 
 def main():
     a, status = arguments(), 0
+    sys.path[:0] = [a.gguf_py] if a.gguf_py else []
     for path in a.gguf:
         try:
             out = check(a, path)
