@@ -20,7 +20,7 @@ typedef struct gguf_sink {
     lq_gguf_writer *w;
     lq_gguf_info *infos;
     size_t n;
-    uint64_t *at;            /* [cat->n] where the row's data begins in the file */
+    uint64_t *at;            /* [cat->n][2] where the row's data begins in the file, and where it lies again (0: nowhere) */
 } gguf_sink;
 
 /* -- accept ------------------------------------------------------------------------------------------------------------ */
@@ -73,7 +73,8 @@ static lq_gguf_info *find_stack(gguf_sink *g, const lq_gguf_place *p) {
     return NULL;
 }
 
-static lq_status place_row(lq_sink *s, size_t i, size_t *of_row) {
+/* of_row: [cat->n][2] tensors a row is in; the second one n: none. */
+static lq_status place_row(lq_sink *s, size_t i, size_t (*of_row)[2]) {
     gguf_sink *g = s->priv;
     const lq_row *r = &s->cat->rows[i];
     const lq_gguf_place *p = &s->opts.gguf->places[i];
@@ -86,11 +87,16 @@ static lq_status place_row(lq_sink *s, size_t i, size_t *of_row) {
     else if (stack->dtype != t)
         return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s' would be %s, but an expert stacked with it is %s; experts of a layer share a type", r->name, lq_dtypes[t].name,
                        lq_dtypes[stack->dtype].name);
-    of_row[i] = (size_t)(stack - g->infos);
+    of_row[i][0] = (size_t)(stack - g->infos);
+    of_row[i][1] = SIZE_MAX;
+    if (!p->also) return LQ_OK;
+    of_row[i][1] = g->n;
+    g->infos[g->n] = info_of(r, p, t);
+    g->infos[g->n++].name = p->also;
     return LQ_OK;
 }
 
-static lq_status lay_out(lq_sink *s, size_t *of_row) {
+static lq_status lay_out(lq_sink *s, size_t (*of_row)[2]) {
     gguf_sink *g = s->priv;
     const lq_gguf_meta *m = s->opts.gguf;
     for (size_t i = 0; i < s->cat->n; i++) LQ_TRY(place_row(s, i, of_row));
@@ -100,7 +106,10 @@ static lq_status lay_out(lq_sink *s, size_t *of_row) {
     lq_free(path);
     for (size_t i = 0; i < s->cat->n && !st; i++) {
         const lq_gguf_place *p = &m->places[i];
-        if (p->name) g->at[i] = g->infos[of_row[i]].offset + (p->of ? g->infos[of_row[i]].bytes / p->of * p->at : 0);
+        if (!p->name) continue;
+        const lq_gguf_info *t = &g->infos[of_row[i][0]];
+        g->at[2 * i] = t->offset + (p->of ? t->bytes / p->of * p->at : 0);
+        if (p->also) g->at[2 * i + 1] = g->infos[of_row[i][1]].offset;
     }
     for (size_t i = 0; i < m->n_extras && !st; i++)
         st = lq_gguf_write(s->ctx, g->w, g->infos[g->n - m->n_extras + i].offset, m->extras[i].v, 4 * (size_t)m->extras[i].n);
@@ -111,9 +120,9 @@ static lq_status gguf_open(lq_sink *s) {
     gguf_sink *g = s->priv;
     const lq_gguf_meta *m = s->opts.gguf;
     if (!m || m->n_places != s->cat->n) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "a GGUF needs metadata of %zu tensors, %zu are described", s->cat->n, m ? m->n_places : 0);
-    size_t *of_row = LQ_NEWN(size_t, s->cat->n + 1);
-    g->infos = LQ_NEWN(lq_gguf_info, s->cat->n + m->n_extras + 1);
-    g->at = LQ_NEWN(uint64_t, s->cat->n + 1);
+    size_t (*of_row)[2] = lq_calloc(s->cat->n + 1, sizeof *of_row);
+    g->infos = LQ_NEWN(lq_gguf_info, 2 * s->cat->n + m->n_extras + 1);
+    g->at = LQ_NEWN(uint64_t, 2 * s->cat->n + 1);
     lq_status st = of_row && g->infos && g->at ? lay_out(s, of_row) : lq_oom(s->ctx, s->cat->n * sizeof *g->infos);
     lq_free(of_row);
     return st;
@@ -123,8 +132,14 @@ static lq_status gguf_open(lq_sink *s) {
 
 static const lq_gguf_place *place(const lq_sink *s, const lq_row *r) { return &s->opts.gguf->places[r - s->cat->rows]; }
 
-static lq_status gguf_put(lq_sink *s, const lq_row *r, const lq_qtensor *q) {
+static lq_status write_row(lq_sink *s, const lq_row *r, const void *data, size_t n) {
     gguf_sink *g = s->priv;
+    const uint64_t *at = &g->at[2 * (size_t)(r - s->cat->rows)];
+    LQ_TRY(lq_gguf_write(s->ctx, g->w, at[0], data, n));
+    return at[1] ? lq_gguf_write(s->ctx, g->w, at[1], data, n) : LQ_OK;
+}
+
+static lq_status gguf_put(lq_sink *s, const lq_row *r, const lq_qtensor *q) {
     const lq_gguf_place *p = place(s, r);
     lq_dtype t = stored_as(&q->sch);
     size_t bytes = lq_dtype_row_bytes(t, q->cols);
@@ -135,7 +150,7 @@ static lq_status gguf_put(lq_sink *s, const lq_row *r, const lq_qtensor *q) {
         if (lq_dtypes[t].block == 1) memcpy(out + i * bytes, q->codes + row * q->row_bytes, bytes);
         else st = lq_gguf_pack_row(s->ctx, t, q, row, out + i * bytes);
     }
-    if (!st) st = lq_gguf_write(s->ctx, g->w, g->at[r - s->cat->rows], out, bytes * q->rows);
+    if (!st) st = write_row(s, r, out, bytes * q->rows);
     lq_free(out);
     return st;
 }
@@ -151,17 +166,15 @@ static void add_to(lq_dtype t, void *data, uint64_t n, float add) {
 }
 
 static lq_status gguf_put_fp(lq_sink *s, const lq_row *r, const void *data, size_t bytes) {
-    gguf_sink *g = s->priv;
     const lq_gguf_place *p = place(s, r);
-    uint64_t at = g->at[r - s->cat->rows];
     if (!p->name) return LQ_OK;
-    if (!p->rows && p->add == 0) return lq_gguf_write(s->ctx, g->w, at, data, bytes);
+    if (!p->rows && p->add == 0) return write_row(s, r, data, bytes);
     char *out = lq_alloc(bytes);
     if (!out) return lq_oom(s->ctx, bytes);
     size_t rows = lq_row_rows(r), row = rows ? bytes / rows : 0;
     for (size_t i = 0; i < rows; i++) memcpy(out + i * row, (const char *)data + (p->rows ? p->rows[i] : i) * row, row);
     if (p->add != 0) add_to(r->out_dtype, out, lq_row_elems(r), p->add);
-    lq_status st = lq_gguf_write(s->ctx, g->w, at, out, bytes);
+    lq_status st = write_row(s, r, out, bytes);
     lq_free(out);
     return st;
 }
