@@ -30,7 +30,7 @@ static lq_dtype stored_as(const lq_scheme *s) {
     lq_dtype t = lq_grid_dtype(s->grid.kind);
     if (s->act.kind != LQ_ACT_NONE || s->extra) return LQ_NONE;
     if (t != LQ_NONE && s->scale.dtype == LQ_NONE) return lq_dtypes[t].gguf >= 0 ? t : LQ_NONE;
-    return lq_gguf_fit(s);
+    return lq_gguf_fit(s, NULL);
 }
 
 static lq_status gguf_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uint32_t cols) {

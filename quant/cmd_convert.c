@@ -4,6 +4,7 @@
 #include "core/num.h"
 #include "core/verb.h"
 #include "calib/rotate.h"
+#include "quant/gguf_out.h"
 #include "quant/job.h"
 #include "quant/manifest.h"
 #include "quant/pipeline.h"
@@ -18,10 +19,14 @@ typedef struct args {
     int dtype, overwrite, rotate, dequantize;
     int64_t rotate_seed;
     uint64_t shard_size;
+    const char *format, *pre;
+    const lq_format *to;
 } args;
 
 static const lq_opt options[] = {
     {"dtype", NULL, LQ_OPT_CHOICE, offsetof(args, dtype), NULL, "bf16", LQ_FLOAT_CHOICES, 0, 0, 0, "type of every tensor in OUT"},
+    {"format", NULL, LQ_OPT_STRING, offsetof(args, format), "NAME", NULL, NULL, 0, 0, 0, "safetensors or gguf; default: by OUT's suffix, else safetensors"},
+    {"pre", NULL, LQ_OPT_STRING, offsetof(args, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
     {"dequantize", NULL, LQ_OPT_CHOICE, offsetof(args, dequantize), NULL, NULL, "no|" LQ_FLOAT_CHOICES, 0, 0, 0, "the same for a quantized IN (GPTQ, lqt): every weight as its codes say"},
     {"rotate", NULL, LQ_OPT_CHOICE, offsetof(args, rotate), NULL, "none", LQ_ROTATION_FIXED, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
     {"rotate-seed", NULL, LQ_OPT_INT, offsetof(args, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
@@ -89,16 +94,20 @@ static lq_status put_manifest(lq_ctx *ctx, lq_source *src, const args *a, const 
 
 static lq_status write_all(lq_ctx *ctx, lq_source *src, lq_model *m, const args *a, const lq_job *job, loss *l) {
     lq_sink *sink = NULL;
+    lq_gguf_meta *meta = NULL;
     json_t *changes = lq_sidecars_changes(m, lq_float_choice(a->dtype));
-    lq_sink_opts so = {.shard_size = a->shard_size, .config = changes};
-    for (size_t i = 0; i < m->cat.n; i++) m->cat.rows[i].out_dtype = lq_float_choice(a->dtype);
-    lq_status st = !changes ? lq_oom(ctx, 64) : lq_sink_open(ctx, lq_format_by_name("safetensors"), job->partial, &m->cat, &so, &sink);
+    lq_gguf_out_floats(a->to, &m->cat, lq_float_choice(a->dtype));
+    lq_status st = !changes ? lq_oom(ctx, 64) : lq_gguf_out_make(ctx, a->to, m, &(lq_gguf_opts){.pre = a->pre}, &meta);
+    lq_gguf_out_finish(meta, &m->cat, -1);
+    lq_sink_opts so = {.shard_size = a->shard_size, .config = changes, .gguf = meta};
+    if (!st) st = lq_sink_open(ctx, a->to, job->partial, &m->cat, &so, &sink);
     if (!st) st = lq_sidecars_write(ctx, src, m, sink);
     if (!st) st = put_manifest(ctx, src, a, changes, sink);
     for (size_t i = 0; i < m->cat.n && !st; i++) st = lq_check_cancel(ctx);
     for (size_t i = 0; i < m->cat.n && !st; i++) st = put_row(ctx, m, sink, &m->cat.rows[i], l);
     if (!st) st = lq_sink_close(&sink);
     lq_sink_abandon(&sink);
+    lq_gguf_meta_free(&meta);
     json_decref(changes);
     return st;
 }
@@ -114,7 +123,7 @@ static lq_status convert(lq_ctx *ctx, const args *a, const char *in, const char 
     if (a->rotate) LQ_GO(lq_rotation_set(ctx, m, a->rotate, a->rotate_seed));
     LQ_GO(lq_job_open(ctx, &job, in, out, "convert", LQ_RESUME_NEVER, a->overwrite));
     st = write_all(ctx, src, m, a, &job, &l);
-    if (!st) st = lq_job_finish(ctx, &job, NULL);
+    if (!st) st = lq_job_finish(ctx, &job, a->to->ext ? "model.gguf" : NULL);
     if (st) {
         lq_ctx quiet = {0};
         lq_remove_tree(&quiet, job.partial); /* nothing worth resuming */
@@ -136,6 +145,15 @@ done:
     return st;
 }
 
+static lq_status choose_format(lq_ctx *ctx, args *a, const char *out) {
+    size_t n = strlen(out);
+    bool suffix = n > 5 && !strcmp(out + n - 5, ".gguf");
+    const char *name = a->format ? a->format : suffix ? "gguf" : "safetensors";
+    if (strcmp(name, "gguf") && strcmp(name, "safetensors")) return lq_fail(ctx, LQ_ERR_USAGE, "--format %s: convert writes safetensors and gguf", name);
+    a->to = lq_format_by_name(name);
+    return LQ_OK;
+}
+
 static lq_status run_convert(lq_ctx *ctx, const char *name, int argc, char **argv) {
     args a = {0};
     const char *pos[2];
@@ -151,6 +169,7 @@ static lq_status run_convert(lq_ctx *ctx, const char *name, int argc, char **arg
     }
     if (n < 2) return lq_fail(ctx, LQ_ERR_USAGE, "lquant convert IN OUT_DIR: %s is missing", n ? "OUT_DIR" : "IN");
     if (a.dequantize) a.dtype = a.dequantize - 1;
+    LQ_TRY(choose_format(ctx, &a, pos[1]));
     LQ_TRY(lq_common_apply(ctx, &a.common));
     return convert(ctx, &a, pos[0], pos[1]);
 }

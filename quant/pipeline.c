@@ -13,6 +13,7 @@
 
 const lq_opt lq_run_options[] = {
     {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "NAME", NULL, NULL, 0, 0, 0, "gptq, lqt ... (lquant list formats); default: OUT's suffix, else gptq where it holds the type, else lqt"},
+    {"pre", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(lq_run_opts, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file of a checkpoint folder"},
     {"max-memory", NULL, LQ_OPT_SIZE, offsetof(lq_run_opts, max_memory), "SIZE", NULL, NULL, 0, 0, 0, "activations beyond it go to disk; default: a quarter of the machine's"},
     {"work-dir", "w", LQ_OPT_STRING, offsetof(lq_run_opts, work_dir), "DIR", NULL, NULL, 0, 0, 0, "where they go; default: TMPDIR or /tmp"},
@@ -134,6 +135,7 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
+    LQ_TRY(lq_gguf_out_make(r->ctx, format, r->model, &(lq_gguf_opts){.pre = r->run->opts.pre}, &r->gguf));
     LQ_TRY(lq_xforms_check(r));
     LQ_TRY(static_needs(r));
     LQ_TRY(open_stats(r));
@@ -291,6 +293,7 @@ static lq_status work(road *r) {
 
 static void leave(road *r) {
     lq_sink_abandon(&r->sink);
+    lq_gguf_meta_free(&r->gguf);
     lq_cache_free(&r->resid);
     lq_cache_free(&r->twin);
     lq_free(r->kv_max);
