@@ -46,6 +46,15 @@ static lq_status gguf_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uin
     return LQ_OK;
 }
 
+static bool gguf_fit(const lq_scheme *have, uint32_t rows, uint32_t cols, lq_scheme *want) {
+    lq_dtype t = stored_as(have);
+    (void)rows;
+    *want = *have;
+    if (t == LQ_NONE || cols % lq_dtypes[t].block) return false;
+    if (lq_dtypes[t].block > 1) lq_gguf_fit(have, want);
+    return true;
+}
+
 static lq_dtype gguf_kept(const lq_row *r, lq_dtype want) {
     bool exact = r->ndim < 2 || lq_role_is_router((lq_role)r->slot.role) || r->slot.role == LQ_R_POS_EMBED;
     return exact || lq_dtypes[want].gguf < 0 ? LQ_F32 : want;
@@ -196,7 +205,7 @@ static void gguf_abandon(lq_sink *s) {
 }
 
 const lq_format lq_format_gguf = {
-    .name = "gguf", .ext = ".gguf", .what = "GGUF file for llama.cpp", .priv_size = sizeof(gguf_sink), .gguf = true, .kept = gguf_kept,
+    .name = "gguf", .ext = ".gguf", .what = "GGUF file for llama.cpp", .priv_size = sizeof(gguf_sink), .gguf = true, .kept = gguf_kept, .fit = gguf_fit,
     .accept = gguf_accept, .open = gguf_open, .put = gguf_put, .put_fp = gguf_put_fp, .sidecar = gguf_sidecar,
     .sync = gguf_sync, .close = gguf_close, .abandon = gguf_abandon,
 };

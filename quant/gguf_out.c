@@ -35,7 +35,3 @@ void lq_gguf_out_finish(lq_gguf_meta *meta, const lq_catalog *cat, int mixture) 
         if (weights[t] > weights[most]) most = (lq_dtype)t;
     lq_gguf_meta_types(meta, (uint32_t)(mixture >= 0 ? mixture : number_of(most)));
 }
-
-void lq_gguf_out_floats(const lq_format *f, lq_catalog *cat, lq_dtype want) {
-    for (size_t i = 0; i < cat->n; i++) cat->rows[i].out_dtype = f->kept ? f->kept(&cat->rows[i], want) : want;
-}

@@ -12,6 +12,4 @@ lq_status lq_gguf_out_make(lq_ctx *ctx, const lq_format *f, const lq_model *m, c
 /* The keys that depend on the catalog's types: last, right before the sink is opened. mixture: llama.cpp's number of a mixture, -1: that of the type
  * most weights have. NULL meta: nothing. */
 void lq_gguf_out_finish(lq_gguf_meta *meta, const lq_catalog *cat, int mixture);
-/* Types kept rows get in this format; rows a plan has not resolved: all are kept in `want`. */
-void lq_gguf_out_floats(const lq_format *f, lq_catalog *cat, lq_dtype want);
 #endif

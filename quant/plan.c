@@ -246,7 +246,7 @@ void lq_plan_keep(lq_plan *p, const lq_plan_opts *o, lq_row *row, const char *wh
     p->n_quantized--;
     p->weights -= lq_row_elems(row);
     p->bytes_quantized -= lq_scheme_bytes(&row->scheme, lq_row_rows(row), lq_row_cols(row));
-    keep(row, o);
+    keep(p, row, o);
     row->why_kept = why;
     p->n_kept++;
     p->bytes_kept += lq_row_elems(row) * lq_dtypes[row->out_dtype].bytes;
