@@ -31,7 +31,11 @@ def load(folder, dtype, threads):
     if q.get("quant_method") == "gptq":  # its default for CPUs is a fused kernel of torch whose sums are rounded another way
         from transformers import GPTQConfig
         settings["quantization_config"] = GPTQConfig(bits=q["bits"], backend="gptq_torch")
-    return AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", **settings).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", **settings).eval()
+    for m in model.modules():
+        if dtype == "float32" and hasattr(m, "support_avx512bf16_for_cpu"):  # bitsandbytes: its fused kernel computes in bfloat16 whatever is asked
+            m.support_avx512bf16_for_cpu = False
+    return model
 
 
 def dtype_of(model):
@@ -94,10 +98,15 @@ def quantized(m, named):
         c = copy.deepcopy(m)
         decompress_module(c)
         return str(c.weight.dtype).removeprefix("torch."), c.weight.detach().float().numpy()
-    if kind == "Linear8bitLt":
+    if kind == "Linear8bitLt":  # codes and row maxima decide; its own products never form the weight
+        scb = m.weight.SCB if m.weight.SCB is not None else m.state.SCB
+        return "float32", (m.weight.data.float() * (scb.float() / 127)[:, None]).numpy()
+    if kind == "Linear4bit":
         import bitsandbytes.functional as F
-        w = F.int8_vectorwise_dequant(m.weight.data, m.weight.SCB if m.weight.SCB is not None else m.state.SCB)
-        return "float32", w.float().numpy()
+        data, state = m.weight.data, m.weight.quant_state
+        if getattr(state, "packing_format_for_cpu", False):
+            data, state = F._convert_weight_packed_for_cpu_inverse(data, state)
+        return str(state.dtype).removeprefix("torch."), F.dequantize_4bit(data, state).float().numpy()
     dtype = getattr(torch, named)
     return named, applied(m, m.in_features, dtype).float().numpy()
 
