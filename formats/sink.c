@@ -13,6 +13,7 @@ const lq_format *const lq_formats[] = {
     &lq_format_gptq,
     &lq_format_gptq_v2,
     &lq_format_awq,
+    &lq_format_fp8,
     &lq_format_lqt,
     &lq_format_fp,
     NULL,
