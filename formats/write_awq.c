@@ -143,7 +143,7 @@ static json_t *symmetric(const lq_sink *s) {
 
 static json_t *awq_config(lq_sink *s) {
     const lq_awq *f = s->priv;
-    json_t *meta = lq_folder_meta(s), *kept = lq_folder_kept(s);
+    json_t *meta = lq_folder_meta(s), *kept = lq_folder_skipped(s);
     bool ok = meta && kept && !json_object_set_new(meta, "sym", symmetric(s));
     json_t *c = ok ? json_pack("{s:s, s:i, s:i, s:b, s:s, s:b, s:O, s:O}", "quant_method", "awq", "bits", 4, "group_size", f->group ? (int)f->group : -1,
                                "zero_point", 1, "version", "gemm", "lm_head", (int)lq_folder_has_head(s), "modules_to_not_convert", kept, "meta", meta)

@@ -76,7 +76,7 @@ static lq_status fp8_open(lq_sink *s) {
 
 static json_t *fp8_config(lq_sink *s) {
     const lq_scheme *base = &((lq_fp8 *)s->priv)->base;
-    json_t *kept = lq_folder_kept(s), *meta = lq_folder_meta(s);
+    json_t *kept = lq_folder_skipped(s), *meta = lq_folder_meta(s);
     json_t *c = kept && meta ? json_pack("{s:s, s:s, s:s, s:O, s:O}", "quant_method", "fp8", "activation_scheme", base->act.kind == LQ_ACT_STATIC ? "static" : "dynamic",
                                          "fmt", "e4m3", "ignored_layers", kept, "modules_to_not_convert", kept)
                              : NULL;
