@@ -10,6 +10,15 @@ const char *lq_folder_module(lq_arena *mem, const lq_row *r) {
     return buf ? lq_row_module(r, buf, n) : NULL;
 }
 
+uint32_t lq_nearest_group(uint32_t cols, uint32_t group) {
+    if (group > cols) group = cols;
+    for (uint32_t d = 0; d < cols; d++) {
+        if (group > d && cols % (group - d) == 0) return group - d;
+        if (group + d <= cols && cols % (group + d) == 0) return group + d;
+    }
+    return cols;
+}
+
 static const char *part_name(lq_arena *mem, const lq_row *r, const char *suffix) {
     const char *module = lq_folder_module(mem, r);
     size_t n = module ? strlen(module) : 0, m = strlen(suffix) + 1;

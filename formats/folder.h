@@ -39,6 +39,8 @@ void lq_folder_abandon(lq_sink *s);
     .put = lq_folder_put, .put_fp = lq_folder_put_fp, .sidecar = lq_folder_sidecar, .sync = lq_folder_sync, .close = lq_folder_close, \
     .abandon = lq_folder_abandon
 
+/* The divisor of cols closest to the wish, the smaller one first. */
+uint32_t lq_nearest_group(uint32_t cols, uint32_t group);
 /* The row's module name, without ".weight" or ".bias", of any length; NULL: out of memory. In the arena. */
 const char *lq_folder_module(lq_arena *mem, const lq_row *r);
 static inline void lq_put_u32(uint8_t *at, uint32_t w) {

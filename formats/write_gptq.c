@@ -45,14 +45,6 @@ static lq_status accept_kind(lq_ctx *ctx, const lq_scheme *s) {
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "zero points are codes of one byte per scale, or 2^(bits-1) everywhere; --sym or --asym fits");
 }
 
-static uint32_t nearest_group(uint32_t cols, uint32_t group) {
-    for (uint32_t d = 0; d < cols; d++) { /* the divisor closest to the wish, the smaller one first */
-        if (group > d && cols % (group - d) == 0) return group - d;
-        if (group + d <= cols && cols % (group + d) == 0) return group + d;
-    }
-    return cols;
-}
-
 static lq_status gptq_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uint32_t cols) {
     LQ_TRY(accept_kind(ctx, s));
     if (!rows || !cols || cols % 32 || rows % 32)
@@ -61,7 +53,7 @@ static lq_status gptq_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uin
                        rows, cols, rows < 32 ? 32 : rows / 32 * 32, cols < 32 ? 32 : cols / 32 * 32);
     uint32_t g = s->scale.tile_c;
     if (g && (g > cols || cols % g))
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "groups of %u do not divide %u inputs; the nearest is --group-size %u", g, cols, nearest_group(cols, g > cols ? cols : g));
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "groups of %u do not divide %u inputs; the nearest is --group-size %u", g, cols, lq_nearest_group(cols, g));
     return LQ_OK;
 }
 

@@ -58,7 +58,7 @@ static void fill_plane(lq_rng *rng, const lq_plane_desc *d, lq_plane *p, uint32_
     }
     for (size_t i = 0; d->parent != LQ_NONE && i < (d->span ? (n + d->span - 1) / d->span : 1); i++) {
         assert_int_equal(d->parent, LQ_F32);
-        ((float *)p->parent)[i] = 0.01f + lq_rng_unit(rng);
+        ((float *)p->parent)[i] = d->dtype == LQ_E4M3 && !d->divides ? 0x1p-7f : 0.01f + lq_rng_unit(rng); /* a factor with an exact reciprocal */
     }
 }
 
@@ -115,7 +115,7 @@ static void fill_qtensor(lq_rng *rng, lq_qtensor *q) {
         q->perm[c] = q->perm[at];
         q->perm[at] = c;
     }
-    if (q->sch.scale.parent != LQ_NONE) q->scale.offset = 0.125f;
+    if (q->sch.scale.parent != LQ_NONE && q->sch.scale.span) q->scale.offset = 0.125f;
     fill_extras(rng, q);
 }
 
@@ -267,6 +267,7 @@ static size_t odd_schemes(lq_scheme *out) {
     out[n++] = (lq_scheme){.grid = {LQ_GRID_LUT, 3, 1, 0}, .extra = LQ_X_LUT_PER_ROW};
     out[n++] = (lq_scheme){.grid = {LQ_GRID_E2M1, 4, 1, 0}, .scale = {.dtype = LQ_E8M0, .tile_r = 1, .tile_c = 32}};
     out[n++] = (lq_scheme){.grid = {LQ_GRID_E2M1, 4, 1, 0}, .scale = {.dtype = LQ_E4M3, .tile_r = 1, .tile_c = 16, .parent = LQ_F32}};
+    out[n] = out[n - 1], out[n++].scale.divides = true;
     out[n++] = (lq_scheme){.grid = {LQ_GRID_E4M3, 8, 1, 0}, .scale = {.dtype = LQ_F32, .tile_r = 32, .tile_c = 64}};
     out[n++] = (lq_scheme){.grid = {LQ_GRID_INT, 4, 1, 0}, .zero_kind = LQ_ZERO_MIN, .scale = {.dtype = LQ_U8, .tile_r = 1, .tile_c = 32, .parent = LQ_F32, .span = 8},
                            .zero = {.dtype = LQ_U8, .tile_r = 1, .tile_c = 32, .parent = LQ_F32, .span = 8}};
@@ -302,6 +303,11 @@ static size_t type_schemes(lq_scheme *out) {
 static bool holds(const lq_format *f, const lq_scheme *s, bool odd) {
     if (!strcmp(f->name, "lqt")) return true;
     if (!strcmp(f->name, "safetensors")) return false;
+    if (!strcmp(f->name, "compressed-tensors")) { /* whole codes, one per row or group or tile, floats of FP8 and FP4 with their own scales */
+        bool fp = s->grid.kind == LQ_GRID_E4M3 || s->grid.kind == LQ_GRID_E2M1, centred = s->zero_kind || s->grid.bias == 1 << (s->grid.bits - 1);
+        bool plain = s->zero_kind != LQ_ZERO_MIN && (!s->zero_kind || (s->zero.dtype == LQ_U8 && s->zero.tile_c == s->scale.tile_c));
+        return fp || (s->grid.kind == LQ_GRID_INT && s->grid.bits > 1 && s->grid.bits < 9 && plain && centred && !s->extra);
+    }
     return !odd && s->grid.bits != 5;
 }
 
