@@ -53,7 +53,7 @@ static lq_status gptq_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uin
                        rows, cols, rows < 32 ? 32 : rows / 32 * 32, cols < 32 ? 32 : cols / 32 * 32);
     uint32_t g = s->scale.tile_c;
     if (g && (g > cols || cols % g))
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "groups of %u do not divide %u inputs; the nearest is --group-size %u", g, cols, lq_nearest_group(cols, g));
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "groups of %u do not divide %u inputs; the nearest is --group-size %u", g, cols, lq_nearest_group(cols, g > cols ? cols : g));
     return LQ_OK;
 }
 
@@ -217,34 +217,6 @@ static bool quantized_modules(const lq_sink *s, json_t **out) {
     return ok && *out;
 }
 
-/* The reader announces a plane's significant bits only when the file says that every plane obeys them. */
-static int common_sig(const lq_catalog *cat) {
-    int sig = -1;
-    for (size_t i = 0; i < cat->n; i++) {
-        if (!cat->rows[i].quantize) continue;
-        if (sig >= 0 && sig != cat->rows[i].scheme.scale.sig) return 0;
-        sig = cat->rows[i].scheme.scale.sig;
-    }
-    return sig < 0 ? 0 : sig;
-}
-
-static json_t *meta_of(const lq_sink *s) {
-    json_t *m = s->opts.meta ? json_deep_copy(s->opts.meta) : json_object();
-    int sig = common_sig(s->cat);
-    bool ok = m != NULL;
-    if (ok && !json_object_get(m, "quantizer")) ok = !json_object_set_new(m, "quantizer", json_pack("[s]", "lquant:" LQ_VERSION));
-    if (ok && sig) ok = !json_object_set_new(m, "scale_sig", json_integer(sig));
-    if (ok) return m;
-    json_decref(m);
-    return NULL;
-}
-
-static bool head_quantized(const lq_catalog *cat) {
-    for (size_t i = 0; i < cat->n; i++)
-        if (cat->rows[i].quantize && cat->rows[i].slot.role == LQ_R_HEAD) return true;
-    return false;
-}
-
 /* Legacy readers look for these beside "bits"; they are the method's, so only what it said is repeated. */
 static bool copy_legacy(json_t *c, const json_t *meta) {
     static const char *const keys[] = {"damp_percent", "true_sequential", "static_groups"};
@@ -258,10 +230,10 @@ static bool copy_legacy(json_t *c, const json_t *meta) {
 static json_t *gptq_config(lq_sink *s) {
     const lq_gptq *f = s->priv;
     const char *version = f->v1 ? "gptq" : "gptq_v2";
-    json_t *meta = meta_of(s), *dynamic = dynamic_of(s), *list;
+    json_t *meta = lq_folder_meta(s), *dynamic = dynamic_of(s), *list;
     bool ok = quantized_modules(s, &list);
     json_t *c = json_pack("{s:s, s:i, s:i, s:b, s:b, s:b, s:b, s:s, s:s, s:s, s:s}", "quant_method", "gptq", "bits", (int)f->base.grid.bits,
-                          "group_size", group_size(&f->base), "desc_act", 0, "sym", (int)is_sym(&f->base), "lm_head", (int)head_quantized(s->cat),
+                          "group_size", group_size(&f->base), "desc_act", 0, "sym", (int)is_sym(&f->base), "lm_head", (int)lq_folder_has_head(s),
                           "static_groups", (int)s->opts.act_order, "checkpoint_format", version, "method", "gptq", "format", version, "pack_dtype", "int32");
     ok = ok && meta && dynamic && c && copy_legacy(c, meta);
     if (ok && json_object_size(dynamic)) ok = !json_object_set(c, "dynamic", dynamic);

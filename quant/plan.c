@@ -241,6 +241,16 @@ done:
     return st;
 }
 
+void lq_plan_keep(lq_plan *p, const lq_plan_opts *o, lq_row *row, const char *why) {
+    p->n_quantized--;
+    p->weights -= lq_row_elems(row);
+    p->bytes_quantized -= lq_scheme_bytes(&row->scheme, lq_row_rows(row), lq_row_cols(row));
+    keep(row, o);
+    row->why_kept = why;
+    p->n_kept++;
+    p->bytes_kept += lq_row_elems(row) * lq_dtypes[row->out_dtype].bytes;
+}
+
 double lq_plan_bpw(const lq_plan *p) { return p->weights ? 8.0 * (double)p->bytes_quantized / (double)p->weights : 0; }
 
 void lq_plan_print(const lq_plan *p, FILE *out) {

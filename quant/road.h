@@ -13,6 +13,7 @@ typedef struct road {
     lq_source *src;
     lq_model *model;
     lq_plan plan;
+    lq_targets targets;        /* --target */
     unsigned needs;            /* LQ_NEED_* of the method with its options; 0: no calibration */
     lq_rows rows;
     lq_stats_file stats;       /* --stats: read instead of running the model; needs is then 0 */

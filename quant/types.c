@@ -36,7 +36,7 @@ const lq_type lq_types[] = {
     {"W8A8", "8-bit weights per row, 8-bit activations per token", GSA, false, INT_ROW_ACT(8, 0, DYN = LQ_I8)},
     {"W4A8", "4-bit weights, 8-bit activations per token", GSA, false, INT_ROW_ACT(4, 128, DYN = LQ_I8)},
     {"INT8", "LLM.int8: W8A8 with outlier activations apart", 0, false,
-     {.grid = {.kind = LQ_GRID_INT, .bits = 8, .vec = 1, .bias = 128}, .scale = F32_SCALES(1, 0), .act = {DYN = LQ_I8, .outlier = 6}}},
+     {.grid = {.kind = LQ_GRID_INT, .bits = 8, .vec = 1, .bias = 128}, .scale = F32_SCALES(1, 0), .act = {DYN = LQ_I8, .outlier = 6, .scope = 1}}},
     {"NF4", "bitsandbytes NormalFloat, blocks of 64", G, false, {.grid = TABLE(4, LQ_LUT_NF4), .scale = FLAT64}},
     {"NF4-DQ", "NF4 with 8-bit block scales", G, false, {.grid = TABLE(4, LQ_LUT_NF4), .scale = FLAT64_DQ}},
     {"FP4", "bitsandbytes 4-bit floats, blocks of 64", G, false, {.grid = TABLE(4, LQ_LUT_FP4), .scale = FLAT64}},
