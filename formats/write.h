@@ -6,6 +6,7 @@
 #include "formats/safetensors.h"
 #include "formats/sink.h"
 
+extern const lq_format lq_format_ct;
 extern const lq_format lq_format_awq, lq_format_gptq, lq_format_gptq_v2, lq_format_lqt, lq_format_fp;
 extern const lq_format lq_format_bnb, lq_format_gguf;
 extern const lq_format lq_format_fp8;

@@ -62,7 +62,7 @@ static void fill_plane(lq_rng *rng, const lq_plane_desc *d, lq_plane *p, uint32_
         else lq_plane_set(d, p, i, zero ? lq_rng_normal(rng) : 0.01f + lq_rng_unit(rng));
     }
     for (size_t i = 0; d->parent != LQ_NONE && i < (d->span ? (n + d->span - 1) / d->span : 1); i++) {
-        float v = 0.01f + lq_rng_unit(rng);
+        float v = d->dtype == LQ_E4M3 && !d->divides ? 0x1p-7f : 0.01f + lq_rng_unit(rng); /* a factor with an exact reciprocal */
         if (d->parent == LQ_F16) ((uint16_t *)p->parent)[i] = lq_f32_f16(v);
         else ((float *)p->parent)[i] = v;
     }
@@ -282,6 +282,7 @@ static size_t odd_schemes(lq_scheme *out) {
     out[n++] = (lq_scheme){.grid = {LQ_GRID_LUT, 3, 1, 0}, .extra = LQ_X_LUT_PER_ROW};
     out[n++] = (lq_scheme){.grid = {LQ_GRID_E2M1, 4, 1, 0}, .scale = {.dtype = LQ_E8M0, .tile_r = 1, .tile_c = 32}};
     out[n++] = (lq_scheme){.grid = {LQ_GRID_E2M1, 4, 1, 0}, .scale = {.dtype = LQ_E4M3, .tile_r = 1, .tile_c = 16, .parent = LQ_F32}};
+    out[n] = out[n - 1], out[n++].scale.divides = true;
     out[n++] = (lq_scheme){.grid = {LQ_GRID_E4M3, 8, 1, 0}, .scale = {.dtype = LQ_F32, .tile_r = 32, .tile_c = 64}};
     out[n++] = (lq_scheme){.grid = {LQ_GRID_INT, 4, 1, 0}, .zero_kind = LQ_ZERO_MIN, .scale = {.dtype = LQ_U8, .tile_r = 1, .tile_c = 32, .parent = LQ_F32, .span = 8},
                            .zero = {.dtype = LQ_U8, .tile_r = 1, .tile_c = 32, .parent = LQ_F32, .span = 8}};
@@ -316,6 +317,11 @@ static size_t type_schemes(lq_scheme *out) {
 /* What each format is known to hold, said independently of its accept(). */
 static bool holds(const lq_format *f, const lq_scheme *s, bool odd) {
     if (!strcmp(f->name, "lqt")) return true;
+    if (!strcmp(f->name, "compressed-tensors")) { /* whole codes, one per row or group or tile, floats of FP8 and FP4 with their own scales */
+        bool fp = s->grid.kind == LQ_GRID_E4M3 || s->grid.kind == LQ_GRID_E2M1, centred = s->zero_kind || s->grid.bias == 1 << (s->grid.bits - 1);
+        bool plain = s->zero_kind != LQ_ZERO_MIN && (!s->zero_kind || (s->zero.dtype == LQ_U8 && s->zero.tile_c == s->scale.tile_c));
+        return fp || (s->grid.kind == LQ_GRID_INT && s->grid.bits > 1 && s->grid.bits < 9 && plain && centred && !s->extra);
+    }
     if (!strcmp(f->name, "safetensors") || !strcmp(f->name, "bitsandbytes")) return false; /* tests/test_bnb.c */
     if (!strcmp(f->name, "awq")) return !odd && s->grid.bits == 4;
     if (!strcmp(f->name, "fp8")) return false; /* its types: every_named_type_round_trips_where_it_is_accepted */
