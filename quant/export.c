@@ -4,6 +4,7 @@
 
 #include "calib/rotate.h"
 #include "quant/fit.h"
+#include "quant/gguf_out.h"
 #include "quant/manifest.h"
 #include "quant/method.h"
 #include "quant/sidecars.h"
@@ -16,6 +17,7 @@ typedef struct target {
     char *dir, *path;
     lq_catalog cat;          /* the model's rows with this output's schemes and types */
     lq_sink *sink;
+    lq_gguf_meta *gguf;      /* NULL: the format needs none */
     char (*digest)[65];      /* [cat.n] of what was put */
     lq_exported *told;
     lq_scheme fit_of, fit;   /* the last answer of lq_fit */
@@ -88,6 +90,7 @@ static lq_status resolve(const job *j, target *t) {
         lq_row *r = &t->cat.rows[i];
         r->quantize = false;
         r->out_dtype = float_type(j, t, r);
+        if (t->format->kept) r->out_dtype = t->format->kept(r, r->out_dtype);
         if (in_codes(r) && may_be_codes(t, r)) LQ_TRY(resolve_codes(j, t, r));
         t->told->quantized += r->quantize;
     }
@@ -317,7 +320,9 @@ static lq_status manifest_of(const job *j, const target *t, const json_t *inputs
 }
 
 static lq_status begin(const job *j, target *t, json_t *changes, json_t *meta) {
-    lq_sink_opts so = {.shard_size = j->o->shard_size, .config = changes, .meta = meta};
+    LQ_TRY(lq_gguf_out_make(j->ctx, t->format, j->m, &(lq_gguf_opts){.pre = j->o->pre}, &t->gguf));
+    lq_gguf_out_finish(t->gguf, &t->cat, -1);
+    lq_sink_opts so = {.shard_size = j->o->shard_size, .config = changes, .meta = meta, .gguf = t->gguf};
     for (size_t i = 0; i < t->cat.n; i++) j->m->cat.rows[i].out_dtype = t->cat.rows[i].out_dtype; /* config.json of a GGUF says it */
     LQ_TRY(lq_sink_open(j->ctx, t->format, t->dir, &t->cat, &so, &t->sink));
     LQ_TRY(lq_sidecars_write(j->ctx, j->src, j->m, t->sink));
@@ -394,11 +399,12 @@ static lq_status compare(lq_ctx *ctx, const target *t, lq_model *back) {
     return LQ_OK;
 }
 
-static lq_status read_back(lq_ctx *ctx, const target *t) {
+static lq_status read_back(lq_ctx *ctx, const lq_model *m, const target *t) {
     lq_source *src = NULL;
     lq_model *back = NULL;
     lq_ctx quiet = {.cancel = ctx->cancel};
     lq_status st;
+    if (t->format->gguf && (!m->arch || !m->arch->params_gguf)) return LQ_OK; /* an architecture we do not read from there */
     LQ_GO(lq_source_open(&quiet, t->path, &src));
     LQ_GO(lq_model_open(&quiet, src, true, &back));
     st = compare(&quiet, t, back);
@@ -453,10 +459,11 @@ lq_status lq_export(lq_ctx *ctx, lq_source *src, lq_model *m, const lq_outputs *
         LQ_GO(resolve(&j, &t[k]));
     }
     LQ_GO(write_all(&j));
-    for (size_t k = 0; k < outs->n; k++) LQ_GO(read_back(ctx, &t[k]));
+    for (size_t k = 0; k < outs->n; k++) LQ_GO(read_back(ctx, m, &t[k]));
 done:
     for (size_t k = 0; k < outs->n; k++) {
         lq_sink_abandon(&t[k].sink);
+        lq_gguf_meta_free(&t[k].gguf);
         lq_free(t[k].cat.rows);
         lq_free(t[k].digest);
         lq_free(t[k].dir);
