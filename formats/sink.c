@@ -14,6 +14,8 @@ const lq_format *const lq_formats[] = {
     &lq_format_gptq_v2,
     &lq_format_awq,
     &lq_format_bnb,
+    &lq_format_bitnet,
+    &lq_format_squeezellm,
     &lq_format_lqt,
     &lq_format_fp,
     NULL,

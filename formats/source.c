@@ -17,6 +17,8 @@ const lq_reader *const lq_readers[] = {
     &lq_reader_gptq,
     &lq_reader_awq,
     &lq_reader_bnb,
+    &lq_reader_bitnet,
+    &lq_reader_squeezellm,
     &lq_reader_safetensors,
     NULL,
 };

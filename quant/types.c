@@ -50,6 +50,8 @@ const lq_type lq_types[] = {
     {"NVFP4", "E2M1, 16 weights per E4M3 scale, one F32 scale", 0, false,
      {.grid = E2M1, .scale = {.dtype = LQ_E4M3, .tile_r = 1, .tile_c = 16, .parent = LQ_F32}}},
     {"ternary", "-1, 0, 1", G, false, {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = SCALES(128)}},
+    {"b1.58", "BitNet: ternary, one scale; 8-bit activations per token", 0, false,
+     {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = F32_SCALES(0, 0), .act = {DYN = LQ_I8}}},
     {"binary", "-1, 1", G, false, {.grid = TABLE(1, LQ_LUT_SIGN), .scale = SCALES(128)}},
     {"lut2", "4 values chosen for each row", 0, false, ROW_LUT(2)},
     {"lut3", "8 values chosen for each row", 0, false, ROW_LUT(3)},

@@ -301,8 +301,9 @@ static size_t type_schemes(lq_scheme *out) {
 /* What each format is known to hold, said independently of its accept(). */
 static bool holds(const lq_format *f, const lq_scheme *s, bool odd) {
     if (!strcmp(f->name, "lqt")) return true;
-    if (!strcmp(f->name, "safetensors") || !strcmp(f->name, "bitsandbytes")) return false; /* tests/test_bnb.c */
+    if (!strcmp(f->name, "safetensors") || !strcmp(f->name, "bitsandbytes") || !strcmp(f->name, "bitnet")) return false; /* tests/test_bnb.c */
     if (!strcmp(f->name, "awq")) return !odd && s->grid.bits == 4;
+    if (!strcmp(f->name, "squeezellm")) return odd && s->grid.kind == LQ_GRID_LUT && s->extra == LQ_X_LUT_PER_ROW;
     return !odd && s->grid.bits != 5;
 }
 
