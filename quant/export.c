@@ -3,7 +3,7 @@
 #include "quant/export.h"
 
 #include "calib/rotate.h"
-#include "quant/fit.h"
+#include "quant/nearest.h"
 #include "quant/manifest.h"
 #include "quant/method.h"
 #include "quant/sidecars.h"
@@ -18,7 +18,7 @@ typedef struct target {
     lq_sink *sink;
     char (*digest)[65];      /* [cat.n] of what was put */
     lq_exported *told;
-    lq_scheme fit_of, fit;   /* the last answer of lq_fit */
+    lq_scheme fit_of, fit;   /* the last answer of lq_nearest_scheme */
     uint32_t fit_rows, fit_cols;
 } target;
 
@@ -51,7 +51,7 @@ static lq_dtype float_type(const job *j, const target *t, const lq_row *r) {
 
 static lq_status no_place(lq_ctx *ctx, const target *t, const lq_row *r, const lq_scheme *want) {
     char name[64], near[64], holds[200];
-    lq_fit_formats(&r->scheme, lq_row_rows(r), lq_row_cols(r), holds, sizeof holds);
+    lq_nearest_formats(&r->scheme, lq_row_rows(r), lq_row_cols(r), holds, sizeof holds);
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: %s has no exact place in format %s%s%s%s; formats that hold it as it is: %s", r->name,
                    lq_scheme_name(&r->scheme, name, sizeof name), t->format->name, want ? "; the nearest is " : "", want ? lq_scheme_name(want, near, sizeof near) : "",
                    want ? " (--lossy takes it)" : " (--dequantize gives floats)", *holds ? holds : "none");
@@ -60,9 +60,9 @@ static lq_status no_place(lq_ctx *ctx, const target *t, const lq_row *r, const l
 static lq_status resolve_codes(const job *j, target *t, lq_row *r) {
     uint32_t rows = lq_row_rows(r), cols = lq_row_cols(r);
     bool again = t->fit_rows == rows && t->fit_cols == cols && lq_scheme_eq(&t->fit_of, &r->scheme);
-    lq_fit_class c = again ? LQ_FIT_EXACT : lq_fit(t->format, &r->scheme, rows, cols, &t->fit);
-    if (c == LQ_FIT_NONE) return no_place(j->ctx, t, r, NULL);
-    if (c == LQ_FIT_ANEW && !j->o->lossy) return no_place(j->ctx, t, r, &t->fit);
+    lq_nearness c = again ? LQ_NEAR_EXACT : lq_nearest_scheme(t->format, &r->scheme, rows, cols, &t->fit);
+    if (c == LQ_NEAR_NONE) return no_place(j->ctx, t, r, NULL);
+    if (c == LQ_NEAR_ANEW && !j->o->lossy) return no_place(j->ctx, t, r, &t->fit);
     t->fit_of = r->scheme;
     t->fit_rows = rows;
     t->fit_cols = cols;
@@ -187,16 +187,32 @@ static lq_status choose_anew(const job *j, const lq_row *r, const lq_qtensor *q,
     return st;
 }
 
+/* Where values change, the old planes or fresh ones, whichever lose less. had: what lq_recast said. */
+static lq_status choose_better(const job *j, const lq_row *r, const lq_qtensor *q, const lq_scheme *want, lq_status had, lq_qtensor *made, lq_loss *l, bool *anew) {
+    lq_qtensor fresh;
+    lq_loss loss;
+    lq_ctx quiet = {0};
+    job silent = *j;
+    if (!had) silent.ctx = &quiet;
+    lq_status st = choose_anew(&silent, r, q, want, &fresh, &loss);
+    if (st && !had && st != LQ_ERR_RESOURCE) return LQ_OK; /* rtn does not make this type */
+    if (st) return st;
+    *anew = had || loss.square < l->square;
+    if (!had) lq_qtensor_free(*anew ? made : &fresh);
+    if (!*anew) return LQ_OK;
+    *made = fresh;
+    *l = loss;
+    return LQ_OK;
+}
+
 static lq_status put_codes(const job *j, target *t, size_t i, const lq_qtensor *q) {
     const lq_row *was = &j->m->cat.rows[i], *is = &t->cat.rows[i];
     lq_qtensor made = {0};
     lq_loss l;
     bool anew = false;
     lq_status st = lq_recast(j->ctx, q, &is->scheme, &made, &l);
-    if (st == LQ_ERR_UNSUPPORTED) {
-        anew = true;
-        st = j->o->lossy ? choose_anew(j, was, q, &is->scheme, &made, &l) : no_place(j->ctx, t, was, &is->scheme);
-    }
+    if (st == LQ_ERR_UNSUPPORTED && !j->o->lossy) st = no_place(j->ctx, t, was, &is->scheme);
+    else if (j->o->lossy && (st == LQ_ERR_UNSUPPORTED || (!st && l.changed))) st = choose_better(j, was, q, &is->scheme, st, &made, &l, &anew);
     if (st) return lq_note(j->ctx, st, "format %s", t->format->name);
     made.slot = is->slot;
     LQ_GO(tell(j, t, was, is, &l, anew));
