@@ -5,6 +5,7 @@
 #define LQ_ROAD_H
 #include "core/progress.h"
 #include "calib/stats_file.h"
+#include "quant/outputs.h"
 #include "quant/pipeline.h"
 
 typedef struct road {
@@ -21,6 +22,7 @@ typedef struct road {
     lq_stats item;             /* statistics read last, of item_of */
     const lq_row *item_of;
     lq_job job;
+    lq_outputs outs;           /* what is written; outs.format[0] is the plan's */
     lq_sink *sink;
     lq_source *back;           /* the written checkpoint, read again */
     lq_source *fisher;         /* --fisher, or NULL */
@@ -68,8 +70,6 @@ float lq_fuse_stage(const lq_stage *stage, uint32_t i);
 /* The same read from the model. */
 lq_status lq_fuse_read(road *r, const lq_row *row, float *out);
 lq_status lq_stream_run(road *r);    /* decides the codes of every linear: all units finished */
-lq_status lq_assemble(road *r);      /* the checkpoint, written from the units into the job's folder */
-lq_status lq_read_back(road *r);     /* read by another code path and compared with the codes the method chose */
-/* Name of a one-file format's file in the job's folder; NULL for a folder. Caller frees. */
-char *lq_result_file(const road *r);
+/* Every output, written from the units into the job's folder, read by another code path and compared with the codes the method chose. */
+lq_status lq_assemble(road *r);
 #endif
