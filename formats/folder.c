@@ -10,6 +10,15 @@ const char *lq_folder_module(lq_arena *mem, const lq_row *r) {
     return buf ? lq_row_module(r, buf, n) : NULL;
 }
 
+uint32_t lq_nearest_group(uint32_t cols, uint32_t group) {
+    if (group > cols) group = cols;
+    for (uint32_t d = 0; d < cols; d++) {
+        if (group > d && cols % (group - d) == 0) return group - d;
+        if (group + d <= cols && cols % (group + d) == 0) return group + d;
+    }
+    return cols;
+}
+
 static const char *part_name(lq_arena *mem, const lq_row *r, const char *suffix) {
     const char *module = lq_folder_module(mem, r);
     size_t n = module ? strlen(module) : 0, m = strlen(suffix) + 1;
@@ -97,14 +106,6 @@ lq_status lq_folder_sidecar(lq_sink *s, const char *name, const void *data, size
 lq_status lq_folder_sync(lq_sink *s) { return lq_st_sync(s->ctx, ((lq_folder *)s->priv)->w); }
 lq_status lq_folder_close(lq_sink *s) { return lq_st_finish(s->ctx, &((lq_folder *)s->priv)->w); }
 void lq_folder_abandon(lq_sink *s) { lq_st_abandon(&((lq_folder *)s->priv)->w); }
-
-uint32_t lq_nearest_group(uint32_t cols, uint32_t group) {
-    for (uint32_t d = 0; d < cols; d++) { /* the divisor closest to the wish, the smaller one first */
-        if (group > d && cols % (group - d) == 0) return group - d;
-        if (group + d <= cols && cols % (group + d) == 0) return group + d;
-    }
-    return cols;
-}
 
 /* The reader announces a plane's significant bits only when the file says that every plane obeys them. */
 static int common_sig(const lq_catalog *cat) {

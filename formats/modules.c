@@ -127,3 +127,20 @@ lq_status lq_entry_expect(lq_ctx *ctx, const lq_entry *e, bool dtype_ok, uint32_
                        (unsigned long long)(e->ndim > 1 ? e->shape[1] : 0), e->ndim, (unsigned long long)d0, (unsigned long long)(ndim > 1 ? d1 : 0));
     return LQ_OK;
 }
+
+lq_status lq_columns_by_group(lq_ctx *ctx, const int32_t *g_idx, lq_qtensor *q, uint32_t *rank) {
+    uint32_t group = q->sch.scale.tile_c ? q->sch.scale.tile_c : q->cols, n_groups = q->cols / group;
+    uint32_t *fill = LQ_NEWN(uint32_t, n_groups);
+    if (!fill) return lq_oom(ctx, n_groups * sizeof *fill);
+    lq_status st = LQ_OK;
+    for (uint32_t k = 0; k < q->cols && !st; k++) {
+        if (g_idx[k] < 0 || (uint32_t)g_idx[k] >= n_groups) st = lq_fail(ctx, LQ_ERR_FORMAT, "g_idx[%u] is %d of %u groups", k, (int)g_idx[k], n_groups);
+        else if (fill[g_idx[k]] == group) st = lq_fail(ctx, LQ_ERR_FORMAT, "g_idx puts more than %u inputs into group %d", group, (int)g_idx[k]);
+        else {
+            rank[k] = (uint32_t)g_idx[k] * group + fill[g_idx[k]]++;
+            q->perm[rank[k]] = k;
+        }
+    }
+    lq_free(fill);
+    return st;
+}

@@ -27,7 +27,7 @@ static lq_status put_linear(road *r, json_t *entry, const void *p, size_t n) {
 }
 
 static lq_status put_kept(road *r, const lq_row *row) {
-    uint64_t n = lq_row_elems(row), bytes = n * lq_dtypes[row->out_dtype].bytes;
+    uint64_t n = lq_row_elems(row), bytes = n / lq_dtypes[row->out_dtype].block * lq_dtypes[row->out_dtype].bytes;
     char *out = lq_alloc(bytes);
     float *x = NULL;
     lq_status st = out ? LQ_OK : lq_oom(r->ctx, bytes);
@@ -52,7 +52,21 @@ static lq_status note_folded(road *r, json_t *entry, const void *p, size_t n) {
     return json_array_append(r->folded, json_object_get(entry, "kept")) ? lq_oom(r->ctx, 64) : LQ_OK;
 }
 
-static lq_status put_folded(road *r, json_t *entry, const void *p, size_t n) { return lq_sink_put_fp(r->sink, lq_unit_kept_row(r, entry), p, n); }
+static lq_status put_folded(road *r, json_t *entry, const void *p, size_t bytes) {
+    const lq_row *row = lq_unit_kept_row(r, entry);
+    lq_dtype was = r->planned[row - r->model->cat.rows];
+    if (row->out_dtype == was) return lq_sink_put_fp(r->sink, row, p, bytes);
+    uint64_t n = lq_row_elems(row);
+    float *x = lq_calloc(n, 4);
+    void *out = lq_calloc(n, lq_dtypes[row->out_dtype].bytes);
+    lq_status st = x && out && lq_dtypes[was].block == 1 && bytes == n * lq_dtypes[was].bytes ? LQ_OK : lq_oom(r->ctx, 4 * n);
+    if (!st) lq_dtype_decode(was, p, x, n);
+    if (!st) lq_dtype_encode(row->out_dtype, x, out, n);
+    if (!st) st = lq_sink_put_fp(r->sink, row, out, n * lq_dtypes[row->out_dtype].bytes);
+    lq_free(x);
+    lq_free(out);
+    return st;
+}
 
 static lq_status note_choice(road *r, json_t *entry, const void *p, size_t n) {
     (void)p, (void)n;
@@ -143,7 +157,8 @@ done:
 
 static lq_status write_one(road *r, const lq_format *format, const char *dir) {
     json_t *meta = meta_of(r), *changes = lq_sidecars_changes(r->model, LQ_NONE);
-    lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes};
+    lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes, .gguf = format->gguf ? r->gguf : NULL};
+    if (format->gguf) lq_gguf_out_finish(r->gguf, &r->model->cat, -1);
     lq_status st = meta && changes ? count_anew(r) : lq_oom(r->ctx, 256);
     if (st) goto done;
     LQ_GO(lq_sink_open(r->ctx, format, dir, &r->model->cat, &so, &r->sink));
@@ -171,6 +186,9 @@ static lq_status compare_floats(road *r, const lq_qtensor *want, size_t i, bool 
     return st;
 }
 
+/* The catalog row a linear's entry is about. */
+static const lq_row *row_of(road *r, lq_slot slot) { return lq_catalog_find(&r->model->cat, slot, LQ_PART_WEIGHT); }
+
 static lq_status compare_codes(road *r, const lq_qtensor *want, size_t i, bool *same) {
     lq_qtensor got;
     LQ_TRY(lq_source_read_q(r->ctx, r->back, i, &got));
@@ -186,9 +204,14 @@ static lq_status compare_linear(road *r, json_t *entry, const void *p, size_t n)
     bool same = true;
     lq_qtensor want = {0};
     lq_status st = name ? lq_qtensor_decode(r->ctx, p, n, &want) : lq_oom(r->ctx, 256);
+    if (!st && r->writing->gguf) {
+        st = lq_gguf_compare(r, row_of(r, want.slot), &want, &same);
+        goto done;
+    }
     long i = st ? -1 : lq_source_find(r->back, name);
     if (!st && i < 0) st = lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: is not in the written checkpoint", name);
     if (!st) st = r->back->entries[i].dtype != LQ_NONE ? compare_floats(r, &want, (size_t)i, &same) : compare_codes(r, &want, (size_t)i, &same);
+done:
     if (!st && !same) st = lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: reads back differently from what was written", name);
     lq_qtensor_free(&want);
     lq_free(name);
@@ -198,6 +221,12 @@ static lq_status compare_linear(road *r, json_t *entry, const void *p, size_t n)
 static lq_status compare_kept(road *r, json_t *entry, const void *p, size_t n) {
     const lq_row *row = lq_unit_kept_row(r, entry);
     if (!row || row->ndim != 1) return LQ_OK; /* what a matrix looks like in a file is its format's business */
+    bool same = true;
+    if (row->out_dtype != r->planned[row - r->model->cat.rows]) return LQ_OK;
+    if (r->writing->gguf) {
+        lq_status st = lq_gguf_compare_kept(r, row, p, n, &same);
+        return st || same ? st : lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: reads back differently from what was written", row->name);
+    }
     long i = lq_source_find(r->back, row->name);
     if (i < 0) return lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: is not in the written checkpoint", row->name);
     char *got = lq_alloc(n);
@@ -214,15 +243,32 @@ static lq_status read_back(road *r, const char *path) {
     return st;
 }
 
+/* Types of kept tensors in the output that is written next. */
+static void set_types(road *r, const lq_format *format) {
+    for (size_t i = 0; i < r->model->cat.n; i++) {
+        lq_row *row = &r->model->cat.rows[i];
+        row->out_dtype = r->planned[i];
+        if (format && format != r->plan.format && format->kept && !row->quantize) row->out_dtype = format->kept(row, r->planned[i]);
+    }
+}
+
+static lq_status one_output(road *r, size_t i) {
+    char *dir = lq_outputs_dir(&r->outs, i, &r->job), *path = dir ? lq_outputs_path(&r->outs, i, dir) : NULL;
+    r->writing = r->outs.format[i];
+    set_types(r, r->writing);
+    lq_status st = path ? write_one(r, r->writing, dir) : lq_oom(r->ctx, 256);
+    if (!st) st = read_back(r, path);
+    lq_free(dir);
+    lq_free(path);
+    return st && r->outs.many ? lq_note(r->ctx, st, "format %s", r->writing->name) : st;
+}
+
 lq_status lq_assemble(road *r) {
     LQ_TRY(lq_outputs_begin(r->ctx, &r->outs, &r->job));
-    for (size_t i = 0; i < r->outs.n; i++) {
-        char *dir = lq_outputs_dir(&r->outs, i, &r->job), *path = dir ? lq_outputs_path(&r->outs, i, dir) : NULL;
-        lq_status st = path ? write_one(r, r->outs.format[i], dir) : lq_oom(r->ctx, 256);
-        if (!st) st = read_back(r, path);
-        lq_free(dir);
-        lq_free(path);
-        if (st) return r->outs.many ? lq_note(r->ctx, st, "format %s", r->outs.format[i]->name) : st;
-    }
-    return LQ_OK;
+    if (!r->planned && !(r->planned = LQ_NEWN(lq_dtype, r->model->cat.n + 1))) return lq_oom(r->ctx, r->model->cat.n);
+    for (size_t i = 0; i < r->model->cat.n; i++) r->planned[i] = r->model->cat.rows[i].out_dtype;
+    lq_status st = LQ_OK;
+    for (size_t i = 0; i < r->outs.n && !st; i++) st = one_output(r, i);
+    set_types(r, NULL);
+    return st;
 }

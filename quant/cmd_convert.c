@@ -11,7 +11,7 @@
 
 typedef struct args {
     lq_common common;
-    const char *format;
+    const char *format, *pre;
     int lossy, dtype, overwrite, rotate, dequantize;
     int64_t rotate_seed;
     uint64_t shard_size;
@@ -19,6 +19,7 @@ typedef struct args {
 
 static const lq_opt options[] = {
     {"format", NULL, LQ_OPT_STRING, offsetof(args, format), "F[,F...]", NULL, NULL, 0, 0, 0, "formats of `lquant list formats`; several go to OUT/F each; default: OUT's suffix, else safetensors (floats)"},
+    {"pre", NULL, LQ_OPT_STRING, offsetof(args, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
     {"lossy", NULL, LQ_OPT_SET, offsetof(args, lossy), NULL, NULL, NULL, 0, 0, 1, "go on where a weight has no exact place, and say what it costs"},
     {"dequantize", NULL, LQ_OPT_CHOICE, offsetof(args, dequantize), NULL, NULL, "no|" LQ_FLOAT_CHOICES, 0, 0, 0, "every weight as its codes say, an ordinary folder of this float type"},
     {"dtype", NULL, LQ_OPT_CHOICE, offsetof(args, dtype), NULL, "auto", "auto|" LQ_FLOAT_CHOICES, 0, 0, 0, "type of float tensors in OUT; auto: as stored, bf16 for decoded ones"},
@@ -109,7 +110,7 @@ static lq_status convert(lq_ctx *ctx, const args *a, const char *in, const char 
     LQ_GO(lq_model_open(ctx, src, !a->rotate, &m));
     if (a->rotate) LQ_GO(lq_rotation_set(ctx, m, a->rotate, a->rotate_seed));
     LQ_GO(lq_job_open(ctx, &job, in, out, "convert", LQ_RESUME_NEVER, a->overwrite));
-    lq_export_opts o = {.lossy = a->lossy, .dtype = a->dtype ? lq_float_choice(a->dtype - 1) : LQ_NONE, .shard_size = a->shard_size, .about = keys};
+    lq_export_opts o = {.lossy = a->lossy, .dtype = a->dtype ? lq_float_choice(a->dtype - 1) : LQ_NONE, .shard_size = a->shard_size, .pre = a->pre, .about = keys};
     st = lq_export(ctx, src, m, &outs, &job, &o, told);
     if (!st) st = lq_outputs_finish(ctx, &outs, &job);
     if (st) {

@@ -3,9 +3,10 @@
 #include "quant/export.h"
 
 #include "calib/rotate.h"
-#include "quant/nearest.h"
+#include "quant/gguf_out.h"
 #include "quant/manifest.h"
 #include "quant/method.h"
+#include "quant/nearest.h"
 #include "quant/sidecars.h"
 
 #include <math.h>
@@ -16,6 +17,7 @@ typedef struct target {
     char *dir, *path;
     lq_catalog cat;          /* the model's rows with this output's schemes and types */
     lq_sink *sink;
+    lq_gguf_meta *gguf;      /* NULL: the format needs none */
     char (*digest)[65];      /* [cat.n] of what was put */
     lq_exported *told;
     lq_scheme fit_of, fit;   /* the last answer of lq_nearest_scheme */
@@ -88,6 +90,7 @@ static lq_status resolve(const job *j, target *t) {
         lq_row *r = &t->cat.rows[i];
         r->quantize = false;
         r->out_dtype = float_type(j, t, r);
+        if (t->format->kept) r->out_dtype = t->format->kept(r, r->out_dtype);
         if (in_codes(r) && may_be_codes(t, r)) LQ_TRY(resolve_codes(j, t, r));
         t->told->quantized += r->quantize;
     }
@@ -160,6 +163,21 @@ static lq_status digest_codes(lq_ctx *ctx, const lq_qtensor *q, char hex[65]) {
     return st;
 }
 
+/* Blocks are named by less than a scheme says. */
+static lq_status digest_values(lq_ctx *ctx, const lq_qtensor *q, char hex[65]) {
+    lq_sha *sha = lq_sha_new();
+    float *row = lq_calloc(q->cols, sizeof *row);
+    lq_status st = sha && row ? LQ_OK : lq_oom(ctx, q->cols * 4);
+    for (uint32_t r = 0; r < q->rows && !st; r++) {
+        lq_qtensor_decode_row(q, r, row);
+        for (uint32_t c = 0; c < q->cols; c++) row[c] += 0; /* no -0 */
+        lq_sha_add(sha, row, q->cols * sizeof *row);
+    }
+    if (sha) lq_sha_end(&sha, hex);
+    lq_free(row);
+    return st;
+}
+
 static float *decoded(lq_ctx *ctx, const lq_qtensor *q) {
     float *w = lq_calloc((size_t)q->rows * q->cols, sizeof *w);
     if (!w) lq_oom(ctx, (size_t)q->rows * q->cols * 4);
@@ -216,7 +234,7 @@ static lq_status put_codes(const job *j, target *t, size_t i, const lq_qtensor *
     if (st) return lq_note(j->ctx, st, "format %s", t->format->name);
     made.slot = is->slot;
     LQ_GO(tell(j, t, was, is, &l, anew));
-    LQ_GO(digest_codes(j->ctx, &made, t->digest[i]));
+    LQ_GO(t->format->gguf ? digest_values(j->ctx, &made, t->digest[i]) : digest_codes(j->ctx, &made, t->digest[i]));
     t->told->bytes += lq_qtensor_bytes(&made);
     st = lq_sink_put(t->sink, &made);
 done:
@@ -333,7 +351,9 @@ static lq_status manifest_of(const job *j, const target *t, const json_t *inputs
 }
 
 static lq_status begin(const job *j, target *t, json_t *changes, json_t *meta) {
-    lq_sink_opts so = {.shard_size = j->o->shard_size, .config = changes, .meta = meta};
+    LQ_TRY(lq_gguf_out_make(j->ctx, t->format, j->m, &(lq_gguf_opts){.pre = j->o->pre}, &t->gguf));
+    lq_gguf_out_finish(t->gguf, &t->cat, -1);
+    lq_sink_opts so = {.shard_size = j->o->shard_size, .config = changes, .meta = meta, .gguf = t->gguf};
     for (size_t i = 0; i < t->cat.n; i++) j->m->cat.rows[i].out_dtype = t->cat.rows[i].out_dtype; /* config.json of a GGUF says it */
     LQ_TRY(lq_sink_open(j->ctx, t->format, t->dir, &t->cat, &so, &t->sink));
     LQ_TRY(lq_sidecars_write(j->ctx, j->src, j->m, t->sink));
@@ -387,6 +407,16 @@ static lq_status again_codes(lq_ctx *ctx, lq_model *back, const lq_row *r, char 
     return st;
 }
 
+static lq_status again_values(lq_ctx *ctx, lq_model *back, const lq_row *r, char hex[65]) {
+    size_t n = (size_t)lq_row_elems(r);
+    float *x = lq_calloc(n, 4);
+    lq_status st = x ? lq_model_read_f32(ctx, back, r, x) : lq_oom(ctx, 4 * n);
+    for (size_t i = 0; i < n && !st; i++) x[i] += 0;
+    if (!st) st = digest_bytes(ctx, x, 4 * n, hex);
+    lq_free(x);
+    return st;
+}
+
 static lq_status again_stored(lq_ctx *ctx, lq_model *back, const lq_row *r, char hex[65]) {
     size_t bytes = (size_t)lq_row_elems(r) * lq_dtypes[r->dtype].bytes;
     void *data = lq_alloc(bytes);
@@ -403,18 +433,21 @@ static lq_status compare(lq_ctx *ctx, const target *t, lq_model *back) {
         if (!r) return lq_fail(ctx, LQ_ERR_QUALITY, "%s: '%s' is not in the written checkpoint", t->path, want->name);
         bool codes = want->quantize && lq_grid_dtype(want->scheme.grid.kind) == LQ_NONE;
         if (!codes && (want->quantize || r->dtype != want->out_dtype)) continue; /* a type of the format's own */
-        if (codes) LQ_TRY(again_codes(ctx, back, r, hex));
+        if (t->gguf && t->gguf->places[i].add != 0) continue; /* changed on its way */
+        if (codes && t->gguf) LQ_TRY(again_values(ctx, back, r, hex));
+        else if (codes) LQ_TRY(again_codes(ctx, back, r, hex));
         else LQ_TRY(again_stored(ctx, back, r, hex));
         if (strcmp(hex, t->digest[i])) return lq_fail(ctx, LQ_ERR_QUALITY, "%s: reads back differently from what was written", want->name);
     }
     return LQ_OK;
 }
 
-static lq_status read_back(lq_ctx *ctx, const target *t) {
+static lq_status read_back(lq_ctx *ctx, const lq_model *m, const target *t) {
     lq_source *src = NULL;
     lq_model *back = NULL;
     lq_ctx quiet = {.cancel = ctx->cancel};
     lq_status st;
+    if (t->format->gguf && (!m->arch || !m->arch->params_gguf)) return LQ_OK; /* an architecture we do not read from there */
     LQ_GO(lq_source_open(&quiet, t->path, &src));
     LQ_GO(lq_model_open(&quiet, src, true, &back));
     st = compare(&quiet, t, back);
@@ -469,10 +502,11 @@ lq_status lq_export(lq_ctx *ctx, lq_source *src, lq_model *m, const lq_outputs *
         LQ_GO(resolve(&j, &t[k]));
     }
     LQ_GO(write_all(&j));
-    for (size_t k = 0; k < outs->n; k++) LQ_GO(read_back(ctx, &t[k]));
+    for (size_t k = 0; k < outs->n; k++) LQ_GO(read_back(ctx, m, &t[k]));
 done:
     for (size_t k = 0; k < outs->n; k++) {
         lq_sink_abandon(&t[k].sink);
+        lq_gguf_meta_free(&t[k].gguf);
         lq_free(t[k].cat.rows);
         lq_free(t[k].digest);
         lq_free(t[k].dir);

@@ -13,6 +13,7 @@
 
 const lq_opt lq_run_options[] = {
     {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "F[,F...]", NULL, NULL, 0, 0, 0, "formats of `lquant list formats`; several go to OUT/F each; default: OUT's suffix, else the method's own"},
+    {"pre", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
     {"target", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, target), "RUNTIME[,tp=N]", NULL, NULL, 0, 0, 0,
      "refuse what vllm, transformers, llama.cpp, trtllm or mlx will not load (lquant list targets); repeatable"},
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(lq_run_opts, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file of a checkpoint folder"},
@@ -82,6 +83,11 @@ static lq_status choose_format(road *r, const lq_format **out) {
         else LQ_TRY(natural_format(r, &name));
         LQ_TRY(format_for_targets(r, &name));
         lq_outputs_one(&r->outs, lq_format_by_name(name));
+    }
+    for (size_t i = 1; i < r->outs.n && r->outs.format[0] && r->outs.format[0]->kept; i++) { /* one that keeps the source's types comes first */
+        const lq_format *f = r->outs.format[i];
+        r->outs.format[i] = r->outs.format[0];
+        r->outs.format[0] = f;
     }
     *out = r->outs.format[0];
     r->run->plan_opts.also = r->outs.format + 1;
@@ -167,6 +173,7 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(plan_for_targets(r));
+    for (size_t i = 0; i < r->outs.n && !r->gguf; i++) LQ_TRY(lq_gguf_out_make(r->ctx, r->outs.format[i], r->model, &(lq_gguf_opts){.pre = r->run->opts.pre}, &r->gguf));
     LQ_TRY(lq_xforms_check(r));
     LQ_TRY(static_needs(r));
     LQ_TRY(open_stats(r));
@@ -327,6 +334,7 @@ static lq_status work(road *r) {
 
 static void leave(road *r) {
     lq_sink_abandon(&r->sink);
+    lq_gguf_meta_free(&r->gguf);
     lq_cache_free(&r->resid);
     lq_cache_free(&r->twin);
     lq_free(r->kv_max);
@@ -345,6 +353,7 @@ static void leave(road *r) {
     json_decref(r->transforms);
     json_decref(r->folded);
     lq_free(r->changed);
+    lq_free(r->planned);
 }
 
 lq_status lq_pipeline_run(lq_ctx *ctx, lq_run *run, json_t **out) {

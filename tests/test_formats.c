@@ -24,6 +24,8 @@
 #include "quant/types.h"
 
 enum { HIDDEN = 64, WIDE = 128, ROWS = 9 };
+/* Formats that hold any model; a GGUF's rows are named and moved by an architecture: tests/test_gguf_write.c. */
+#define EACH_FORMAT(f) for (const lq_format *const *f = lq_formats; *f; f++) if (!(*f)->gguf)
 static const char config_text[] = "{\n  \"model_type\": \"llama\",\n\t\"odd\":   [1,  2]\n}\n";
 static const char other_text[] = "any bytes \x00\xff\x01 at all";
 
@@ -60,7 +62,7 @@ static void fill_plane(lq_rng *rng, const lq_plane_desc *d, lq_plane *p, uint32_
         else lq_plane_set(d, p, i, zero ? lq_rng_normal(rng) : 0.01f + lq_rng_unit(rng));
     }
     for (size_t i = 0; d->parent != LQ_NONE && i < (d->span ? (n + d->span - 1) / d->span : 1); i++) {
-        float v = 0.01f + lq_rng_unit(rng);
+        float v = d->dtype == LQ_E4M3 && !d->divides ? 0x1p-7f : 0.01f + lq_rng_unit(rng); /* a factor with an exact reciprocal */
         if (d->parent == LQ_F16) ((uint16_t *)p->parent)[i] = lq_f32_f16(v);
         else ((float *)p->parent)[i] = v;
     }
@@ -280,6 +282,7 @@ static size_t odd_schemes(lq_scheme *out) {
     out[n++] = (lq_scheme){.grid = {LQ_GRID_LUT, 3, 1, 0}, .extra = LQ_X_LUT_PER_ROW};
     out[n++] = (lq_scheme){.grid = {LQ_GRID_E2M1, 4, 1, 0}, .scale = {.dtype = LQ_E8M0, .tile_r = 1, .tile_c = 32}};
     out[n++] = (lq_scheme){.grid = {LQ_GRID_E2M1, 4, 1, 0}, .scale = {.dtype = LQ_E4M3, .tile_r = 1, .tile_c = 16, .parent = LQ_F32}};
+    out[n] = out[n - 1], out[n++].scale.divides = true;
     out[n++] = (lq_scheme){.grid = {LQ_GRID_E4M3, 8, 1, 0}, .scale = {.dtype = LQ_F32, .tile_r = 32, .tile_c = 64}};
     out[n++] = (lq_scheme){.grid = {LQ_GRID_INT, 4, 1, 0}, .zero_kind = LQ_ZERO_MIN, .scale = {.dtype = LQ_U8, .tile_r = 1, .tile_c = 32, .parent = LQ_F32, .span = 8},
                            .zero = {.dtype = LQ_U8, .tile_r = 1, .tile_c = 32, .parent = LQ_F32, .span = 8}};
@@ -314,6 +317,11 @@ static size_t type_schemes(lq_scheme *out) {
 /* What each format is known to hold, said independently of its accept(). */
 static bool holds(const lq_format *f, const lq_scheme *s, bool odd) {
     if (!strcmp(f->name, "lqt")) return true;
+    if (!strcmp(f->name, "compressed-tensors")) { /* whole codes, one per row or group or tile, floats of FP8 and FP4 with their own scales */
+        bool fp = s->grid.kind == LQ_GRID_E4M3 || s->grid.kind == LQ_GRID_E2M1, centred = s->zero_kind || s->grid.bias == 1 << (s->grid.bits - 1);
+        bool plain = s->zero_kind != LQ_ZERO_MIN && (!s->zero_kind || (s->zero.dtype == LQ_U8 && s->zero.tile_c == s->scale.tile_c));
+        return fp || (s->grid.kind == LQ_GRID_INT && s->grid.bits > 1 && s->grid.bits < 9 && plain && centred && !s->extra);
+    }
     if (!strcmp(f->name, "safetensors") || !strcmp(f->name, "bitsandbytes")) return false; /* tests/test_bnb.c */
     if (!strcmp(f->name, "awq")) return !odd && s->grid.bits == 4;
     return !odd && s->grid.bits != 5;
@@ -405,7 +413,7 @@ static void schemes_that_contradict_themselves_are_refused(void **state) {
 
 static void every_scheme_round_trips_or_is_refused(void **state) {
     (void)state;
-    for (const lq_format *const *f = lq_formats; *f; f++)
+    EACH_FORMAT(f)
         for (int odd = 0; odd < 2; odd++) {
             lq_scheme list[SCHEMES];
             size_t n = odd ? odd_schemes(list) : int_schemes(list);
@@ -423,7 +431,7 @@ static void mixed_schemes_round_trip(void **state) {
     (void)state;
     lq_scheme sym[3] = {lq_scheme_int(4, 32, true), lq_scheme_int(8, -1, true), lq_scheme_int(4, 32, true)};
     lq_scheme both[3] = {lq_scheme_int(3, 64, true), lq_scheme_int(3, 64, false), lq_scheme_int(2, 32, true)};
-    for (const lq_format *const *f = lq_formats; *f; f++)
+    EACH_FORMAT(f)
         if (!(*f)->accept(NULL, sym, HIDDEN, WIDE) && !(*f)->accept(NULL, &sym[1], WIDE, HIDDEN)) {
             check_round_trip(*f, sym, 3);
             if (!(*f)->accept(NULL, both, HIDDEN, WIDE)) check_round_trip(*f, both, 3);
@@ -584,7 +592,7 @@ static void a_full_disk_is_an_output_error(void **state) {
     getrlimit(RLIMIT_FSIZE, &old);
     small = old;
     small.rlim_cur = 3000;
-    for (const lq_format *const *f = lq_formats; *f; f++) {
+    EACH_FORMAT(f) {
         if ((*f)->accept(NULL, &scheme, HIDDEN, WIDE)) continue;
         lq_ctx ctx = {0};
         model_make(&m, &scheme, 1);
@@ -602,7 +610,7 @@ static void a_full_disk_is_an_output_error(void **state) {
 static void every_failed_allocation_is_reported(void **state) {
     (void)state;
     lq_scheme pairs[][2] = {{lq_scheme_int(3, 32, false), lq_scheme_int(4, 32, true)}, {lq_scheme_int(4, 32, false), lq_scheme_int(4, 32, true)}};
-    for (const lq_format *const *f = lq_formats; *f; f++) {
+    EACH_FORMAT(f) {
         size_t p = 0;
         while (p < sizeof pairs / sizeof *pairs && ((*f)->accept(NULL, &pairs[p][0], HIDDEN, WIDE) || (*f)->accept(NULL, &pairs[p][1], HIDDEN, WIDE))) p++;
         if (p == sizeof pairs / sizeof *pairs) continue;
