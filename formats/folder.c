@@ -186,6 +186,25 @@ bool lq_folder_has_head(const lq_sink *s) {
     return false;
 }
 
+void lq_folder_codes(const lq_qtensor *q, void *out) {
+    size_t n = ((size_t)q->cols * q->sch.grid.bits + 7) / 8;
+    for (uint32_t r = 0; r < q->rows; r++) memcpy((char *)out + r * n, q->codes + r * q->row_bytes, n);
+}
+
+lq_status lq_folder_alike(lq_sink *s, bool (*alike)(const lq_scheme *, const lq_scheme *), const char *instead, const lq_row **first) {
+    *first = NULL;
+    for (size_t i = 0; i < s->cat->n; i++) {
+        const lq_row *r = &s->cat->rows[i];
+        char a[64], b[64];
+        if (!r->quantize) continue;
+        if (!*first) *first = r;
+        if (!alike(&(*first)->scheme, &r->scheme))
+            return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s' is %s, '%s' is %s, but one %s checkpoint has one such type; %s", (*first)->name,
+                           lq_scheme_name(&(*first)->scheme, a, sizeof a), r->name, lq_scheme_name(&r->scheme, b, sizeof b), s->format->name, instead);
+    }
+    return LQ_OK;
+}
+
 json_t *lq_folder_skipped(const lq_sink *s) {
     bool head = false;
     json_t *kept = lq_folder_kept(s);
