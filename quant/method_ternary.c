@@ -100,6 +100,7 @@ done:
 
 const lq_method lq_method_ternary = {
     .name = "ternary",
+    .format = "bitnet",
     .what = "-1, 0, 1 times a scale: for models trained so (BitNet b1.58); others with --force",
     .paper = "Ma et al. 2024, arXiv 2402.17764; Li et al. 2016, arXiv 1605.04711",
     .type = "ternary",
