@@ -324,6 +324,10 @@ static bool holds(const lq_format *f, const lq_scheme *s, bool odd) {
     }
     if (!strcmp(f->name, "safetensors") || !strcmp(f->name, "bitsandbytes")) return false; /* tests/test_bnb.c */
     if (!strcmp(f->name, "awq")) return !odd && s->grid.bits == 4;
+    if (!strcmp(f->name, "mlx")) {
+        if (odd) return s->scale.dtype == LQ_BF16 || (s->grid.kind == LQ_GRID_E2M1 && s->scale.dtype == LQ_E8M0);
+        return s->zero_kind == LQ_ZERO_NONE && s->scale.tile_c >= 32;
+    }
     if (!strcmp(f->name, "fp8")) return false; /* its types: every_named_type_round_trips_where_it_is_accepted */
     return !odd && s->grid.bits != 5;
 }
