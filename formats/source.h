@@ -84,5 +84,5 @@ lq_status lq_source_inherit(lq_ctx *ctx, lq_source *s, const lq_source *raw);
 extern const lq_reader lq_reader_fp8, lq_reader_mlx;
 extern const lq_reader lq_reader_ct;
 extern const lq_reader lq_reader_awq, lq_reader_gguf, lq_reader_gptq, lq_reader_lqt, lq_reader_safetensors;
-extern const lq_reader lq_reader_bnb;
+extern const lq_reader lq_reader_bitnet, lq_reader_bnb, lq_reader_squeezellm;
 #endif
