@@ -99,7 +99,7 @@ lq_status lq_assemble(road *r) {
     if (!meta || !changes || !r->modules) { st = lq_oom(r->ctx, 256); goto done; }
     LQ_GO(find_folded(r));
     LQ_GO(lq_job_clean(r->ctx, &r->job));
-    lq_gguf_out_finish(r->gguf, &r->model->cat, -1);
+    lq_gguf_out_finish(r->gguf, &r->model->cat, r->plan.file_type);
     LQ_GO(lq_sink_open(r->ctx, r->plan.format, r->job.partial, &r->model->cat, &so, &r->sink));
     LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
     if (r->kv_max) LQ_GO(lq_sidecars_kv(r->ctx, r->kv_max, r->model->par.n_layers, r->sink));
