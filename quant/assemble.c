@@ -70,6 +70,7 @@ static lq_status find_folded(road *r) {
 
 static json_t *manifest(road *r, json_t *changes) {
     json_t *cal = r->needs     ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed)
+                  : r->imatrix.n ? json_pack("{s:s, s:s}", "importance matrix", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash)
                   : r->stats.n ? json_pack("{s:s, s:s, s:O}", "statistics", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash, "of",
                                            json_object_get(r->stats.identity, "calibration"))
                                : json_null();
@@ -87,6 +88,14 @@ static json_t *manifest(road *r, json_t *changes) {
     return m;
 }
 
+/* As llama-quantize records it. */
+static void note_imatrix(road *r) {
+    lq_gguf_put_str(r->gguf, "quantize.imatrix.file", lq_path_base(r->run->opts.stats));
+    if (r->imatrix.dataset) lq_gguf_put_str(r->gguf, "quantize.imatrix.dataset", r->imatrix.dataset);
+    lq_gguf_put_u32(r->gguf, "quantize.imatrix.entries_count", (uint32_t)r->imatrix.n);
+    lq_gguf_put_u32(r->gguf, "quantize.imatrix.chunks_count", r->imatrix.chunks);
+}
+
 lq_status lq_assemble(road *r) {
     json_t *meta = json_pack("{s:[s], s:b, s:b}", "quantizer", "lquant:" LQ_VERSION, "static_groups", 1, "true_sequential", r->needs != 0);
     json_t *damp = json_object_get(r->options, "damp-percent");
@@ -99,6 +108,7 @@ lq_status lq_assemble(road *r) {
     if (!meta || !changes || !r->modules) { st = lq_oom(r->ctx, 256); goto done; }
     LQ_GO(find_folded(r));
     LQ_GO(lq_job_clean(r->ctx, &r->job));
+    if (r->gguf && r->imatrix.n) note_imatrix(r);
     lq_gguf_out_finish(r->gguf, &r->model->cat, r->plan.file_type);
     LQ_GO(lq_sink_open(r->ctx, r->plan.format, r->job.partial, &r->model->cat, &so, &r->sink));
     LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
