@@ -93,11 +93,12 @@ def weights(model, known):
 def quantized(m, named):
     kind = type(m).__name__
     if hasattr(m, "quantization_scheme"):
-        from compressed_tensors.compressors import decompress_module  # what its own loader would do
-        import copy
-        c = copy.deepcopy(m)
-        decompress_module(c)
-        return str(c.weight.dtype).removeprefix("torch."), c.weight.detach().float().numpy()
+        w = getattr(m, "weight", None)  # the first forward has decompressed it
+        if w is None or not w.dtype.is_floating_point or w.dtype.itemsize == 1:
+            from compressed_tensors.compressors import decompress_module
+            decompress_module(m)
+            w = m.weight
+        return str(w.dtype).removeprefix("torch."), w.detach().float().numpy()
     if kind == "Linear8bitLt":  # codes and row maxima decide; its own products never form the weight
         scb = m.weight.SCB if m.weight.SCB is not None else m.state.SCB
         return "float32", (m.weight.data.float() * (scb.float() / 127)[:, None]).numpy()
