@@ -102,6 +102,9 @@ def quantized(m, named):
     if kind == "Linear8bitLt":  # codes and row maxima decide; its own products never form the weight
         scb = m.weight.SCB if m.weight.SCB is not None else m.state.SCB
         return "float32", (m.weight.data.float() * (scb.float() / 127)[:, None]).numpy()
+    if kind == "BitLinear":  # divides its outputs by the scale
+        from transformers.integrations.bitnet import unpack_weights
+        return "float32", (unpack_weights(m.weight, dtype=torch.float32) / m.weight_scale.float()).numpy()
     if kind == "Linear4bit":
         import bitsandbytes.functional as F
         data, state = m.weight.data, m.weight.quant_state
