@@ -184,3 +184,17 @@ bool lq_folder_has_head(const lq_sink *s) {
         if (s->cat->rows[i].quantize && s->cat->rows[i].slot.role == LQ_R_HEAD) return true;
     return false;
 }
+
+json_t *lq_folder_skipped(const lq_sink *s) {
+    bool head = false;
+    json_t *kept = lq_folder_kept(s);
+    for (size_t i = 0; i < s->cat->n; i++) head |= s->cat->rows[i].slot.role == LQ_R_HEAD && s->cat->rows[i].part == LQ_PART_WEIGHT;
+    if (!kept || lq_folder_has_head(s)) return kept;
+    if (json_array_size(kept) <= head) {
+        json_decref(kept);
+        return json_null();
+    }
+    if (head || !json_array_append_new(kept, json_string("lm_head"))) return kept;
+    json_decref(kept);
+    return NULL;
+}

@@ -51,6 +51,8 @@ json_t *lq_folder_kept(const lq_sink *s);
 /* LQ_ERR_UNSUPPORTED when the name of a kept matrix is part of a quantized one's: runtimes that look for substrings would keep both. */
 lq_status lq_folder_kept_apart(lq_sink *s);
 bool lq_folder_has_head(const lq_sink *s); /* the head is quantized */
+/* The same as transformers' own list: null, its default, when only the head is kept; a tied head, which has no row, is named "lm_head". */
+json_t *lq_folder_skipped(const lq_sink *s);
 static inline void lq_put_u32(uint8_t *at, uint32_t w) {
     for (int i = 0; i < 4; i++) at[i] = (uint8_t)(w >> 8 * i);
 }

@@ -161,14 +161,29 @@ static lq_status gptq_open(lq_sink *s) {
 
 /* -- config ---------------------------------------------------------------------------------------------------------- */
 
-/* "^model\.layers\.0$": the form that every reader takes for exactly this name. */
-static bool exact_pattern(lq_buf *out, const char *sign, const char *name) {
-    if (!lq_buf_addf(out, "%s^", sign)) return false;
-    for (const char *p = name; *p; p++) {
-        if (strchr("\\.^$|()[]{}*+?", *p) && !lq_buf_add(out, "\\", 1)) return false;
-        if (!lq_buf_add(out, p, 1)) return false;
+/* vLLM loads some linears fused and looks up their settings by one name: qkv_proj, gate_up_proj, and "experts" for a whole block's
+ * experts. The rule of one member matches that name too. */
+static const struct { const char *end, *pattern; } fused[] = {
+    {".experts.0.gate_proj", "\\.experts(?:\\.0\\.gate_proj)?$"}, {".experts.0.w1", "\\.experts(?:\\.0\\.w1)?$"},
+    {".q_proj", "\\.q(?:kv)?_proj$"}, {".gate_proj", "\\.gate(?:_up)?_proj$"}};
+
+static bool literal(lq_buf *out, const char *text, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (strchr("\\.^$|()[]{}*+?", text[i]) && !lq_buf_add(out, "\\", 1)) return false;
+        if (!lq_buf_add(out, text + i, 1)) return false;
     }
-    return lq_buf_add(out, "$", 1);
+    return true;
+}
+
+/* "+:^model\.layers\.0\.self_attn\.o_proj$": the form that every reader takes for exactly this name (and what it is fused into). */
+static bool exact_pattern(lq_buf *out, const char *sign, const char *name) {
+    size_t n = strlen(name);
+    if (!lq_buf_addf(out, "%s^", sign)) return false;
+    for (size_t i = 0; i < sizeof fused / sizeof *fused; i++) {
+        size_t e = strlen(fused[i].end);
+        if (n > e && !strcmp(name + n - e, fused[i].end)) return literal(out, name, n - e) && lq_buf_addf(out, "%s", fused[i].pattern);
+    }
+    return literal(out, name, n) && lq_buf_add(out, "$", 1);
 }
 
 static int group_size(const lq_scheme *s) { return s->scale.tile_c ? (int)s->scale.tile_c : -1; }

@@ -13,6 +13,7 @@
 
 const lq_opt lq_run_options[] = {
     {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "NAME", NULL, NULL, 0, 0, 0, "gptq, lqt ... (lquant list formats); default: OUT's suffix, else gptq where it holds the type, else lqt"},
+    {"pre", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
     {"target", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, target), "RUNTIME[,tp=N]", NULL, NULL, 0, 0, 0,
      "refuse what vllm, transformers, llama.cpp, trtllm or mlx will not load (lquant list targets); repeatable"},
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(lq_run_opts, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file of a checkpoint folder"},
@@ -159,6 +160,7 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(plan_for_targets(r, format));
+    LQ_TRY(lq_gguf_out_make(r->ctx, format, r->model, &(lq_gguf_opts){.pre = r->run->opts.pre}, &r->gguf));
     LQ_TRY(lq_xforms_check(r));
     LQ_TRY(static_needs(r));
     LQ_TRY(open_stats(r));
@@ -323,6 +325,7 @@ static lq_status work(road *r) {
 
 static void leave(road *r) {
     lq_sink_abandon(&r->sink);
+    lq_gguf_meta_free(&r->gguf);
     lq_cache_free(&r->resid);
     lq_cache_free(&r->twin);
     lq_free(r->kv_max);
