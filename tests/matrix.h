@@ -44,12 +44,12 @@ static inline void copy_file(const char *from, const char *name, const char *as)
     lq_buf_free(&b);
 }
 
-static inline void copy_golden(const char *model) {
+static inline void copy_golden(const char *model, const char *tokenizer) {
     char from[512];
     snprintf(from, sizeof from, GOLDEN "%s", model);
     copy_file(from, "config.json", "config.json");
     copy_file(from, "model.safetensors", "model.safetensors");
-    copy_file(LQ_SOURCE_ROOT "/tests/cli", "letters.json", "tokenizer.json");
+    copy_file(LQ_SOURCE_ROOT "/tests/cli", tokenizer, "tokenizer.json");
 }
 
 /* "DIR/out" or "DIR/out.gguf", as the format wants it. */

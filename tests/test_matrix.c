@@ -41,7 +41,7 @@ static void one(const fixture *f, const char *model, const char *text, const cha
 
 static void every_recipe(const char *model, tally *t) {
     fixture f;
-    copy_golden(model);
+    copy_golden(model, "letters.json");
     open_golden(&f, model);
     for (const lq_method *const *m = lq_methods; *m; m++) {
         const char *flags[2] = {NULL};
