@@ -42,7 +42,9 @@
     X(SHARED_UP, "shared_expert.up_proj")     \
     X(SHARED_DOWN, "shared_expert.down_proj") \
     X(MLP_POST_NORM, "mlp_post_norm") \
-    X(ROPE_DIV, "rope_freqs") /* a GGUF's divisors of the rotary frequencies; config.json says them as rope_scaling */
+    X(ROPE_DIV, "rope_freqs") /* a GGUF's divisors of the rotary frequencies; config.json says them as rope_scaling */ \
+    X(K_SCALE, "k_scale") /* F32 [1]: step of E4M3 keys, and of values; kept, of the attention module */ \
+    X(V_SCALE, "v_scale")
 
 typedef enum lq_role {
 #define X(name, text) LQ_R_##name,

@@ -10,7 +10,7 @@
 #include <string.h>
 
 static bool plane_eq(const lq_plane_desc *a, const lq_plane_desc *b) {
-    return a->dtype == b->dtype && a->sig == b->sig && a->tile_r == b->tile_r && a->tile_c == b->tile_c && a->parent == b->parent && a->span == b->span;
+    return a->dtype == b->dtype && a->sig == b->sig && a->tile_r == b->tile_r && a->tile_c == b->tile_c && a->parent == b->parent && a->span == b->span && a->divides == b->divides;
 }
 
 bool lq_scheme_eq(const lq_scheme *a, const lq_scheme *b) {
@@ -183,8 +183,9 @@ static float scalar_get(lq_dtype t, const void *v, size_t i) {
 
 float lq_plane_get(const lq_plane_desc *d, const lq_plane *p, size_t i) {
     float v = d->dtype == LQ_U8 && p->lut ? p->lut[((const uint8_t *)p->v)[i]] : scalar_get(d->dtype, p->v, i);
-    if (d->parent != LQ_NONE) v = v * scalar_get(d->parent, p->parent, d->span ? i / d->span : 0) + p->offset;
-    return v;
+    if (d->parent == LQ_NONE) return v;
+    float up = scalar_get(d->parent, p->parent, d->span ? i / d->span : 0);
+    return (d->divides ? v / up : v * up) + p->offset;
 }
 
 /* U8 and I8 of sig bits (0: all 8): nearest, clamped */
@@ -216,7 +217,7 @@ static uint8_t nearest_entry(const float *lut, float v) {
 void lq_plane_set(const lq_plane_desc *d, lq_plane *p, size_t i, float v) {
     if (d->parent != LQ_NONE) {
         float up = scalar_get(d->parent, p->parent, d->span ? i / d->span : 0);
-        v = up != 0 ? (v - p->offset) / up : 0;
+        v = d->divides ? (v - p->offset) * up : up != 0 ? (v - p->offset) / up : 0;
     }
     if (d->dtype == LQ_U8 && p->lut) {
         ((uint8_t *)p->v)[i] = nearest_entry(p->lut, v);

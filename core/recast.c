@@ -89,7 +89,7 @@ static bool related(const lq_scheme *a, const lq_scheme *b, float *k) {
 }
 
 static bool plane_eq(const lq_plane_desc *a, const lq_plane_desc *b) {
-    return a->dtype == b->dtype && a->sig == b->sig && a->tile_r == b->tile_r && a->tile_c == b->tile_c && a->parent == b->parent && a->span == b->span;
+    return a->dtype == b->dtype && a->sig == b->sig && a->tile_r == b->tile_r && a->tile_c == b->tile_c && a->parent == b->parent && a->span == b->span && a->divides == b->divides;
 }
 
 static lq_status check(lq_ctx *ctx, const lq_qtensor *q, const lq_scheme *want, float *k) {
@@ -128,10 +128,10 @@ static float child_most(const lq_plane_desc *d) {
     return d->dtype == LQ_E4M3 ? 448 : d->dtype == LQ_U8 ? (float)((1u << bits) - 1) : d->dtype == LQ_I8 ? (float)((1u << (bits - 1)) - 1) : INFINITY;
 }
 
-/* The elements [from, to) under one parent of this value; did all keep their values? */
+/* The elements [from, to) under one parent that is this factor; did all keep their values? */
 static bool set_under(const lq_plane_desc *d, lq_plane *p, const float *v, size_t from, size_t to, float parent) {
     bool exact = true;
-    parent_set(d, p, d->span ? from / d->span : 0, parent);
+    parent_set(d, p, d->span ? from / d->span : 0, d->divides && parent != 0 ? 1 / parent : parent);
     for (size_t i = from; i < to; i++) {
         lq_plane_set(d, p, i, v[i]);
         exact = exact && lq_plane_get(d, p, i) == v[i] && (v[i] == 0 || fabsf(v[i] / parent) <= child_most(d));

@@ -122,6 +122,10 @@ static inline void golden_open(const char *path, lq_source **s) {
     char from[400];
     static const char *const beside[] = {"config.json", "hf_quant_config.json", "quant_config.json"};
     snprintf(from, sizeof from, "%s/tests/golden/%s", LQ_SOURCE_ROOT, path);
+    lq_remove_tree(NULL, dir);
+    lq_remove_tree(NULL, out_dir);
+    GOOD_ST(lq_mkdir(&ctx, dir));
+    GOOD_ST(lq_mkdir(&ctx, out_dir));
     for (size_t i = 0; i < sizeof beside / sizeof *beside; i++) {
         lq_buf b;
         if (!lq_path_exists(in(from, beside[i]))) continue;
