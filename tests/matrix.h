@@ -89,30 +89,32 @@ static inline lq_status quantize(lq_ctx *ctx, const char *text, const char *form
     return st;
 }
 
-/* Logits [n][vocab] of the model at path; the caller frees. Fails the test naming the cell. */
-static inline float *logits_at(const char *path, const int32_t *ids, uint32_t n, size_t *count, const char *cell) {
-    lq_ctx ctx = {0};
+/* *logits [n][vocab] of the model at path; the caller frees. A logit that is not finite is LQ_ERR_QUALITY. */
+static inline lq_status logits_at(lq_ctx *ctx, const char *path, const int32_t *ids, uint32_t n, size_t *count, float **out) {
     lq_loaded l;
     lq_state *s = NULL;
     float *hidden = NULL, *logits = NULL;
     *count = 0;
-    lq_status st = lq_loaded_open(&ctx, path, false, &l);
-    if (!st) st = lq_loaded_read(&ctx, &l);
-    if (!st) st = lq_state_new(&ctx, l.m, n, &s);
+    *out = NULL;
+    lq_status st = lq_loaded_open(ctx, path, false, &l);
+    if (!st) st = lq_loaded_read(ctx, &l);
+    if (!st) st = lq_state_new(ctx, l.m, n, &s);
     if (!st) {
         *count = (size_t)n * l.m->par.vocab;
         hidden = LQ_NEWN(float, (size_t)n * l.m->par.hidden);
         logits = LQ_NEWN(float, *count);
-        st = lq_forward(&ctx, s, ids, n, hidden);
+        st = lq_forward(ctx, s, ids, n, hidden);
     }
-    if (!st) st = lq_logits(&ctx, l.m, hidden, n, logits);
-    if (st) fail_msg("%s: written, but does not run: %s", cell, ctx.msg);
-    for (size_t i = 0; i < *count; i++)
-        if (!isfinite(logits[i])) fail_msg("%s: logit %zu is not finite", cell, i);
+    if (!st) st = lq_logits(ctx, l.m, hidden, n, logits);
+    for (size_t i = 0; i < *count && !st; i++)
+        if (!isfinite(logits[i])) st = lq_fail(ctx, LQ_ERR_QUALITY, "logit %zu is not finite", i);
+    if (st) lq_note(ctx, st, "written, but does not run");
+    else *out = logits;
+    if (st) lq_free(logits);
     lq_state_free(&s);
     lq_loaded_close(&l);
     lq_free(hidden);
-    return logits;
+    return st;
 }
 
 /* The row of an array (model NULL ends) that knows this refusal. */

@@ -27,13 +27,13 @@ static void one(const fixture *f, const char *model, const char *text, const cha
     lq_ctx ctx = {0};
     size_t at = (size_t)snprintf(cell, sizeof cell, "%s", text), n;
     for (const char *const *p = flags; *p; p++) at += (size_t)snprintf(cell + at, sizeof cell - at, " %s", *p);
+    float *logits = NULL;
     lq_status st = quantize(&ctx, text, "lqt", flags);
-    if (!st) {
-        lq_free(logits_at(matrix_out("lqt", out), f->ids, f->n, &n, cell));
-        t->works++;
-        return;
-    }
-    t->refused++;
+    if (!st) st = logits_at(&ctx, matrix_out("lqt", out), f->ids, f->n, &n, &logits);
+    lq_free(logits);
+    t->works += !st;
+    t->refused += st != LQ_OK;
+    if (!st) return;
     if (st == LQ_ERR_UNSUPPORTED && refusal_known(recipe_refusals, model, cell, ctx.msg)) return;
     print_error("%s on %s: status %d: %s\n", cell, model, (int)st, ctx.msg);
     t->wrong++;
