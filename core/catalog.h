@@ -83,7 +83,7 @@ typedef struct lq_row {          /* one tensor of the model */
     int32_t stage;               /* linears: order in which the block's linears are calibrated, same number = same input; -1 otherwise */
     bool linear;                 /* a matrix methods may quantize */
     bool quantize;               /* set by plan: this row gets `scheme` */
-    lq_scheme scheme;            /* meaningful when quantize, or when the source holds it quantized */
+    lq_scheme scheme;            /* meaningful when quantize, or when the source holds it quantized or as blocks that have one */
     lq_dtype out_dtype;          /* set by plan: type of a kept tensor in the output */
     const char *why_kept;        /* set by plan for a linear that is not quantized: "--ignore", "lm_head is kept by default", ... (static or catalog-owned) */
 } lq_row;

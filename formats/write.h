@@ -9,6 +9,7 @@
 extern const lq_format lq_format_ct;
 extern const lq_format lq_format_awq, lq_format_gptq, lq_format_gptq_v2, lq_format_lqt, lq_format_fp;
 extern const lq_format lq_format_bnb, lq_format_gguf;
+extern const lq_format lq_format_bitnet, lq_format_squeezellm;
 extern const lq_format lq_format_fp8;
 /* A sidecar as a file of sink->dir; refuses to overwrite. */
 lq_status lq_folder_sidecar(lq_sink *s, const char *name, const void *data, size_t n);

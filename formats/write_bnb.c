@@ -58,7 +58,7 @@ static lq_status accept_int8(lq_ctx *ctx, const lq_scheme *s) {
     if (s->grid.bits != 8 || s->grid.bias != 128 || s->zero_kind || s->extra || d->tile_r != 1 || d->tile_c || d->dtype != LQ_F32 || d->sig || d->parent)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "integers are 8 bits, symmetric, with one F32 scale per row; lquant int8 fits");
     if (s->act.kind != LQ_ACT_DYNAMIC || s->act.dtype != LQ_I8 || s->act.tile)
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "its 8-bit linears round their activations per token to 8 bits, this scheme does not; --type INT8 fits");
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "its 8-bit linears round their activations per token to 8 bits, this scheme does not; --scheme INT8 fits");
     if (s->act.scope != (s->act.outlier > 0))
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "bitsandbytes takes outliers for a whole column of the batch; --compat bnb fits");
     return LQ_OK;
@@ -153,7 +153,7 @@ static lq_status pack_state(const lq_sink *s, const lq_row *r, const lq_qtensor 
 }
 
 static lq_status pack_table(const lq_sink *s, const lq_qtensor *q, void *out) {
-    if (!q->scale.lut) return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "its 8-bit block scales have no table of values; double quantize it anew (--type NF4-DQ), or use --format lqt");
+    if (!q->scale.lut) return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "its 8-bit block scales have no table of values; double quantize it anew (--scheme NF4-DQ), or use --format lqt");
     memcpy(out, q->scale.lut, 256 * sizeof *q->scale.lut);
     return LQ_OK;
 }

@@ -118,7 +118,7 @@ static uint64_t gcd(uint64_t a, uint64_t b) {
     return a;
 }
 
-static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_row *row) {
+static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_plan_opts *o, const lq_row *row) {
     uint32_t rows = lq_row_rows(row), cols = lq_row_cols(row);
     int64_t group = lq_scheme_group(&row->scheme);
     if (group > 0 && cols % (uint64_t)group) {
@@ -133,9 +133,14 @@ static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_row *row) {
     }
     lq_status st = p->method->accept ? p->method->accept(ctx, p->method_opts, rows, cols, &row->scheme) : LQ_OK;
     if (st) return lq_note(ctx, st, "%s", row->name);
-    st = p->format->accept(ctx, &row->scheme, rows, cols);
-    if (!st) return LQ_OK;
     char name[64];
+    st = p->format->accept(ctx, &row->scheme, rows, cols);
+    if (st && o->also && *o->also) lq_note(ctx, st, "format %s", p->format->name);
+    for (const lq_format *const *f = o->also; !st && f && *f; f++) {
+        st = (*f)->accept(ctx, &row->scheme, rows, cols);
+        if (st) lq_note(ctx, st, "format %s", (*f)->name);
+    }
+    if (!st) return LQ_OK;
     return lq_note(ctx, st, "%s as %s", row->name, lq_scheme_name(&row->scheme, name, sizeof name));
 }
 
@@ -178,7 +183,7 @@ static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts
     row->scheme = w->scheme;
     if (w->knobs & LQ_TYPE_SOURCE) row->scheme.grid = float_grid(row->dtype, o);
     if (p->method->refine) p->method->refine(p->method_opts, &row->scheme);
-    lq_status st = legal(ctx, p, row);
+    lq_status st = legal(ctx, p, o, row);
     if (st == LQ_ERR_UNSUPPORTED && o->keep_unfit) {
         lq_log(ctx, LQ_LOG_WARN, "kept: %s", ctx->msg);
         row->why_kept = "--keep-unfit";

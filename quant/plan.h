@@ -17,6 +17,7 @@ typedef struct lq_plan_opts {
     lq_strlist tensor_type;  /* REGEX=TYPE, on module names; the last match wins */
     lq_strlist ignore;       /* REGEX */
     int keep_unfit;          /* a linear the format cannot hold stays in its source type instead of being refused */
+    const lq_format *const *also; /* not an option: further formats that must accept every scheme; NULL ends; NULL: none */
     int dtype;               /* index of lq_float_choices: type of kept tensors the source holds in no float type */
 } lq_plan_opts;
 extern const lq_opt lq_plan_options[];
