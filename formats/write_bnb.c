@@ -152,6 +152,10 @@ static lq_status pack_state(const lq_sink *s, const lq_row *r, const lq_qtensor 
     return LQ_OK;
 }
 
+static void pack_map(const lq_qtensor *q, float *out) {
+    for (int i = 0; i < 16; i++) out[i] = q->lut[i] + 0.0f; /* FP4's -0 is stored as 0 */
+}
+
 static lq_status pack_table(const lq_sink *s, const lq_qtensor *q, void *out) {
     if (!q->scale.lut) return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "its 8-bit block scales have no table of values; double quantize it anew (--scheme NF4-DQ), or use --format lqt");
     memcpy(out, q->scale.lut, 256 * sizeof *q->scale.lut);
@@ -204,7 +208,7 @@ static lq_status pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q, si
     case 0: pack_nibbles(q, out); break;
     case 1: return pack_state(s, r, q, out);
     case 2: memcpy(out, q->scale.v, nb * lq_dtypes[q->sch.scale.dtype].bytes); break;
-    case 3: memcpy(out, q->lut, 16 * sizeof *q->lut); break;
+    case 3: pack_map(q, out); break;
     case 4: memcpy(out, q->scale.parent, (nb + NESTED_BLOCK - 1) / NESTED_BLOCK * sizeof(float)); break;
     default: return pack_table(s, q, out);
     }
