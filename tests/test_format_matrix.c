@@ -171,9 +171,12 @@ static void try_types(const lq_method *m, const void *opts, const lq_format *f, 
             snprintf(size, sizeof size, "%lld", (long long)groups[g]);
             const char *flags[] = {"--scheme", type->name, "--group-size", size, force_of(m->name), NULL};
             lq_status st = cell(&ctx, m->name, f->name, flags, false);
+            char name[200];
+            cell_name(name, sizeof name, m->name, flags);
             *any |= !st;
-            if (st) print_error("%s --scheme %s to %s: accepted, then status %d: %s\n", m->name, type->name, f->name, (int)st, ctx.msg);
-            t->wrong += st != LQ_OK;
+            if (!st || (st == LQ_ERR_UNSUPPORTED && refusal_known(value_refusals, f->name, name, ctx.msg))) break;
+            print_error("%s to %s: accepted, then status %d: %s\n", name, f->name, (int)st, ctx.msg);
+            t->wrong++;
             break;
         }
 }
@@ -214,22 +217,26 @@ static void every_method_goes_into_every_format_or_is_refused_for_a_known_reason
 
 /* -- format x architecture ------------------------------------------------------------------------------------------- */
 
-/* The first type and group size the format has for rtn; linears whose shape does not fit are kept. */
-static bool natural(const lq_format *f, const lq_type **type, int64_t *group) {
+/* rtn with the type, and the first group size that fits; linears whose shape does not are kept. A type whose values the format may miss
+ * is passed over: `*missed`. */
+static lq_status arch_as(lq_ctx *ctx, const char *model, const lq_format *f, const lq_type *t, bool *none, bool *missed) {
     static const int64_t groups[] = {-1, 32, 64, 128};
     const lq_method *rtn = lq_method_by_name("rtn");
+    char size[24], name[200];
     lq_recipe r;
-    bool found = false;
+    lq_scheme s;
+    size_t g = 0;
     assert_int_equal(lq_recipe_parse(NULL, "rtn", &r), LQ_OK);
-    for (const lq_type *t = lq_types; t->name && !found; t++)
-        for (size_t g = 0; g < 4 && !found; g++) {
-            lq_scheme s;
-            if (!(found = takes(rtn, r.opts, f, t, groups[g], &s))) continue;
-            *type = t;
-            *group = groups[g];
-        }
+    while (g < 4 && !takes(rtn, r.opts, f, t, groups[g], &s)) g++;
     lq_recipe_free(&r);
-    return found;
+    *missed = false;
+    if ((*none = g == 4)) return LQ_OK;
+    snprintf(size, sizeof size, "%lld", (long long)groups[g]);
+    const char *flags[] = {"--scheme", t->name, "--group-size", size, "--keep-unfit", NULL};
+    cell_name(name, sizeof name, "rtn", flags);
+    lq_status st = cell(ctx, "rtn", f->name, flags, !strncmp(model, "bitnet", 6));
+    *missed = st == LQ_ERR_UNSUPPORTED && refusal_known(value_refusals, f->name, name, ctx->msg);
+    return st;
 }
 
 static void every_format(const char *model, tally *t) {
@@ -241,17 +248,14 @@ static void every_format(const char *model, tally *t) {
     close_golden(&g);
     forget();
     for (const lq_format *const *f = lq_formats; *f; f++) {
-        const lq_type *type;
-        int64_t group;
-        char size[24];
         lq_ctx ctx = {0};
-        if (!natural(*f, &type, &group)) continue;
-        snprintf(size, sizeof size, "%lld", (long long)group);
-        const char *flags[] = {"--scheme", type->name, "--group-size", size, "--keep-unfit", NULL};
-        lq_status st = cell(&ctx, "rtn", (*f)->name, flags, !strncmp(model, "bitnet", 6));
+        lq_status st = LQ_OK;
+        bool none = true, missed = false;
+        for (const lq_type *type = lq_types; type->name && (none || missed); type++) st = arch_as(&ctx, model, *f, type, &none, &missed);
+        if (none) continue;
         t->works += !st;
         t->refused += st != LQ_OK;
-        if (!st || (st == LQ_ERR_UNSUPPORTED && refusal_known(arch_format_refusals, (*f)->name, model, ctx.msg))) continue;
+        if (!st || ((st == LQ_ERR_UNSUPPORTED || st == LQ_ERR_QUALITY) && refusal_known(arch_format_refusals, (*f)->name, model, ctx.msg))) continue;
         print_error("%s as %s: status %d: %s\n", model, (*f)->name, (int)st, ctx.msg);
         t->wrong++;
     }
