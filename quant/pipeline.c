@@ -155,6 +155,14 @@ static lq_status plan_for_targets(road *r) {
     return LQ_OK;
 }
 
+static lq_status plan_kv(road *r) {
+    if (!r->run->opts.kv_scales) return LQ_OK;
+    for (size_t i = 0; i < r->outs.n; i++)
+        if (!r->outs.format[i]->kv_scales)
+            return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "--kv-scales: format %s has no place for scales of keys and values; compressed-tensors and lqt have", r->outs.format[i]->name);
+    return lq_model_add_kv(r->ctx, r->model);
+}
+
 static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
@@ -170,6 +178,7 @@ static lq_status open_and_plan(road *r) {
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0 && !r->run->opts.stats, &r->model));
     r->model->expert_opts = r->run->opts.experts;
+    LQ_TRY(plan_kv(r));
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(plan_for_targets(r));
