@@ -70,14 +70,16 @@ static size_t parents(const lq_plane_desc *d, size_t count) {
 
 static uint64_t plane_bytes(const lq_plane_desc *d, uint32_t rows, uint32_t cols) {
     size_t n = lq_plane_count(d, rows, cols);
-    return (uint64_t)n * lq_dtypes[d->dtype].bytes + (uint64_t)parents(d, n) * lq_dtypes[d->parent].bytes;
+    bool whole = (d->dtype == LQ_U8 || d->dtype == LQ_I8) && d->sig; /* formats store the bits in use */
+    uint64_t bytes = whole ? ((uint64_t)n * d->sig + 7) / 8 : (uint64_t)n * lq_dtypes[d->dtype].bytes;
+    return bytes + (uint64_t)parents(d, n) * lq_dtypes[d->parent].bytes;
 }
 
 /* Codes, planes, tables and low rank: what does not depend on the data. */
 static uint64_t dense_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols) {
     uint64_t n = ((uint64_t)cols * s->grid.bits + 7) / 8 * rows + plane_bytes(&s->scale, rows, cols);
     if (s->zero_kind != LQ_ZERO_NONE) /* integer zero points take as many bits as a code in every format */
-        n += s->zero.dtype == LQ_U8 ? ((uint64_t)lq_plane_count(&s->zero, rows, cols) * s->grid.bits + 7) / 8 : plane_bytes(&s->zero, rows, cols);
+        n += s->zero.dtype == LQ_U8 && s->zero.parent == LQ_NONE ? ((uint64_t)lq_plane_count(&s->zero, rows, cols) * s->grid.bits + 7) / 8 : plane_bytes(&s->zero, rows, cols);
     if (s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA) n += ((uint64_t)2 << s->grid.bits) * (s->extra & LQ_X_LUT_PER_ROW ? rows : 1);
     return n + (s->extra & LQ_X_LOWRANK ? 2 * (uint64_t)s->rank * ((uint64_t)rows + cols) : 0);
 }

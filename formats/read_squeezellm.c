@@ -114,7 +114,7 @@ static lq_status as_halves(lq_ctx *ctx, lq_dtype t, const void *data, lq_csr *o)
         float v;
         lq_dtype_decode(t, (const char *)data + (size_t)k * lq_dtypes[t].bytes, &v, 1);
         o->v[k] = lq_f32_f16(v);
-        if (lq_f16_f32(o->v[k]) != v) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "sparse value %u (%.9g) is no F16 number", k, (double)v);
+        if (isfinite(v) && lq_f16_f32(o->v[k]) != v) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "sparse value %u (%.9g) is no F16 number", k, (double)v);
     }
     return LQ_OK;
 }

@@ -90,6 +90,7 @@ static lq_status find_folded(road *r) {
 
 static json_t *manifest(road *r, const lq_format *format, json_t *changes) {
     json_t *cal = r->needs     ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed)
+                  : r->imatrix.n ? json_pack("{s:s, s:s}", "importance matrix", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash)
                   : r->stats.n ? json_pack("{s:s, s:s, s:O}", "statistics", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash, "of",
                                            json_object_get(r->stats.identity, "calibration"))
                                : json_null();
@@ -107,6 +108,14 @@ static json_t *manifest(road *r, const lq_format *format, json_t *changes) {
         return NULL;
     }
     return m;
+}
+
+/* As llama-quantize records it. */
+static void note_imatrix(road *r) {
+    lq_gguf_put_str(r->gguf, "quantize.imatrix.file", lq_path_base(r->run->opts.stats));
+    if (r->imatrix.dataset) lq_gguf_put_str(r->gguf, "quantize.imatrix.dataset", r->imatrix.dataset);
+    lq_gguf_put_u32(r->gguf, "quantize.imatrix.entries_count", (uint32_t)r->imatrix.n);
+    lq_gguf_put_u32(r->gguf, "quantize.imatrix.chunks_count", r->imatrix.chunks);
 }
 
 /* Of one output: what is counted while the units go by. */
@@ -166,7 +175,8 @@ done:
 static lq_status write_one(road *r, const lq_format *format, const char *dir) {
     json_t *meta = meta_of(r), *changes = lq_sidecars_changes(r->model, LQ_NONE);
     lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes, .gguf = format->gguf ? r->gguf : NULL};
-    if (format->gguf) lq_gguf_out_finish(r->gguf, &r->model->cat, -1);
+    if (format->gguf && r->imatrix.n) note_imatrix(r);
+    if (format->gguf) lq_gguf_out_finish(r->gguf, &r->model->cat, r->plan.file_type);
     lq_status st = meta && changes ? count_anew(r) : lq_oom(r->ctx, 256);
     if (st) goto done;
     LQ_GO(lq_sink_open(r->ctx, format, dir, &r->model->cat, &so, &r->sink));

@@ -53,6 +53,7 @@ typedef struct lq_rounder {
     float edge[LQ_GRID_TABLE][LQ_LANES];         /* table: above edge[i] value i is nearer than value i - 1 */
     float value[LQ_GRID_TABLE][LQ_LANES];
     uint32_t code[LQ_GRID_TABLE][LQ_LANES];
+    uint8_t half[512];                           /* LQ_LUT_IQ4: code of x with ceil(2 x) = i - 256; its edges are halves */
 } lq_rounder;
 /* Lane l rounds weights of row `row` + l * step (tables per row; rows beyond the last repeat it). */
 void lq_rounder_init(lq_rounder *r, const lq_qtensor *q, uint32_t row, uint32_t step);

@@ -132,6 +132,10 @@ static lq_status open_stats(road *r) {
     if (r->run->recipe.n_xforms)
         return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s looks at the activations themselves, statistics do not suffice", r->run->opts.stats, r->run->recipe.xform[0].x->name);
     if (r->run->opts.kv_scales) return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "--stats with --kv-scales: keys and values are not in the statistics");
+    if (r->imatrix.n) {
+        if (r->needs) return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs more of the activations than the diagonals of an importance matrix", r->run->opts.stats, name);
+        return LQ_OK;
+    }
     LQ_TRY(lq_stats_open(r->ctx, r->run->opts.stats, &r->stats));
     if (r->needs & LQ_NEED_GRAM && !r->stats.gram)
         return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs the Gram matrices of `lquant calibrate --hessians`; this file has diagonals only", r->run->opts.stats, name);
@@ -179,6 +183,9 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0 && !r->run->opts.stats, &r->model));
     r->model->expert_opts = r->run->opts.experts;
     LQ_TRY(plan_kv(r));
+    if (r->run->opts.stats && lq_imatrix_is(r->run->opts.stats)) LQ_TRY(lq_imatrix_read(r->ctx, r->run->opts.stats, &r->imatrix));
+    if (r->imatrix.n && r->run->opts.rotate) return lq_fail(r->ctx, LQ_ERR_USAGE, "--rotate: an importance matrix is of the model as it is");
+    r->run->plan_opts.imatrix = r->imatrix.n != 0;
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(plan_for_targets(r));
@@ -193,6 +200,10 @@ static lq_status open_and_plan(road *r) {
 }
 
 static lq_status gather_rows(road *r) {
+    if (r->imatrix.n) {
+        lq_log(r->ctx, LQ_LOG_INFO, "importance matrix %s: %zu entries, %u chunks", r->run->opts.stats, r->imatrix.n, r->imatrix.chunks);
+        return LQ_OK;
+    }
     if (r->stats.n) {
         lq_log(r->ctx, LQ_LOG_INFO, "statistics of %s: no calibration text is used", r->run->opts.stats);
         return LQ_OK;
@@ -229,7 +240,7 @@ static lq_status describe(road *r, char fingerprint[65]) {
     r->inputs = lq_manifest_inputs(r->ctx, r->src, &st);
     if (st) return st;
     if (r->stats.n) LQ_TRY(lq_statistics_fit(r->ctx, &r->stats, r->model, r->inputs));
-    if (r->stats.n) LQ_TRY(lq_sha_file(r->ctx, r->run->opts.stats, r->rows.hash));
+    if (r->stats.n || r->imatrix.n) LQ_TRY(lq_sha_file(r->ctx, r->run->opts.stats, r->rows.hash));
     for (uint32_t i = 1; i < n; i++) sets[i] = sets[n]; /* a transform's options stand with its name */
     r->options = lq_opts_json(sets, "max-memory,target,work-dir,resume,overwrite,dry-run,true-sequential,report,stats,group-size,format,max-fallback,fisher,file,save-tokens,nsamples,seqlen,seed,chat-template");
     if (!r->options) return lq_oom(r->ctx, 256);
@@ -351,6 +362,7 @@ static void leave(road *r) {
     lq_rows_free(&r->rows);
     lq_stats_free(&r->item);
     lq_stats_close(&r->stats);
+    lq_imatrix_free(&r->imatrix);
     lq_job_close(&r->job);
     lq_model_free(&r->model);
     lq_source_free(&r->src);
