@@ -44,7 +44,7 @@ static lq_status fp_close(lq_sink *s) { return lq_st_finish(s->ctx, &((lq_fp *)s
 static void fp_abandon(lq_sink *s) { lq_st_abandon(&((lq_fp *)s->priv)->w); }
 
 const lq_format lq_format_fp = {
-    .name = "safetensors", .what = "Hugging Face folder of float tensors", .priv_size = sizeof(lq_fp),
+    .name = "safetensors", .what = "Hugging Face folder of float tensors", .priv_size = sizeof(lq_fp), .kv_scales = true,
     .accept = fp_accept, .open = fp_open, .put = fp_put, .put_fp = fp_put_fp, .sidecar = lq_folder_sidecar,
     .sync = fp_sync, .close = fp_close, .abandon = fp_abandon,
 };

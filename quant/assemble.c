@@ -44,6 +44,12 @@ static lq_status put_kept(road *r, const lq_row *row) {
     return st;
 }
 
+/* The step of E4M3 keys or values; a block that saw nothing gets 1. */
+static lq_status put_kv(road *r, const lq_row *row) {
+    float most = r->kv_max[2 * (size_t)row->slot.block + (row->slot.role == LQ_R_V_SCALE)], step = most > 0 ? most / 448 : 1;
+    return lq_sink_put_fp(r->sink, row, &step, sizeof step);
+}
+
 static lq_status note_folded(road *r, json_t *entry, const void *p, size_t n) {
     const lq_row *row = lq_unit_kept_row(r, entry);
     (void)p, (void)n;
@@ -132,8 +138,10 @@ static json_t *meta_of(const road *r) {
 }
 
 static lq_status put_tensors(road *r) {
-    for (size_t i = 0; i < r->model->cat.n; i++)
-        if (!r->model->cat.rows[i].quantize && !r->changed[i]) LQ_TRY(put_kept(r, &r->model->cat.rows[i]));
+    for (size_t i = 0; i < r->model->cat.n; i++) {
+        const lq_row *row = &r->model->cat.rows[i];
+        if (!row->quantize && !r->changed[i]) LQ_TRY(r->kv_max && lq_role_is_kv(row->slot.role) ? put_kv(r, row) : put_kept(r, row));
+    }
     return lq_unit_each_done(r, &(lq_unit_reader){.linear = put_linear, .kept = put_folded, .choice = note_choice});
 }
 
@@ -173,7 +181,6 @@ static lq_status write_one(road *r, const lq_format *format, const char *dir) {
     if (st) goto done;
     LQ_GO(lq_sink_open(r->ctx, format, dir, &r->model->cat, &so, &r->sink));
     LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
-    if (r->kv_max) LQ_GO(lq_sidecars_kv(r->ctx, r->kv_max, r->model->par.n_layers, r->sink));
     LQ_GO(put_tensors(r));
     st = put_manifest(r, format, dir, changes);
 done:

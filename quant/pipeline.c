@@ -159,6 +159,14 @@ static lq_status plan_for_targets(road *r) {
     return LQ_OK;
 }
 
+static lq_status plan_kv(road *r) {
+    if (!r->run->opts.kv_scales) return LQ_OK;
+    for (size_t i = 0; i < r->outs.n; i++)
+        if (!r->outs.format[i]->kv_scales)
+            return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "--kv-scales: format %s has no place for scales of keys and values; compressed-tensors and lqt have", r->outs.format[i]->name);
+    return lq_model_add_kv(r->ctx, r->model);
+}
+
 static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
@@ -174,6 +182,7 @@ static lq_status open_and_plan(road *r) {
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0 && !r->run->opts.stats, &r->model));
     r->model->expert_opts = r->run->opts.experts;
+    LQ_TRY(plan_kv(r));
     if (r->run->opts.stats && lq_imatrix_is(r->run->opts.stats)) LQ_TRY(lq_imatrix_read(r->ctx, r->run->opts.stats, &r->imatrix));
     if (r->imatrix.n && r->run->opts.rotate) return lq_fail(r->ctx, LQ_ERR_USAGE, "--rotate: an importance matrix is of the model as it is");
     r->run->plan_opts.imatrix = r->imatrix.n != 0;
