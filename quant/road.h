@@ -6,6 +6,7 @@
 #include "core/progress.h"
 #include "calib/stats_file.h"
 #include "quant/gguf_out.h"
+#include "quant/importance.h"
 #include "quant/outputs.h"
 #include "quant/pipeline.h"
 
@@ -19,6 +20,7 @@ typedef struct road {
     unsigned needs;            /* LQ_NEED_* of the method with its options; 0: no calibration */
     lq_rows rows;
     lq_stats_file stats;       /* --stats: read instead of running the model; needs is then 0 */
+    lq_imatrix imatrix;        /* the same from llama.cpp; n 0: none */
     unsigned stats_needs;      /* what the method wants of it */
     lq_stats item;             /* statistics read last, of item_of */
     const lq_row *item_of;
