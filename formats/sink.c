@@ -15,6 +15,7 @@ const lq_format *const lq_formats[] = {
     &lq_format_ct,
     &lq_format_awq,
     &lq_format_fp8,
+    &lq_format_mlx,
     &lq_format_bnb,
     &lq_format_bitnet,
     &lq_format_squeezellm,
@@ -144,7 +145,10 @@ static lq_status all_changes(lq_sink *s, json_t **out) {
     if (!*out) return lq_oom(s->ctx, 64);
     if (!s->format->quant_config) return LQ_OK;
     if (!(quant = s->format->quant_config(s)) || json_object_set_new(*out, "quantization_config", quant)) return lq_oom(s->ctx, 64);
-    return LQ_OK;
+    json_t *more = s->format->config ? s->format->config(s) : NULL;
+    bool ok = !s->format->config || (more && !json_object_update(*out, more));
+    json_decref(more);
+    return ok ? LQ_OK : lq_oom(s->ctx, 64);
 }
 
 lq_status lq_sink_config(lq_sink *s, const char *text, size_t n) {

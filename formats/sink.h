@@ -32,6 +32,7 @@ typedef struct lq_format {   /* one row per output format */
     lq_status (*put_fp)(lq_sink *, const lq_row *, const void *data, size_t bytes); /* data in row->out_dtype, a transposed row as it is stored */
     lq_status (*sidecar)(lq_sink *, const char *name, const void *data, size_t n);
     json_t *(*quant_config)(lq_sink *); /* new reference; NULL function: the format adds nothing to config.json */
+    json_t *(*config)(lq_sink *);       /* further top-level keys of config.json: new reference; NULL function: none */
     lq_status (*sync)(lq_sink *);       /* what was put is on the disk */
     lq_status (*close)(lq_sink *);      /* index, fsync */
     void (*abandon)(lq_sink *);
