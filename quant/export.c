@@ -89,7 +89,7 @@ static lq_status resolve(const job *j, target *t) {
     for (size_t i = 0; i < from->n; i++) {
         lq_row *r = &t->cat.rows[i];
         r->quantize = false;
-        r->out_dtype = float_type(j, t, r);
+        r->out_dtype = lq_role_is_kv(r->slot.role) ? r->dtype : float_type(j, t, r);
         if (t->format->kept) r->out_dtype = t->format->kept(r, r->out_dtype);
         if (in_codes(r) && may_be_codes(t, r)) LQ_TRY(resolve_codes(j, t, r));
         t->told->quantized += r->quantize;
@@ -356,12 +356,7 @@ static lq_status begin(const job *j, target *t, json_t *changes, json_t *meta) {
     lq_sink_opts so = {.shard_size = j->o->shard_size, .config = changes, .meta = meta, .gguf = t->gguf};
     for (size_t i = 0; i < t->cat.n; i++) j->m->cat.rows[i].out_dtype = t->cat.rows[i].out_dtype; /* config.json of a GGUF says it */
     LQ_TRY(lq_sink_open(j->ctx, t->format, t->dir, &t->cat, &so, &t->sink));
-    LQ_TRY(lq_sidecars_write(j->ctx, j->src, j->m, t->sink));
-    lq_buf kv;
-    LQ_TRY(lq_source_sidecar(j->ctx, j->src, LQ_KV_SIDECAR, &kv));
-    lq_status st = kv.v ? lq_sink_sidecar(t->sink, LQ_KV_SIDECAR, kv.v, kv.n) : LQ_OK;
-    lq_buf_free(&kv);
-    return st;
+    return lq_sidecars_write(j->ctx, j->src, j->m, t->sink);
 }
 
 static lq_status end(const job *j, target *t, const json_t *inputs, const json_t *changes) {
