@@ -232,7 +232,7 @@ static lq_status same_kind(lq_ctx *ctx, const lq_row *a, const lq_row *b) {
 }
 
 static lq_status bnb_open(lq_sink *s) {
-    static const lq_layout layout = {parts, pack};
+    static const lq_layout layout = {.parts = parts, .pack = pack};
     bnb *f = s->priv;
     for (size_t i = 0; i < s->cat->n; i++) {
         const lq_row *r = &s->cat->rows[i];
