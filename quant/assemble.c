@@ -190,21 +190,25 @@ done:
     return st;
 }
 
-/* A matrix of floats comes back as an ordinary tensor. */
+/* The catalog row a linear's entry is about. */
+static const lq_row *row_of(road *r, lq_slot slot) { return lq_catalog_find(&r->model->cat, slot, LQ_PART_WEIGHT); }
+
+/* A matrix of floats comes back as an ordinary tensor, turned where its name is stored so. */
 static lq_status compare_floats(road *r, const lq_qtensor *want, size_t i, bool *same) {
     const lq_entry *e = &r->back->entries[i];
-    size_t row = (size_t)want->cols * want->sch.grid.bits / 8;
-    *same = e->dtype == lq_grid_dtype(want->sch.grid.kind) && lq_entry_rows(e) == want->rows && lq_entry_cols(e) == want->cols;
+    const lq_row *row = row_of(r, want->slot);
+    size_t unit = want->sch.grid.bits / 8, width = want->cols * unit, bytes = width * want->rows;
+    bool turn = row && row->transposed;
+    *same = e->dtype == lq_grid_dtype(want->sch.grid.kind) && lq_entry_rows(e) == (turn ? want->cols : want->rows) && lq_entry_cols(e) == (turn ? want->rows : want->cols);
     if (!*same) return LQ_OK;
-    char *got = lq_alloc(row * want->rows);
-    lq_status st = got ? lq_source_read(r->ctx, r->back, i, 0, want->rows, got) : lq_oom(r->ctx, row * want->rows);
-    for (uint32_t k = 0; k < want->rows && !st; k++) *same &= !memcmp(got + k * row, want->codes + k * want->row_bytes, row);
+    char *got = lq_alloc(bytes), *back = turn ? lq_alloc(bytes) : NULL;
+    lq_status st = got && (back || !turn) ? lq_source_read(r->ctx, r->back, i, 0, lq_entry_rows(e), got) : lq_oom(r->ctx, bytes);
+    if (!st && turn) lq_transpose(got, want->cols, want->rows, unit, back);
+    for (uint32_t k = 0; k < want->rows && !st; k++) *same &= !memcmp((turn ? back : got) + k * width, want->codes + k * want->row_bytes, width);
+    lq_free(back);
     lq_free(got);
     return st;
 }
-
-/* The catalog row a linear's entry is about. */
-static const lq_row *row_of(road *r, lq_slot slot) { return lq_catalog_find(&r->model->cat, slot, LQ_PART_WEIGHT); }
 
 static lq_status compare_codes(road *r, const lq_qtensor *want, size_t i, bool *same) {
     lq_qtensor got;
