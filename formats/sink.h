@@ -49,6 +49,8 @@ struct lq_sink {
     void *priv;
     uint8_t *seen;           /* [cat->n]: put already */
 };
+/* out[cols][rows] of data[rows][cols], `unit` bytes each: a Conv1D matrix as it is stored, or back. */
+void lq_transpose(const void *data, size_t rows, size_t cols, size_t unit, void *out);
 lq_status lq_sink_open(lq_ctx *ctx, const lq_format *f, const char *dir, const lq_catalog *cat, const lq_sink_opts *opts, lq_sink **out);
 lq_status lq_sink_put(lq_sink *s, const lq_qtensor *q);                                     /* row found by slot; any order */
 /* data: [rows][cols] in row->out_dtype, whatever the row's name wants in a file. */

@@ -26,15 +26,6 @@ static lq_status put_json(lq_ctx *ctx, lq_sink *sink, const char *name, json_t *
     return st;
 }
 
-lq_status lq_sidecars_kv(lq_ctx *ctx, const float *max, uint32_t n_layers, lq_sink *sink) {
-    json_t *list = json_array(), *v = json_pack("{s:i, s:s, s:O}", "schema", 1, "type", "F8_E4M3", "k_v_scales", list);
-    for (uint32_t b = 0; b < n_layers; b++) /* a block that saw nothing gets 1 */
-        json_array_append_new(list, json_pack("[f, f]", max[2 * b] > 0 ? (double)max[2 * b] / 448 : 1, max[2 * b + 1] > 0 ? (double)max[2 * b + 1] / 448 : 1));
-    lq_status st = list && v && json_array_size(list) == n_layers ? put_json(ctx, sink, LQ_KV_SIDECAR, v) : lq_oom(ctx, 64 * (size_t)n_layers);
-    json_decref(list);
-    return st;
-}
-
 static json_t *token_or_null(const lq_tokenizer *t, int32_t id) {
     const char *text = id >= 0 ? lq_tokenizer_token(t, id) : NULL;
     return text ? json_string(text) : json_null();
@@ -97,7 +88,7 @@ static bool is_about_codes(const char *name) {
 lq_status lq_sidecars_write(lq_ctx *ctx, lq_source *src, const lq_model *m, lq_sink *sink) {
     if (!src->gguf) {
         for (size_t i = 0; i < src->n_sidecars; i++)
-            if (strcmp(src->sidecars[i], "lquant-manifest.json") && strcmp(src->sidecars[i], LQ_KV_SIDECAR) && (!is_about_codes(src->sidecars[i]) || !decodes(m)))
+            if (strcmp(src->sidecars[i], "lquant-manifest.json") && (!is_about_codes(src->sidecars[i]) || !decodes(m)))
                 LQ_TRY(copy_one(ctx, src, src->sidecars[i], sink));
         return LQ_OK;
     }
