@@ -311,7 +311,7 @@ static lq_status places(maker *k) {
 /* -- a GGUF as input --------------------------------------------------------------------------------------------------- */
 
 static bool is_ours(const char *name) { /* said anew, or true of the old file alone */
-    static const char *const names[] = {"general.file_type", "general.quantization_version", "general.alignment", "split.", "quantize.imatrix.", "lquant."};
+    static const char *const names[] = {"general.file_type", "general.quantization_version", "general.alignment", "split.", "quantize.imatrix."};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!strncmp(name, names[i], strlen(names[i]))) return true;
     return false;
