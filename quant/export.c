@@ -265,9 +265,23 @@ done:
     return st;
 }
 
+/* What is carried over counts among the energy that a loss is relative to. */
+static lq_loss carried(const lq_row *is, const void *data) {
+    enum { PIECE = 1024 };
+    float x[PIECE];
+    lq_loss l = {0};
+    uint64_t n = lq_dtype_is_weight(is->out_dtype) && lq_dtypes[is->out_dtype].block == 1 ? lq_row_elems(is) : 0;
+    for (uint64_t at = 0; at < n; at += PIECE) {
+        uint64_t k = n - at < PIECE ? n - at : PIECE;
+        lq_dtype_decode(is->out_dtype, (const char *)data + at * lq_dtypes[is->out_dtype].bytes, x, (size_t)k);
+        lq_loss_measure(&l, x, x, (size_t)k);
+    }
+    return l;
+}
+
 static lq_status put_stored(const job *j, target *t, size_t i, const void *data, size_t bytes) {
     const lq_row *was = &j->m->cat.rows[i], *is = &t->cat.rows[i];
-    lq_loss l = {.weights = lq_dtype_is_weight(is->out_dtype) ? lq_row_elems(is) : 0};
+    lq_loss l = carried(is, data);
     LQ_TRY(tell(j, t, was, is, &l, false));
     LQ_TRY(digest_bytes(j->ctx, data, bytes, t->digest[i]));
     t->told->bytes += bytes;
