@@ -36,10 +36,11 @@ static const lq_opt options[] = {
 static void print_kind(const lq_export_kind *k) {
     bool same = !strcmp(k->from, k->to);
     printf("  %5zu x %s%s%s", k->tensors, k->from, same ? "" : " -> ", same ? "" : k->to);
-    if (!k->loss.changed) printf(": %s\n", k->loss.weights ? "exact" : "as it is");
+    if (!k->loss.changed) printf(": %s", k->loss.weights ? "exact" : "as it is");
     else
-        printf(": %s%.2f %% of the weights differ, relative rms %.3g, largest %.3g\n", k->anew ? "codes chosen anew, " : "", 100.0 * (double)k->loss.changed / (double)k->loss.weights,
+        printf(": %s%.2f %% of the weights differ, relative rms %.3g, largest %.3g", k->anew ? "codes chosen anew, " : "", 100.0 * (double)k->loss.changed / (double)k->loss.weights,
                lq_loss_rms(&k->loss), k->loss.max_abs);
+    printf("%s%s\n", k->act && *k->act ? "; " : "", k->act ? k->act : "");
 }
 
 static void print_one(const lq_exported *e, const char *name) {

@@ -18,7 +18,7 @@ typedef struct lq_export_opts {
     const json_t *about;     /* keys for the manifest; borrowed, may be NULL */
 } lq_export_opts;
 
-typedef struct lq_export_kind { char from[80], to[80]; size_t tensors; lq_loss loss; bool anew; } lq_export_kind;
+typedef struct lq_export_kind { char from[80], to[80]; size_t tensors; lq_loss loss; bool anew; const char *act; } lq_export_kind; /* act: "", or what changes about activations */
 typedef struct lq_exported {     /* one output */
     const lq_format *format;
     lq_export_kind *kinds;       /* by type in and type out, in order of appearance */
