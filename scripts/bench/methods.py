@@ -52,6 +52,8 @@ def cells():
         yield f"{recipe}-W8A8", recipe, ["--scheme", "W8A8"], []
         yield f"{recipe}-W8A8-static", recipe, ["--scheme", "W8A8-static"], []
         yield f"{recipe}-W4A8", recipe, ["--scheme", "W4A8-g64"], []
+    for recipe in ("rtn", "gptq"):
+        yield f"{recipe}-rotated-W8A8", recipe, ["--scheme", "W8A8", "--rotate", "hadamard"], []
     yield "int8", "int8", [], []
     yield "int8-static", "int8", ["--static"], []
     yield "zeroquant-W8A8", "zeroquant", ["--scheme", "W8A8"], []
