@@ -96,7 +96,7 @@ def measure(a, model, name, recipe, flags, eval_flags):
     log = work / "log" / re.sub(r"[^\w.-]", "_", f"{Path(model).name}-{name}")
     if recipe:
         path, report = work / "out.lqt", work / "report.json"
-        for p in (path, report):
+        for p in (path, report, work / "out.lqt.partial"):  # the last: of a run that was killed
             shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
         command = [a.lquant, recipe, *flags, "--nsamples", str(a.nsamples), "-l", str(a.seqlen), "-t", str(a.threads), "-q", "--report", str(report)]
         command += ["--format", "safetensors" if recipe in ("sparsegpt", "wanda") and "--scheme" not in flags else "lqt", "--max-fallback", "100"]
