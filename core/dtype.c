@@ -142,6 +142,63 @@ static void q6_k(const uint8_t *b, float *y) {
     }
 }
 
+static const int8_t uneven[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t twice_e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+static void table16(const uint8_t *qs, int n, const int8_t *table, float d, float *y) {
+    for (int j = 0; j < n; j++) {
+        y[j] = d * (float)table[qs[j] & 15];
+        y[j + n] = d * (float)table[qs[j] >> 4];
+    }
+}
+static void iq4_nl(const uint8_t *b, float *y) { table16(b + 2, 16, uneven, half_at(b), y); }
+static void iq4_xs(const uint8_t *b, float *y) {
+    float d = half_at(b);
+    for (int j = 0; j < 8; j++) {
+        int scale = (b[4 + j / 2] >> 4 * (j % 2) & 15) | ((b[2] | b[3] << 8) >> 2 * j & 3) << 4;
+        table16(b + 8 + 16 * j, 16, uneven, d * (float)(scale - 32), y + 32 * j);
+    }
+}
+static void mxfp4(const uint8_t *b, float *y) { /* 2^(e - 128) of doubled values; a NaN exponent is one more, as in ggml */
+    float d = b[0] < 2 ? lq_bits_f32(0x00200000u << b[0]) : lq_bits_f32((uint32_t)(b[0] - 1) << 23);
+    table16(b + 1, 16, twice_e2m1, d, y);
+}
+static void nvfp4(const uint8_t *b, float *y) { /* E4M3 without sign; 0x7f is 0 */
+    for (int j = 0; j < 4; j++) {
+        int e = b[j] >> 3 & 15, m = b[j] & 7;
+        float d = e ? ldexpf((float)(8 + m), e - 11) : ldexpf((float)m, -10);
+        table16(b + 4 + 8 * j, 8, twice_e2m1, b[j] == 0x7f ? 0 : d, y + 16 * j);
+    }
+}
+
+static void tq1_0(const uint8_t *b, float *y) { /* a byte is a fraction of 256 in base 3; qs: five digits of 32, then of 16 bytes; qh: four of 4 */
+    float d = half_at(b + 52);
+    const struct { uint8_t at, n, digits; } runs[] = {{0, 32, 5}, {32, 16, 5}, {48, 4, 4}};
+    for (int k = 0; k < 3; k++) {
+        unsigned rest[32];
+        for (int l = 0; l < runs[k].n; l++) rest[l] = b[runs[k].at + l];
+        for (int digit = 0; digit < runs[k].digits; digit++)
+            for (int l = 0; l < runs[k].n; l++) {
+                rest[l] *= 3;
+                *y++ = d * (float)((int)(rest[l] >> 8) - 1);
+                rest[l] &= 255;
+            }
+    }
+}
+static void tq2_0(const uint8_t *b, float *y) {
+    float d = half_at(b + 64);
+    for (int j = 0; j < 16; j++, y += 16)
+        for (int l = 0; l < 16; l++) y[l] = d * (float)((two_bits(b, j)[l] >> 2 * (j / 2 % 4) & 3) - 1);
+}
+static void q1_0(const uint8_t *b, float *y) {
+    float d = half_at(b);
+    for (int j = 0; j < 128; j++) y[j] = b[2 + j / 8] >> j % 8 & 1 ? d : -d;
+}
+static void q2_0(const uint8_t *b, float *y) {
+    float d = half_at(b);
+    for (int j = 0; j < 64; j++) y[j] = d * (float)((b[2 + j / 4] >> 2 * (j % 4) & 3) - 1);
+}
+
 void lq_dtype_decode(lq_dtype t, const void *src, float *dst, size_t n) {
     const uint16_t *h = src;
     const double *f64 = src;
@@ -167,6 +224,14 @@ void lq_dtype_decode(lq_dtype t, const void *src, float *dst, size_t n) {
     case LQ_Q4_K: block = q4_k; break;
     case LQ_Q5_K: block = q5_k; break;
     case LQ_Q6_K: block = q6_k; break;
+    case LQ_IQ4_NL: block = iq4_nl; break;
+    case LQ_IQ4_XS: block = iq4_xs; break;
+    case LQ_TQ1_0: block = tq1_0; break;
+    case LQ_TQ2_0: block = tq2_0; break;
+    case LQ_MXFP4: block = mxfp4; break;
+    case LQ_NVFP4: block = nvfp4; break;
+    case LQ_Q1_0: block = q1_0; break;
+    case LQ_Q2_0: block = q2_0; break;
     default: memset(dst, 0, n * 4); return;
     }
     for (size_t i = 0; i < n / lq_dtypes[t].block; i++)

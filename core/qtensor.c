@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 #include "core/qtensor.h"
 
+#include "core/blocks.h"
 #include "core/num.h"
 #include "core/pack.h"
 
@@ -31,9 +32,13 @@ lq_scheme lq_scheme_int(int bits, int group, bool sym) {
 
 const char *lq_scheme_name(const lq_scheme *s, char *buf, size_t n) {
     static const char *const kinds[] = {"int", "e2m1-", "e3m2-", "e4m3-", "e5m2-", "lut", "f", "bf", "f"};
-    static const char *const luts[] = {"lut", "nf", "fp", "sign"}, *const acts[] = {"", "-a", "-static-a"};
+    static const char *const luts[] = {"lut", "nf", "fp", "sign", "iq", "quad"}, *const acts[] = {"", "-a", "-static-a"};
     const char *kind = s->grid.kind == LQ_GRID_LUT ? luts[s->grid.bias] : kinds[s->grid.kind], *zero = "";
     char tile[40] = "", act[40] = "", more[40] = "";
+    if (s->scale.parent == LQ_F16 && lq_gguf_block_type(s) != LQ_NONE) { /* two levels are what ggml calls them */
+        snprintf(buf, n, "%s", lq_dtypes[lq_gguf_block_type(s)].name);
+        return buf;
+    }
     if (s->grid.kind == LQ_GRID_INT) zero = s->zero_kind == LQ_ZERO_MIN ? "-min" : s->zero_kind == LQ_ZERO_NONE ? "-sym" : s->zero.dtype == LQ_U8 ? "-asym" : "-fz";
     if (s->scale.dtype != LQ_NONE) {
         if (s->scale.tile_r == LQ_FLAT) snprintf(tile, sizeof tile, "-block%u", s->scale.tile_c);
@@ -110,6 +115,7 @@ static bool plane_init(lq_arena *mem, const lq_plane_desc *d, lq_plane *p, uint3
 static const float nf4[16] = {-1, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
                               -0.09105003625154495f, 0, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
                               0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1};
+static const int8_t iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}; /* ggml-common.h: kvalues_iq4nl */
 static const float fp4[8] = {0, 0.0052083333f, 0.66666667f, 1, 0.33333333f, 0.5f, 0.16666667f, 0.25f};
 
 void lq_lut_fill(const lq_grid *g, float *lut) {
@@ -117,6 +123,8 @@ void lq_lut_fill(const lq_grid *g, float *lut) {
         case LQ_LUT_NF4: lut[i] = nf4[i & 15]; break;
         case LQ_LUT_FP4: lut[i] = i & 8 ? -fp4[i & 7] : fp4[i & 7]; break;
         case LQ_LUT_SIGN: lut[i] = i & 1 ? 1 : -1; break;
+        case LQ_LUT_IQ4: lut[i] = iq4[i & 15]; break;
+        case LQ_LUT_QUAD: lut[i] = (float)(i & 3) - 1; break;
         default: break;
         }
 }
@@ -179,15 +187,21 @@ float lq_plane_get(const lq_plane_desc *d, const lq_plane *p, size_t i) {
     return v;
 }
 
+/* U8 and I8 of sig bits (0: all 8): nearest, clamped */
+static float round_whole(const lq_plane_desc *d, float v) {
+    int bits = d->sig && d->sig < 8 ? d->sig : 8;
+    float low = d->dtype == LQ_I8 ? -(float)(1 << (bits - 1)) : 0, top = low + (float)((1 << bits) - 1);
+    return v < low ? low : v > top ? top : rintf(v);
+}
+
 float lq_plane_round(const lq_plane_desc *d, float v) {
+    if (d->dtype == LQ_U8 || d->dtype == LQ_I8) return round_whole(d, v);
     if (d->sig) v = lq_round_sig(v, d->sig);
     switch (d->dtype) {
     case LQ_F16: return lq_f16_f32(lq_f32_f16(v));
     case LQ_BF16: return lq_bf16_f32(lq_f32_bf16(v));
     case LQ_E4M3: return lq_e4m3_f32(lq_f32_e4m3(v));
     case LQ_E8M0: return lq_e8m0_f32(lq_f32_e8m0(v));
-    case LQ_U8: return v < 0 ? 0 : v > 255 ? 255 : rintf(v);
-    case LQ_I8: return v < -128 ? -128 : v > 127 ? 127 : rintf(v);
     default: return v;
     }
 }

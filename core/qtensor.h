@@ -17,7 +17,12 @@ typedef enum lq_grid_kind {
     LQ_GRID_F16, LQ_GRID_BF16, LQ_GRID_F32 /* the code is the float itself: a matrix a method changed and left unquantized */
 } lq_grid_kind;
 /* What lut holds when grid.kind is LUT (in grid.bias): the method's own values, or a fixed table that lq_qtensor_init fills. */
-typedef enum lq_lut_id { LQ_LUT_DATA, LQ_LUT_NF4, LQ_LUT_FP4, LQ_LUT_SIGN, LQ_LUT_N } lq_lut_id;
+typedef enum lq_lut_id {
+    LQ_LUT_DATA, LQ_LUT_NF4, LQ_LUT_FP4, LQ_LUT_SIGN,
+    LQ_LUT_IQ4,  /* ggml's 16 uneven values, -127 .. 113 */
+    LQ_LUT_QUAD, /* -1 0 1 2                             */
+    LQ_LUT_N
+} lq_lut_id;
 typedef enum lq_zero_kind { LQ_ZERO_NONE, LQ_ZERO_CODE, LQ_ZERO_MIN } lq_zero_kind;
 
 typedef struct lq_grid {     /* what a stored code means before scaling               */
@@ -30,7 +35,8 @@ typedef struct lq_grid {     /* what a stored code means before scaling         
 #define LQ_FLAT UINT32_MAX   /* tile_r: tiles run over the flattened matrix           */
 typedef struct lq_plane_desc { /* a parameter per tile of the matrix                  */
     lq_dtype dtype;          /* LQ_NONE: absent. F32 F16 BF16 E4M3 E8M0 U8 I8         */
-    uint8_t sig;             /* significant bits the values are rounded to; 0: all of the dtype's. F16 with 8 is exact in BF16 too */
+    uint8_t sig;             /* significant bits the values are rounded to; 0: all of the dtype's. F16 with 8 is exact in BF16 too.
+                              * U8, I8: bits in use, 6 = 0 .. 63, -32 .. 31 */
     uint32_t tile_r, tile_c; /* weights covered by one element; 0 = the whole axis    */
     lq_dtype parent;         /* second-level scale, LQ_NONE when elements are final   */
     uint32_t span;           /* row-major elements per parent element; 0 = all        */

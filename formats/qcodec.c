@@ -28,7 +28,7 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "planes are copied as they lie in memory");
 _Static_assert(LQ_GRID_E2M1 == 1 && LQ_GRID_LUT == 5 && LQ_GRID_F32 == 8 && LQ_ZERO_MIN == 2 && LQ_ACT_STATIC == 2, "ids on disk");
-_Static_assert(LQ_LUT_DATA == 0 && LQ_LUT_NF4 == 1 && LQ_LUT_FP4 == 2 && LQ_LUT_SIGN == 3, "ids on disk");
+_Static_assert(LQ_LUT_DATA == 0 && LQ_LUT_NF4 == 1 && LQ_LUT_FP4 == 2 && LQ_LUT_SIGN == 3 && LQ_LUT_IQ4 == 4 && LQ_LUT_QUAD == 5, "ids on disk");
 
 enum { HEAD = 128, VERSION = 2, TABLE = 256, RANK_MAX = 1024, F_BIAS = 1, F_SCALE_TABLE = 2, F_ZERO_TABLE = 4 };
 enum { EXTRAS = LQ_X_PERM | LQ_X_LUT_PER_ROW | LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK };
@@ -49,7 +49,8 @@ static lq_status plane_check(lq_ctx *ctx, const char *what, const lq_plane_desc 
     if (!is_plane_dtype(d->dtype)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%ss of type %s", what, lq_dtypes[d->dtype].name);
     if (d->parent != LQ_NONE && d->parent != LQ_F32 && d->parent != LQ_F16 && d->parent != LQ_BF16)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "second-level %ss of type %s; F32, F16 and BF16 are known", what, lq_dtypes[d->parent].name);
-    if (d->sig > 24) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%ss of %u significant bits; at most 24", what, d->sig);
+    bool whole = d->dtype == LQ_U8 || d->dtype == LQ_I8;
+    if (d->sig > (whole ? 8 : 24)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%ss of %u significant bits; at most %d", what, d->sig, whole ? 8 : 24);
     if (d->dtype == LQ_NONE) return LQ_OK;
     bool block = d->tile_r > 1 && d->tile_c; /* may be larger than the matrix */
     if (d->tile_r == LQ_FLAT ? !d->tile_c : !block && (d->tile_r > rows || d->tile_c > cols))
@@ -62,8 +63,8 @@ static bool is_float(lq_grid_kind k) { return k == LQ_GRID_F16 || k == LQ_GRID_B
 static bool bias_ok(const lq_grid *g) {
     if (g->kind == LQ_GRID_INT) return g->bias >= -65536 && g->bias <= 65536;
     if (g->kind != LQ_GRID_LUT) return g->bias == 0;
-    if (g->bias == LQ_LUT_SIGN) return g->bits == 1;
-    return g->bias == LQ_LUT_DATA || ((g->bias == LQ_LUT_NF4 || g->bias == LQ_LUT_FP4) && g->bits == 4);
+    static const uint8_t bits[LQ_LUT_N] = {0, 4, 4, 1, 4, 2};
+    return g->bias == LQ_LUT_DATA || (g->bias > 0 && g->bias < LQ_LUT_N && g->bits == bits[g->bias]);
 }
 
 static lq_status grid_check(lq_ctx *ctx, const lq_grid *g) {
@@ -204,10 +205,22 @@ uint64_t lq_qtensor_encoded_bytes(const lq_scheme *s, uint32_t rows, uint32_t co
 
 /* -- values ---------------------------------------------------------------------------------------------------------- */
 
+/* Elements of U8 and I8 planes keep to the bits their scheme says they use. */
+static lq_status whole_check(lq_ctx *ctx, const char *what, const lq_plane_desc *d, const lq_plane *p, size_t n, lq_status bad) {
+    if ((d->dtype != LQ_U8 && d->dtype != LQ_I8) || !d->sig || d->sig == 8) return LQ_OK;
+    int low = d->dtype == LQ_I8 ? -(1 << (d->sig - 1)) : 0, top = low + (1 << d->sig) - 1;
+    for (size_t i = 0; i < n; i++) {
+        int v = d->dtype == LQ_I8 ? ((const int8_t *)p->v)[i] : ((const uint8_t *)p->v)[i];
+        if (v < low || v > top) return lq_fail(ctx, bad, "%s %zu is stored as %d, expected %d to %d", what, i, v, low, top);
+    }
+    return LQ_OK;
+}
+
 static lq_status scale_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
     const lq_plane_desc *d = &q->sch.scale;
     size_t n = lq_plane_count(d, q->rows, q->cols);
-    bool rounded = d->sig && d->parent == LQ_NONE;
+    bool rounded = d->sig && d->parent == LQ_NONE && d->dtype != LQ_U8 && d->dtype != LQ_I8;
+    LQ_TRY(whole_check(ctx, "scale", d, &q->scale, n, bad));
     for (size_t i = 0; i < n; i++) {
         float v = lq_plane_get(d, &q->scale, i);
         if (!isfinite(v)) return lq_fail(ctx, bad, "scale %zu is not finite", i);
@@ -221,6 +234,7 @@ static lq_status zero_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
     size_t n = lq_plane_count(d, q->rows, q->cols);
     bool code = q->sch.zero_kind == LQ_ZERO_CODE && d->dtype == LQ_U8 && d->parent == LQ_NONE && !q->zero.lut && q->sch.grid.kind == LQ_GRID_INT;
     float top = code ? (float)((1u << q->sch.grid.bits) - 1) : INFINITY;
+    LQ_TRY(whole_check(ctx, "zero", d, &q->zero, n, bad));
     for (size_t i = 0; i < n; i++) {
         float v = lq_plane_get(d, &q->zero, i);
         if (!isfinite(v)) return lq_fail(ctx, bad, "zero %zu is not finite", i);

@@ -156,7 +156,7 @@ void lq_round_lanes(const lq_rounder *r, const float *x, const float *scale, con
 
 float lq_grid_top(const lq_scheme *s) {
     if (s->grid.kind == LQ_GRID_INT) return fmaxf((float)s->grid.bias, top_code(&s->grid) - (float)s->grid.bias);
-    if (s->grid.kind == LQ_GRID_LUT) return s->grid.bias == LQ_LUT_DATA ? 0 : 1;
+    if (s->grid.kind == LQ_GRID_LUT) return s->grid.bias == LQ_LUT_DATA ? 0 : s->grid.bias == LQ_LUT_IQ4 ? 127 : s->grid.bias == LQ_LUT_QUAD ? 2 : 1;
     return s->grid.kind < LQ_GRID_LUT ? float_of(s->grid.kind).max : 1;
 }
 

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 # byte offsets of the half-precision fields in a block
 HALVES = {T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0], T.Q2_K: [80, 82], T.Q3_K: [108],
-          T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208]}
+          T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208], T.IQ4_NL: [0], T.IQ4_XS: [0], T.TQ1_0: [52], T.TQ2_0: [64], T.MXFP4: [], T.NVFP4: [],
+          T.IQ1_S: [0], T.IQ1_M: [], T.IQ2_XXS: [0], T.IQ2_XS: [0], T.IQ2_S: [0], T.IQ3_XXS: [0], T.IQ3_S: [0]}
 
 def blocks(folder):
     rng = np.random.default_rng(20)
@@ -27,6 +28,9 @@ def blocks(folder):
             h = rng.integers(0, 0x7c00, n, dtype=np.uint16) | (rng.integers(0, 2, n, dtype=np.uint16) << 15)
             h[0], h[1] = 0x3c00, 0x0001
             b[:, at:at + 2] = h[:, None].view(np.uint8)
+        if kind == T.IQ1_M:
+            b[:, 55] &= 0x7f  # its F16 is the upper nibbles of four little-endian words: this is its sign and the top of its exponent
+            b[:, 55] &= 0xbf
         y = gguf.quants.dequantize(b.reshape(1, -1), kind).astype(np.float32).reshape(-1)
         assert y.size == n * weights and np.isfinite(y).all()
         with open(f"{folder}/{kind.name}.bin", "wb") as f:

@@ -338,8 +338,8 @@ static void element_types_are_checked(void **state) {
         refused("unknown ggml type");
     }
     head(3, 1, 0);
-    info("a", 256, 1, 23, 0);
-    refused_as(LQ_ERR_UNSUPPORTED, "tensor 'a': ggml type IQ4_XS");
+    info("a", 256, 1, 15, 0);
+    refused_as(LQ_ERR_UNSUPPORTED, "tensor 'a': ggml type Q8_K");
 }
 
 static void tensor_names_are_sound_and_unique(void **state) {

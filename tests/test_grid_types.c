@@ -104,7 +104,7 @@ static void small_floats_take_every_half_to_the_nearest_even(void **state) {
 static void tables_take_every_half_to_the_nearest_value(void **state) {
     (void)state;
     for (int id = LQ_LUT_NF4; id < LQ_LUT_N; id++) {
-        lq_scheme s = {.grid = {LQ_GRID_LUT, id == LQ_LUT_SIGN ? 1 : 4, 1, id}};
+        lq_scheme s = {.grid = {LQ_GRID_LUT, id == LQ_LUT_SIGN ? 1 : id == LQ_LUT_QUAD ? 2 : 4, 1, id}};
         for (uint32_t h = 0; h < 65536; h++) {
             float x = lq_f16_f32((uint16_t)h);
             if (!isfinite(x)) continue;
