@@ -7,7 +7,7 @@
 #include "calib/arch.h"
 #include "core/verb.h"
 #include "eval/perplexity.h"
-#include "quant/plan.h"
+#include "quant/legal.h"
 #include "quant/recipe.h"
 
 #include <signal.h>
@@ -37,7 +37,7 @@ static void help(FILE *out) {
     for (const lq_xform *const *x = lq_xforms; *x; x++) fprintf(out, "  %-14s %s\n", (*x)->name, (*x)->what);
     fprintf(out, "\nother verbs:\n");
     for (int i = 0; i < N_VERBS; i++) fprintf(out, "  %-14s %s\n", verbs[i]->name, verbs[i]->what);
-    fprintf(out, "  %-14s %s\n  %-14s %s\n\n", "list", "methods, formats, archs, types, protocols or kernels", "help VERB", "the flags of a verb; also VERB --help");
+    fprintf(out, "  %-14s %s\n  %-14s %s\n\n", "list", "methods, formats, targets, archs, types, protocols or kernels", "help VERB", "the flags of a verb; also VERB --help");
     fprintf(out, "examples:\n"
                  "  lquant gptq --bits 4 SmolLM2 SmolLM2-4bit\n"
                  "  lquant eval SmolLM2-4bit --base SmolLM2 -f wiki.test.raw --kld\n"
@@ -68,9 +68,10 @@ static lq_status list(lq_ctx *ctx, const char *what) {
         for (const lq_type *t = lq_types; t->name; t++) printf("%-14s %s\n", t->name, t->what);
     else if (!strcmp(what, "protocols"))
         for (const lq_protocol *p = lq_protocols; p->name; p++) printf("%-14s %s\n", p->name, p->what);
+    else if (!strcmp(what, "targets")) lq_legal_print(stdout);
     else if (!strcmp(what, "archs")) list_archs();
     else if (!strcmp(what, "kernels")) list_kernels();
-    else return lq_fail(ctx, LQ_ERR_USAGE, "lquant list %s: expected methods, formats, archs, types, protocols or kernels", what);
+    else return lq_fail(ctx, LQ_ERR_USAGE, "lquant list %s: expected methods, formats, targets, archs, types, protocols or kernels", what);
     return LQ_OK;
 }
 

@@ -152,7 +152,7 @@ done:
     return st;
 }
 
-static lq_status read_q(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_qtensor *q) {
+lq_status lq_model_read_q(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_qtensor *q) {
     LQ_TRY(lq_source_read_q(ctx, m->src, (size_t)row->source, q));
     q->slot = row->slot;
     if (q->rows == lq_row_rows(row) && q->cols == lq_row_cols(row) && row->view == LQ_VIEW_PLAIN) return LQ_OK;
@@ -171,7 +171,7 @@ static void dequant_slice(void *arg, size_t i) {
 
 static lq_status read_q_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out) {
     lq_qtensor q;
-    LQ_TRY(read_q(ctx, m, row, &q));
+    LQ_TRY(lq_model_read_q(ctx, m, row, &q));
     lq_parallel_for((q.rows + SLICE - 1) / SLICE, dequant_slice, &(dequant){m->k, &q, out});
     int64_t bad = bad_float(out, (uint64_t)q.rows * q.cols);
     lq_status st = LQ_OK;
@@ -271,7 +271,7 @@ static lq_status load_matrix(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load 
     lin->dtype = type_of(m, r);
     if (lin->dtype != r->dtype && lin->dtype != LQ_NONE) return lq_model_read_f32(ctx, m, r, lin->w = mem);
     if (lin->dtype != LQ_NONE) return lq_model_read_stored(ctx, m, r, lin->w = mem);
-    LQ_TRY((lq_is_master(m, r) ? lq_master_linear : read_q)(ctx, m, r, (lq_qtensor *)(void *)mem));
+    LQ_TRY((lq_is_master(m, r) ? lq_master_linear : lq_model_read_q)(ctx, m, r, (lq_qtensor *)(void *)mem));
     lin->q = (lq_qtensor *)(void *)mem;
     return LQ_OK;
 }

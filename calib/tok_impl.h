@@ -132,6 +132,8 @@ lq_status lq_tok_from_gguf(lq_ctx *ctx, const lq_gguf *g, lq_tokenizer **out);
 /* tok_pre.c: what a pre-tokenizer's name in a GGUF means; its stages go into parts. */
 typedef struct lq_tok_pre { bool ignore_merges, add_bos; } lq_tok_pre;
 lq_status lq_tok_pre_find(lq_ctx *ctx, const char *name, lq_tok_pre *out, json_t *parts);
+/* The other way round: a name for how a byte-level tokenizer cuts words and prefers whole ones; NULL: nobody has named it. */
+const char *lq_tok_pre_name(const lq_tokenizer *t);
 /* tok_files.c: vocab.json, merges.txt, special_tokens_map.json, tokenizer_config.json; out NULL when the first two lack. */
 lq_status lq_tok_from_files(lq_ctx *ctx, lq_source *src, uint32_t limit, lq_tokenizer **out);
 lq_status lq_tok_read_config(lq_ctx *ctx, lq_source *src, lq_tokenizer *t); /* bos and eos */

@@ -103,3 +103,58 @@ lq_status lq_tok_pre_find(lq_ctx *ctx, const char *name, lq_tok_pre *out, json_t
     }
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tokenizer.ggml.pre '%.64s' is not known", name);
 }
+
+/* -- names of stages ----------------------------------------------------------------------------------------------------- */
+
+typedef struct cuts { const char *re[8]; size_t n; bool known; } cuts;
+
+static const char *text_of(const json_t *o, const char *key) {
+    const char *s = json_string_value(json_object_get(o, key));
+    return s ? s : "";
+}
+
+static void add_cut(cuts *c, const char *re) {
+    if (!re || c->n == sizeof c->re / sizeof *c->re) c->known = false;
+    else c->re[c->n++] = re;
+}
+
+/* Every match is a word; where the expression matches everything, removing what does not match is the same. */
+static const char *split_of(const json_t *o) {
+    bool isolated = !strcmp(text_of(o, "behavior"), "Isolated") && !json_is_true(json_object_get(o, "invert"));
+    bool kept = !strcmp(text_of(o, "behavior"), "Removed") && json_is_true(json_object_get(o, "invert"));
+    return isolated || kept ? json_string_value(json_object_get(json_object_get(o, "pattern"), "Regex")) : NULL;
+}
+
+static void stage(cuts *c, const json_t *o) {
+    const char *type = text_of(o, "type");
+    bool regex = !json_is_false(json_object_get(o, "use_regex"));
+    if (!strcmp(type, "Split")) add_cut(c, split_of(o));
+    else if (!strcmp(type, "Digits")) add_cut(c, json_is_true(json_object_get(o, "individual_digits")) ? "\\p{N}" : "\\p{N}+");
+    else if (!strcmp(type, "Punctuation") && !strcmp(text_of(o, "behavior"), "Contiguous")) add_cut(c, "[\\p{P}\\$\\+<=>\\^~\\|`]+");
+    else if (!strcmp(type, "ByteLevel") && !json_is_true(json_object_get(o, "add_prefix_space"))) {
+        if (regex) add_cut(c, GPT2);
+    } else c->known = false;
+}
+
+static bool same_cuts(const cuts *c, const row *r) {
+    for (size_t i = 0; i < c->n; i++)
+        if (i >= 6 || !r->cut[i] || strcmp(r->cut[i], c->re[i])) return false;
+    return c->n == 6 || !r->cut[c->n];
+}
+
+const char *lq_tok_pre_name(const lq_tokenizer *t) {
+    const json_t *o = json_object_get(t->parts, "pre_tokenizer"), *list = json_object_get(o, "pretokenizers");
+    bool nfc = t->norm.n == 1 && t->norm.v[0].kind == LQ_TOK_NFC;
+    cuts c = {.known = t->norm.n == 0 || nfc}; /* the names say nothing of other normalizers */
+    if (json_is_array(list))
+        for (size_t i = 0; i < json_array_size(list); i++) stage(&c, json_array_get(list, i));
+    else stage(&c, o);
+    const row *found = NULL;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows && c.known; i++)
+        if (same_cuts(&c, &rows[i]) && rows[i].ignore_merges == t->ignore_merges && (!found || (found->nfc != nfc && rows[i].nfc == nfc))) found = &rows[i];
+    static const char *const first[] = {"default", "gpt-2", "starcoder", "llama-bpe", "dbrx", "qwen2", "stablelm2", "qwen35", "tekken", "gpt-4o", "falcon",
+                                        "deepseek-llm", "deepseek-coder", "deepseek-v3", "bloom", "viking", "seed-coder", "bailingmoe"};
+    for (size_t i = 0; found && i < sizeof first / sizeof *first; i++)
+        if (listed(found->names, first[i])) return first[i];
+    return NULL;
+}

@@ -97,3 +97,104 @@ lq_status lq_folder_sidecar(lq_sink *s, const char *name, const void *data, size
 lq_status lq_folder_sync(lq_sink *s) { return lq_st_sync(s->ctx, ((lq_folder *)s->priv)->w); }
 lq_status lq_folder_close(lq_sink *s) { return lq_st_finish(s->ctx, &((lq_folder *)s->priv)->w); }
 void lq_folder_abandon(lq_sink *s) { lq_st_abandon(&((lq_folder *)s->priv)->w); }
+
+uint32_t lq_nearest_group(uint32_t cols, uint32_t group) {
+    for (uint32_t d = 0; d < cols; d++) { /* the divisor closest to the wish, the smaller one first */
+        if (group > d && cols % (group - d) == 0) return group - d;
+        if (group + d <= cols && cols % (group + d) == 0) return group + d;
+    }
+    return cols;
+}
+
+/* The reader announces a plane's significant bits only when the file says that every plane obeys them. */
+static int common_sig(const lq_catalog *cat) {
+    int sig = -1;
+    for (size_t i = 0; i < cat->n; i++) {
+        if (!cat->rows[i].quantize) continue;
+        if (sig >= 0 && sig != cat->rows[i].scheme.scale.sig) return 0;
+        sig = cat->rows[i].scheme.scale.sig;
+    }
+    return sig < 0 ? 0 : sig;
+}
+
+json_t *lq_folder_meta(const lq_sink *s) {
+    json_t *m = s->opts.meta ? json_deep_copy(s->opts.meta) : json_object();
+    int sig = common_sig(s->cat);
+    bool ok = m != NULL;
+    if (ok && !json_object_get(m, "quantizer")) ok = !json_object_set_new(m, "quantizer", json_pack("[s]", "lquant:" LQ_VERSION));
+    if (ok && sig) ok = !json_object_set_new(m, "scale_sig", json_integer(sig));
+    if (ok) return m;
+    json_decref(m);
+    return NULL;
+}
+
+static bool is_kept_matrix(const lq_row *r) {
+    size_t n = strlen(r->name);
+    return !r->quantize && r->part == LQ_PART_WEIGHT && r->ndim == 2 && r->slot.role != LQ_R_EMBED && r->slot.role != LQ_R_POS_EMBED && n > 7 &&
+           !strcmp(r->name + n - 7, ".weight");
+}
+
+json_t *lq_folder_kept(const lq_sink *s) {
+    lq_arena *mem = lq_arena_new();
+    json_t *names = mem ? json_array() : NULL;
+    bool ok = names != NULL;
+    for (size_t i = 0; ok && i < s->cat->n; i++) {
+        if (!is_kept_matrix(&s->cat->rows[i])) continue;
+        const char *module = lq_folder_module(mem, &s->cat->rows[i]);
+        ok = module && !json_array_append_new(names, json_string(module));
+    }
+    lq_arena_free(&mem);
+    if (ok) return names;
+    json_decref(names);
+    return NULL;
+}
+
+static lq_status catches(lq_sink *s, const char *kept, const json_t *names) {
+    size_t i;
+    json_t *v;
+    json_array_foreach(names, i, v) {
+        const char *name = json_string_value(v);
+        if (strstr(name, kept))
+            return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s' is kept, but runtimes would then take '%s' for kept too, since its name holds the other's; keep both, or use --format lqt", kept, name);
+    }
+    return LQ_OK;
+}
+
+lq_status lq_folder_kept_apart(lq_sink *s) {
+    lq_status st = LQ_OK;
+    lq_arena *mem = lq_arena_new();
+    json_t *kept = lq_folder_kept(s), *names = json_array(), *v;
+    size_t i;
+    if (!mem || !kept || !names) { st = lq_oom(s->ctx, 4096); goto done; }
+    for (i = 0; i < s->cat->n; i++) {
+        if (!s->cat->rows[i].quantize) continue;
+        const char *module = lq_folder_module(mem, &s->cat->rows[i]);
+        if (!module || json_array_append_new(names, json_string(module))) { st = lq_oom(s->ctx, 256); goto done; }
+    }
+    json_array_foreach(kept, i, v) LQ_GO(catches(s, json_string_value(v), names));
+done:
+    json_decref(kept);
+    json_decref(names);
+    lq_arena_free(&mem);
+    return st;
+}
+
+bool lq_folder_has_head(const lq_sink *s) {
+    for (size_t i = 0; i < s->cat->n; i++)
+        if (s->cat->rows[i].quantize && s->cat->rows[i].slot.role == LQ_R_HEAD) return true;
+    return false;
+}
+
+json_t *lq_folder_skipped(const lq_sink *s) {
+    bool head = false;
+    json_t *kept = lq_folder_kept(s);
+    for (size_t i = 0; i < s->cat->n; i++) head |= s->cat->rows[i].slot.role == LQ_R_HEAD && s->cat->rows[i].part == LQ_PART_WEIGHT;
+    if (!kept || lq_folder_has_head(s)) return kept;
+    if (json_array_size(kept) <= head) {
+        json_decref(kept);
+        return json_null();
+    }
+    if (head || !json_array_append_new(kept, json_string("lm_head"))) return kept;
+    json_decref(kept);
+    return NULL;
+}

@@ -41,6 +41,18 @@ void lq_folder_abandon(lq_sink *s);
 
 /* The row's module name, without ".weight" or ".bias", of any length; NULL: out of memory. In the arena. */
 const char *lq_folder_module(lq_arena *mem, const lq_row *r);
+/* The divisor of cols closest to the wish, the smaller one first. */
+uint32_t lq_nearest_group(uint32_t cols, uint32_t group);
+/* opts.meta with "quantizer" and, where all F16 scales have it, "scale_sig" (a reader announces a plane's significant bits only when the
+ * file says that every plane obeys them). New reference; NULL: out of memory. */
+json_t *lq_folder_meta(const lq_sink *s);
+/* Module names of the matrices that are kept, embeddings left out: modules_to_not_convert. New reference; NULL: out of memory. */
+json_t *lq_folder_kept(const lq_sink *s);
+/* LQ_ERR_UNSUPPORTED when the name of a kept matrix is part of a quantized one's: runtimes that look for substrings would keep both. */
+lq_status lq_folder_kept_apart(lq_sink *s);
+bool lq_folder_has_head(const lq_sink *s); /* the head is quantized */
+/* The same as transformers' own list: null, its default, when only the head is kept; a tied head, which has no row, is named "lm_head". */
+json_t *lq_folder_skipped(const lq_sink *s);
 static inline void lq_put_u32(uint8_t *at, uint32_t w) {
     for (int i = 0; i < 4; i++) at[i] = (uint8_t)(w >> 8 * i);
 }

@@ -317,10 +317,15 @@ bool lq_gguf_is_array(const lq_gguf_kv *kv) { return kv && kv->array; }
 lq_gguf_type lq_gguf_elem(const lq_gguf_kv *kv) { return kv ? kv->type : LQ_GGUF_TYPE_N; }
 uint64_t lq_gguf_len(const lq_gguf_kv *kv) { return kv ? kv->n : 0; }
 
-double lq_gguf_num(const lq_gguf_kv *kv, uint64_t i) {
+uint64_t lq_gguf_bits(const lq_gguf_kv *kv, uint64_t i) {
     if (!kv || i >= kv->n || kv->type == LQ_GGUF_STRING) return 0;
     size_t size = elem_size[kv->type];
-    uint64_t bits = le((const uint8_t *)kv->base + kv->raw + i * size, size);
+    return le((const uint8_t *)kv->base + kv->raw + i * size, size);
+}
+
+double lq_gguf_num(const lq_gguf_kv *kv, uint64_t i) {
+    if (!kv || i >= kv->n || kv->type == LQ_GGUF_STRING) return 0;
+    uint64_t bits = lq_gguf_bits(kv, i);
     float f;
     double d;
     uint32_t low = (uint32_t)bits;

@@ -38,4 +38,5 @@ uint64_t lq_gguf_len(const lq_gguf_kv *kv);
 /* Element i as a number (bool: 0/1; string: 0) or as a string (NULL when it is none; *n its length, NUL-terminated too). */
 double lq_gguf_num(const lq_gguf_kv *kv, uint64_t i);
 const char *lq_gguf_str(const lq_gguf_kv *kv, uint64_t i, size_t *n);
+uint64_t lq_gguf_bits(const lq_gguf_kv *kv, uint64_t i); /* a number's bytes as stored, zero-extended; 0: no such number */
 #endif

@@ -12,8 +12,11 @@
 const lq_format *const lq_formats[] = {
     &lq_format_gptq,
     &lq_format_gptq_v2,
+    &lq_format_awq,
+    &lq_format_bnb,
     &lq_format_lqt,
     &lq_format_fp,
+    &lq_format_gguf,
     NULL,
 };
 
@@ -106,7 +109,7 @@ lq_status lq_sink_put_fp(lq_sink *s, const lq_row *r, const void *data, size_t b
     LQ_TRY(claim(s, r, false));
     uint64_t want = lq_row_elems(r) / lq_dtypes[r->out_dtype].block * lq_dtypes[r->out_dtype].bytes;
     lq_status st = bytes != want ? lq_fail(s->ctx, LQ_ERR_INTERNAL, "%zu bytes, expected %llu", bytes, (unsigned long long)want)
-                   : r->transposed ? put_transposed(s, r, data, bytes)
+                   : r->transposed && !s->format->gguf ? put_transposed(s, r, data, bytes)
                                    : s->format->put_fp(s, r, data, bytes);
     return st ? lq_note(s->ctx, st, "writing '%s'", r->name) : LQ_OK;
 }

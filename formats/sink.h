@@ -25,7 +25,8 @@ typedef struct lq_format {   /* one row per output format */
      * function: the format takes `have` as it is or not at all. */
     bool (*fit)(const lq_scheme *have, uint32_t rows, uint32_t cols, lq_scheme *want);
     bool kv_scales;          /* k_scale and v_scale rows have a place */
-    bool gguf;               /* open needs opts.gguf */
+    bool gguf;               /* open needs opts.gguf, and every row arrives as [rows][cols] */
+    lq_dtype (*kept)(const lq_row *, lq_dtype want); /* type a kept tensor gets in this format; NULL function: want */
     lq_status (*open)(lq_sink *);
     lq_status (*put)(lq_sink *, const lq_row *, const lq_qtensor *);
     lq_status (*put_fp)(lq_sink *, const lq_row *, const void *data, size_t bytes); /* data in row->out_dtype, a transposed row as it is stored */

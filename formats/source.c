@@ -15,6 +15,8 @@ const lq_reader *const lq_readers[] = {
     &lq_reader_gguf,
     &lq_reader_lqt,
     &lq_reader_gptq,
+    &lq_reader_awq,
+    &lq_reader_bnb,
     &lq_reader_safetensors,
     NULL,
 };

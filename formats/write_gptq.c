@@ -45,14 +45,6 @@ static lq_status accept_kind(lq_ctx *ctx, const lq_scheme *s) {
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "zero points are codes of one byte per scale, or 2^(bits-1) everywhere; --sym or --asym fits");
 }
 
-static uint32_t nearest_group(uint32_t cols, uint32_t group) {
-    for (uint32_t d = 0; d < cols; d++) { /* the divisor closest to the wish, the smaller one first */
-        if (group > d && cols % (group - d) == 0) return group - d;
-        if (group + d <= cols && cols % (group + d) == 0) return group + d;
-    }
-    return cols;
-}
-
 static lq_status gptq_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uint32_t cols) {
     LQ_TRY(accept_kind(ctx, s));
     if (!rows || !cols || cols % 32 || rows % 32)
@@ -61,7 +53,7 @@ static lq_status gptq_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uin
                        rows, cols, rows < 32 ? 32 : rows / 32 * 32, cols < 32 ? 32 : cols / 32 * 32);
     uint32_t g = s->scale.tile_c;
     if (g && (g > cols || cols % g))
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "groups of %u do not divide %u inputs; the nearest is --group-size %u", g, cols, nearest_group(cols, g > cols ? cols : g));
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "groups of %u do not divide %u inputs; the nearest is --group-size %u", g, cols, lq_nearest_group(cols, g > cols ? cols : g));
     return LQ_OK;
 }
 
@@ -169,14 +161,29 @@ static lq_status gptq_open(lq_sink *s) {
 
 /* -- config ---------------------------------------------------------------------------------------------------------- */
 
-/* "^model\.layers\.0$": the form that every reader takes for exactly this name. */
-static bool exact_pattern(lq_buf *out, const char *sign, const char *name) {
-    if (!lq_buf_addf(out, "%s^", sign)) return false;
-    for (const char *p = name; *p; p++) {
-        if (strchr("\\.^$|()[]{}*+?", *p) && !lq_buf_add(out, "\\", 1)) return false;
-        if (!lq_buf_add(out, p, 1)) return false;
+/* vLLM loads some linears fused and looks up their settings by one name: qkv_proj, gate_up_proj, and "experts" for a whole block's
+ * experts. The rule of one member matches that name too. */
+static const struct { const char *end, *pattern; } fused[] = {
+    {".experts.0.gate_proj", "\\.experts(?:\\.0\\.gate_proj)?$"}, {".experts.0.w1", "\\.experts(?:\\.0\\.w1)?$"},
+    {".q_proj", "\\.q(?:kv)?_proj$"}, {".gate_proj", "\\.gate(?:_up)?_proj$"}};
+
+static bool literal(lq_buf *out, const char *text, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (strchr("\\.^$|()[]{}*+?", text[i]) && !lq_buf_add(out, "\\", 1)) return false;
+        if (!lq_buf_add(out, text + i, 1)) return false;
     }
-    return lq_buf_add(out, "$", 1);
+    return true;
+}
+
+/* "+:^model\.layers\.0\.self_attn\.o_proj$": the form that every reader takes for exactly this name (and what it is fused into). */
+static bool exact_pattern(lq_buf *out, const char *sign, const char *name) {
+    size_t n = strlen(name);
+    if (!lq_buf_addf(out, "%s^", sign)) return false;
+    for (size_t i = 0; i < sizeof fused / sizeof *fused; i++) {
+        size_t e = strlen(fused[i].end);
+        if (n > e && !strcmp(name + n - e, fused[i].end)) return literal(out, name, n - e) && lq_buf_addf(out, "%s", fused[i].pattern);
+    }
+    return literal(out, name, n) && lq_buf_add(out, "$", 1);
 }
 
 static int group_size(const lq_scheme *s) { return s->scale.tile_c ? (int)s->scale.tile_c : -1; }
@@ -225,34 +232,6 @@ static bool quantized_modules(const lq_sink *s, json_t **out) {
     return ok && *out;
 }
 
-/* The reader announces a plane's significant bits only when the file says that every plane obeys them. */
-static int common_sig(const lq_catalog *cat) {
-    int sig = -1;
-    for (size_t i = 0; i < cat->n; i++) {
-        if (!cat->rows[i].quantize) continue;
-        if (sig >= 0 && sig != cat->rows[i].scheme.scale.sig) return 0;
-        sig = cat->rows[i].scheme.scale.sig;
-    }
-    return sig < 0 ? 0 : sig;
-}
-
-static json_t *meta_of(const lq_sink *s) {
-    json_t *m = s->opts.meta ? json_deep_copy(s->opts.meta) : json_object();
-    int sig = common_sig(s->cat);
-    bool ok = m != NULL;
-    if (ok && !json_object_get(m, "quantizer")) ok = !json_object_set_new(m, "quantizer", json_pack("[s]", "lquant:" LQ_VERSION));
-    if (ok && sig) ok = !json_object_set_new(m, "scale_sig", json_integer(sig));
-    if (ok) return m;
-    json_decref(m);
-    return NULL;
-}
-
-static bool head_quantized(const lq_catalog *cat) {
-    for (size_t i = 0; i < cat->n; i++)
-        if (cat->rows[i].quantize && cat->rows[i].slot.role == LQ_R_HEAD) return true;
-    return false;
-}
-
 /* Legacy readers look for these beside "bits"; they are the method's, so only what it said is repeated. */
 static bool copy_legacy(json_t *c, const json_t *meta) {
     static const char *const keys[] = {"damp_percent", "true_sequential", "static_groups"};
@@ -266,10 +245,10 @@ static bool copy_legacy(json_t *c, const json_t *meta) {
 static json_t *gptq_config(lq_sink *s) {
     const lq_gptq *f = s->priv;
     const char *version = f->v1 ? "gptq" : "gptq_v2";
-    json_t *meta = meta_of(s), *dynamic = dynamic_of(s), *list;
+    json_t *meta = lq_folder_meta(s), *dynamic = dynamic_of(s), *list;
     bool ok = quantized_modules(s, &list);
     json_t *c = json_pack("{s:s, s:i, s:i, s:b, s:b, s:b, s:b, s:s, s:s, s:s, s:s}", "quant_method", "gptq", "bits", (int)f->base.grid.bits,
-                          "group_size", group_size(&f->base), "desc_act", 0, "sym", (int)is_sym(&f->base), "lm_head", (int)head_quantized(s->cat),
+                          "group_size", group_size(&f->base), "desc_act", 0, "sym", (int)is_sym(&f->base), "lm_head", (int)lq_folder_has_head(s),
                           "static_groups", (int)s->opts.act_order, "checkpoint_format", version, "method", "gptq", "format", version, "pack_dtype", "int32");
     ok = ok && meta && dynamic && c && copy_legacy(c, meta);
     if (ok && json_object_size(dynamic)) ok = !json_object_set(c, "dynamic", dynamic);

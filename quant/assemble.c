@@ -27,7 +27,7 @@ static lq_status put_linear(road *r, json_t *entry, const void *p, size_t n) {
 }
 
 static lq_status put_kept(road *r, const lq_row *row) {
-    uint64_t n = lq_row_elems(row), bytes = n * lq_dtypes[row->out_dtype].bytes;
+    uint64_t n = lq_row_elems(row), bytes = n / lq_dtypes[row->out_dtype].block * lq_dtypes[row->out_dtype].bytes;
     char *out = lq_alloc(bytes);
     float *x = NULL;
     lq_status st = out ? LQ_OK : lq_oom(r->ctx, bytes);
@@ -92,13 +92,14 @@ lq_status lq_assemble(road *r) {
     json_t *damp = json_object_get(r->options, "damp-percent");
     if (meta && damp) json_object_set(meta, "damp_percent", damp);
     json_t *changes = lq_sidecars_changes(r->model, LQ_NONE);
-    lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes};
+    lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes, .gguf = r->gguf};
     lq_buf text = {0};
     lq_status st;
     r->modules = json_array();
     if (!meta || !changes || !r->modules) { st = lq_oom(r->ctx, 256); goto done; }
     LQ_GO(find_folded(r));
     LQ_GO(lq_job_clean(r->ctx, &r->job));
+    lq_gguf_out_finish(r->gguf, &r->model->cat, -1);
     LQ_GO(lq_sink_open(r->ctx, r->plan.format, r->job.partial, &r->model->cat, &so, &r->sink));
     LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
     if (r->kv_max) LQ_GO(lq_sidecars_kv(r->ctx, r->kv_max, r->model->par.n_layers, r->sink));
@@ -144,6 +145,9 @@ static lq_status compare_floats(road *r, const lq_qtensor *want, size_t i, bool 
     return st;
 }
 
+/* The catalog row a linear's entry is about. */
+static const lq_row *row_of(road *r, lq_slot slot) { return lq_catalog_find(&r->model->cat, slot, LQ_PART_WEIGHT); }
+
 static lq_status compare_codes(road *r, const lq_qtensor *want, size_t i, bool *same) {
     lq_qtensor got;
     LQ_TRY(lq_source_read_q(r->ctx, r->back, i, &got));
@@ -159,9 +163,14 @@ static lq_status compare_linear(road *r, json_t *entry, const void *p, size_t n)
     bool same = true;
     lq_qtensor want = {0};
     lq_status st = name ? lq_qtensor_decode(r->ctx, p, n, &want) : lq_oom(r->ctx, 256);
+    if (!st && r->gguf) {
+        st = lq_gguf_compare(r, row_of(r, want.slot), &want, &same);
+        goto done;
+    }
     long i = st ? -1 : lq_source_find(r->back, name);
     if (!st && i < 0) st = lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: is not in the written checkpoint", name);
     if (!st) st = r->back->entries[i].dtype != LQ_NONE ? compare_floats(r, &want, (size_t)i, &same) : compare_codes(r, &want, (size_t)i, &same);
+done:
     if (!st && !same) st = lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: reads back differently from what was written", name);
     lq_qtensor_free(&want);
     lq_free(name);
@@ -171,6 +180,11 @@ static lq_status compare_linear(road *r, json_t *entry, const void *p, size_t n)
 static lq_status compare_kept(road *r, json_t *entry, const void *p, size_t n) {
     const lq_row *row = lq_unit_kept_row(r, entry);
     if (!row || row->ndim != 1) return LQ_OK; /* what a matrix looks like in a file is its format's business */
+    bool same = true;
+    if (r->gguf) {
+        lq_status st = lq_gguf_compare_kept(r, row, p, n, &same);
+        return st || same ? st : lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: reads back differently from what was written", row->name);
+    }
     long i = lq_source_find(r->back, row->name);
     if (i < 0) return lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: is not in the written checkpoint", row->name);
     char *got = lq_alloc(n);

@@ -1,158 +1,155 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* lquant convert: a model in one format to an ordinary Hugging Face folder of one float type. */
-#include "core/num.h"
+/* lquant convert: a model in one format as another checkpoint, codes and all, or as floats. */
 #include "core/verb.h"
 #include "calib/rotate.h"
-#include "quant/job.h"
-#include "quant/manifest.h"
-#include "quant/pipeline.h"
+#include "quant/export.h"
 #include "quant/plan.h"
-#include "quant/sidecars.h"
+#include "quant/rotate_choice.h"
 
-#include <math.h>
 #include <string.h>
 
 typedef struct args {
     lq_common common;
-    int dtype, overwrite, rotate, dequantize;
+    const char *format, *pre;
+    int lossy, dtype, overwrite, rotate, dequantize;
     int64_t rotate_seed;
     uint64_t shard_size;
 } args;
 
 static const lq_opt options[] = {
-    {"dtype", NULL, LQ_OPT_CHOICE, offsetof(args, dtype), NULL, "bf16", LQ_FLOAT_CHOICES, 0, 0, 0, "type of every tensor in OUT"},
-    {"dequantize", NULL, LQ_OPT_CHOICE, offsetof(args, dequantize), NULL, NULL, "no|" LQ_FLOAT_CHOICES, 0, 0, 0, "the same for a quantized IN (GPTQ, lqt): every weight as its codes say"},
-    {"rotate", NULL, LQ_OPT_CHOICE, offsetof(args, rotate), NULL, "none", LQ_ROTATION_FIXED, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
+    {"format", NULL, LQ_OPT_STRING, offsetof(args, format), "F[,F...]", NULL, NULL, 0, 0, 0, "formats of `lquant list formats`; several go to OUT/F each; default: OUT's suffix, else safetensors (floats)"},
+    {"pre", NULL, LQ_OPT_STRING, offsetof(args, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
+    {"lossy", NULL, LQ_OPT_SET, offsetof(args, lossy), NULL, NULL, NULL, 0, 0, 1, "go on where a weight has no exact place, and say what it costs"},
+    {"dequantize", NULL, LQ_OPT_CHOICE, offsetof(args, dequantize), NULL, NULL, "no|" LQ_FLOAT_CHOICES, 0, 0, 0, "every weight as its codes say, an ordinary folder of this float type"},
+    {"dtype", NULL, LQ_OPT_CHOICE, offsetof(args, dtype), NULL, "auto", "auto|" LQ_FLOAT_CHOICES, 0, 0, 0, "type of float tensors in OUT; auto: as stored, bf16 for decoded ones"},
+    {"rotate", NULL, LQ_OPT_CHOICE, offsetof(args, rotate), NULL, "none", LQ_ROTATION_FIXED, 0, 0, 0, "spread outliers over all channels; the function stays the same (floats only)"},
     {"rotate-seed", NULL, LQ_OPT_INT, offsetof(args, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(args, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file"},
     {"overwrite", NULL, LQ_OPT_SET, offsetof(args, overwrite), NULL, NULL, NULL, 0, 0, 1, "replace OUT once the new one is complete"},
     {0}};
 
-typedef struct loss { double worst, square, energy; char where[256]; uint64_t rounded, n; } loss;
+/* ---- telling ---- */
 
-static void measure(loss *l, const lq_row *row, const float *x, const void *stored, float *again, uint64_t n) {
-    lq_dtype_decode(row->out_dtype, stored, again, n);
-    for (uint64_t i = 0; i < n; i++) {
-        double e = fabs((double)x[i] - again[i]);
-        l->square += e * e;
-        l->energy += (double)x[i] * x[i];
-        l->rounded += e > 0;
-        if (e > l->worst) {
-            l->worst = e;
-            snprintf(l->where, sizeof l->where, "%s", row->name);
-        }
-    }
-    l->n += n;
+static void print_kind(const lq_export_kind *k) {
+    bool same = !strcmp(k->from, k->to);
+    printf("  %5zu x %s%s%s", k->tensors, k->from, same ? "" : " -> ", same ? "" : k->to);
+    if (!k->loss.changed) printf(": %s\n", k->loss.weights ? "exact" : "as it is");
+    else
+        printf(": %s%.2f %% of the weights differ, relative rms %.3g, largest %.3g\n", k->anew ? "codes chosen anew, " : "", 100.0 * (double)k->loss.changed / (double)k->loss.weights,
+               lq_loss_rms(&k->loss), k->loss.max_abs);
 }
 
-static lq_status put_row(lq_ctx *ctx, lq_model *m, lq_sink *sink, const lq_row *row, loss *l) {
-    uint64_t n = lq_row_elems(row), bytes = n * lq_dtypes[row->out_dtype].bytes;
-    float *x = lq_calloc(n, 4), *again = lq_calloc(n, 4);
-    void *out = lq_alloc(bytes);
-    lq_status st = x && again && out ? lq_model_read_f32(ctx, m, row, x) : lq_oom(ctx, bytes);
-    if (!st) {
-        lq_dtype_encode(row->out_dtype, x, out, n);
-        measure(l, row, x, out, again, n);
-        for (uint64_t i = 0; i < n && !st; i++)
-            if (!isfinite(again[i])) st = lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: %g is past the range of %s; use --dtype bf16 or f32", row->name, (double)x[i], lq_dtypes[row->out_dtype].name);
-    }
-    if (!st) st = lq_sink_put_fp(sink, row, out, bytes);
-    lq_free(x);
-    lq_free(again);
-    lq_free(out);
-    return st;
+static void print_one(const lq_exported *e, const char *name) {
+    const lq_loss *l = &e->loss;
+    printf("%s: format %s, %llu weights, %.1f MB, %zu matrices on codes; ", name, e->format->name, (unsigned long long)l->weights, (double)e->bytes / 1e6, e->quantized);
+    if (!l->changed) printf("every one exact\n");
+    else
+        printf("%.1f %% were rounded, relative rms error %.3g, largest %.3g in %s\n", 100.0 * (double)l->changed / (double)l->weights, lq_loss_rms(l), l->max_abs, e->worst);
+    for (size_t i = 0; i < e->n_kinds; i++) print_kind(&e->kinds[i]);
 }
 
-/* What it was made from, and which keys of config.json are not the source's. */
-static lq_status put_manifest(lq_ctx *ctx, lq_source *src, const args *a, const json_t *changes, lq_sink *sink) {
+static json_t *kind_json(const lq_export_kind *k) {
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:b}", "from", k->from, "to", k->to, "tensors", (json_int_t)k->tensors, "weights", (json_int_t)k->loss.weights, "changed",
+                     (json_int_t)k->loss.changed, "relative_rms", lq_loss_rms(&k->loss), "max_error", k->loss.max_abs, "anew", (int)k->anew);
+}
+
+static json_t *one_json(const lq_exported *e, const char *name) {
+    json_t *kinds = json_array();
+    for (size_t i = 0; i < e->n_kinds; i++) json_array_append_new(kinds, kind_json(&e->kinds[i]));
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:b, s:I, s:f, s:f, s:s, s:o}", "format", e->format->name, "path", name, "bytes", (json_int_t)e->bytes, "quantized",
+                     (json_int_t)e->quantized, "weights", (json_int_t)e->loss.weights, "exact", e->loss.changed == 0, "rounded", (json_int_t)e->loss.changed, "max_error",
+                     e->loss.max_abs, "relative_rms", lq_loss_rms(&e->loss), "worst", e->worst, "kinds", kinds);
+}
+
+static lq_status print_results(lq_ctx *ctx, const args *a, const lq_outputs *o, const char *out, const lq_exported *told) {
+    json_t *list = json_array(), *v = json_pack("{s:i, s:s, s:o}", "schema", 1, "out", lq_path_base(out), "outputs", list);
+    for (size_t i = 0; i < o->n; i++) {
+        char *name = lq_outputs_name(o, i, out);
+        if (name && !a->common.json) print_one(&told[i], name);
+        if (name) json_array_append_new(list, one_json(&told[i], name));
+        lq_free(name);
+    }
     lq_buf text = {0};
-    lq_status st;
-    json_t *inputs = lq_manifest_inputs(ctx, src, &st), *list = json_array(), *v;
-    const char *key;
-    json_object_foreach((json_t *)changes, key, v) {
-        json_array_append_new(list, json_string(key));
-        lq_log(ctx, LQ_LOG_INFO, "config.json: '%s' %s", key, json_is_null(v) ? "is dropped" : "changes");
-    }
-    json_t *m = st ? NULL : json_pack("{s:i, s:s, s:s, s:O, s:s, s:O}", "schema", 1, "lquant", LQ_VERSION, "verb", "convert", "inputs", inputs, "dtype",
-                                      lq_dtypes[lq_float_choice(a->dtype)].name, "config_changes", list);
-    if (!st && !m) st = lq_oom(ctx, 256);
-    if (!st && a->rotate) json_object_set_new(m, "rotation", json_pack("{s:s, s:I}", "kind", a->rotate == LQ_ROTATION_HEADS ? "heads" : "hadamard", "seed", (json_int_t)a->rotate_seed));
-    if (!st) st = lq_json_dump(ctx, m, &text);
-    if (!st) st = lq_sink_sidecar(sink, "lquant-manifest.json", text.v, text.n);
+    lq_status st = !a->common.json ? LQ_OK : v ? lq_json_dump(ctx, v, &text) : lq_oom(ctx, 512);
+    if (text.v) printf("%s", text.v);
     lq_buf_free(&text);
-    json_decref(inputs);
-    json_decref(list);
-    json_decref(m);
+    json_decref(v);
     return st;
 }
 
-static lq_status write_all(lq_ctx *ctx, lq_source *src, lq_model *m, const args *a, const lq_job *job, loss *l) {
-    lq_sink *sink = NULL;
-    json_t *changes = lq_sidecars_changes(m, lq_float_choice(a->dtype));
-    lq_sink_opts so = {.shard_size = a->shard_size, .config = changes};
-    for (size_t i = 0; i < m->cat.n; i++) m->cat.rows[i].out_dtype = lq_float_choice(a->dtype);
-    lq_status st = !changes ? lq_oom(ctx, 64) : lq_sink_open(ctx, lq_format_by_name("safetensors"), job->partial, &m->cat, &so, &sink);
-    if (!st) st = lq_sidecars_write(ctx, src, m, sink);
-    if (!st) st = put_manifest(ctx, src, a, changes, sink);
-    for (size_t i = 0; i < m->cat.n && !st; i++) st = lq_check_cancel(ctx);
-    for (size_t i = 0; i < m->cat.n && !st; i++) st = put_row(ctx, m, sink, &m->cat.rows[i], l);
-    if (!st) st = lq_sink_close(&sink);
-    lq_sink_abandon(&sink);
-    json_decref(changes);
-    return st;
+/* ---- the road ---- */
+
+static lq_status choose(lq_ctx *ctx, const args *a, const char *out, lq_outputs *o) {
+    if (a->dequantize && a->format) return lq_fail(ctx, LQ_ERR_USAGE, "--dequantize is --format safetensors; --format %s asks for another", a->format);
+    LQ_TRY(lq_outputs_parse(ctx, a->dequantize ? "safetensors" : a->format, out, o));
+    if (!o->n) lq_outputs_one(o, lq_format_by_name("safetensors"));
+    for (size_t i = 0; i < o->n && a->rotate; i++)
+        if (strcmp(o->format[i]->name, "safetensors")) return lq_fail(ctx, LQ_ERR_USAGE, "--rotate turns floats; format %s would keep codes", o->format[i]->name);
+    return LQ_OK;
+}
+
+static json_t *about(const args *a) {
+    json_t *v = json_object();
+    if (v && a->lossy) json_object_set_new(v, "lossy", json_true());
+    if (v && a->dtype) json_object_set_new(v, "dtype", json_string(lq_dtypes[lq_float_choice(a->dtype - 1)].name));
+    if (v && a->rotate) json_object_set_new(v, "rotation", json_pack("{s:s, s:I}", "kind", a->rotate == LQ_ROTATION_HEADS ? "heads" : "hadamard", "seed", (json_int_t)a->rotate_seed));
+    return v;
 }
 
 static lq_status convert(lq_ctx *ctx, const args *a, const char *in, const char *out) {
     lq_source *src = NULL;
     lq_model *m = NULL;
     lq_job job = {0};
-    loss l = {0};
+    lq_outputs outs;
+    lq_exported told[LQ_OUTPUTS] = {0};
+    json_t *keys = about(a);
     lq_status st;
+    LQ_GO(choose(ctx, a, out, &outs));
     LQ_GO(lq_source_open(ctx, in, &src));
-    LQ_GO(lq_model_open(ctx, src, false, &m));
+    LQ_GO(lq_model_open(ctx, src, !a->rotate, &m));
     if (a->rotate) LQ_GO(lq_rotation_set(ctx, m, a->rotate, a->rotate_seed));
     LQ_GO(lq_job_open(ctx, &job, in, out, "convert", LQ_RESUME_NEVER, a->overwrite));
-    st = write_all(ctx, src, m, a, &job, &l);
-    if (!st) st = lq_job_finish(ctx, &job, NULL);
+    lq_export_opts o = {.lossy = a->lossy, .dtype = a->dtype ? lq_float_choice(a->dtype - 1) : LQ_NONE, .shard_size = a->shard_size, .pre = a->pre, .about = keys};
+    st = lq_export(ctx, src, m, &outs, &job, &o, told);
+    if (!st) st = lq_outputs_finish(ctx, &outs, &job);
     if (st) {
         lq_ctx quiet = {0};
         lq_remove_tree(&quiet, job.partial); /* nothing worth resuming */
         goto done;
     }
-    const char *type = lq_dtypes[lq_float_choice(a->dtype)].name;
-    double rel = l.energy > 0 ? sqrt(l.square / l.energy) : 0;
-    if (a->common.json)
-        printf("{\"schema\": 1, \"out\": \"%s\", \"dtype\": \"%s\", \"weights\": %llu, \"rounded\": %llu, \"max_error\": %.9g, \"relative_rms\": %.9g}\n", lq_path_base(out),
-               type, (unsigned long long)l.n, (unsigned long long)l.rounded, l.worst, rel);
-    else if (!l.rounded) printf("%s: %llu weights as %s, every one exact\n", out, (unsigned long long)l.n, type);
-    else
-        printf("%s: %llu weights as %s; %.1f %% were rounded, relative rms error %.3g, largest %.3g in %s\n", out, (unsigned long long)l.n, type,
-               100.0 * (double)l.rounded / (double)l.n, rel, l.worst, l.where);
+    st = print_results(ctx, a, &outs, out, told);
 done:
+    for (size_t i = 0; i < LQ_OUTPUTS; i++) lq_exported_free(&told[i]);
+    json_decref(keys);
     lq_job_close(&job);
     lq_model_free(&m);
     lq_source_free(&src);
     return st;
 }
 
+static void help(const lq_optset *sets) {
+    printf("lquant convert [flags] IN OUT\n"
+           "  A checkpoint in another format, IN of any tool. Codes are carried over, never chosen again: every weight keeps its\n"
+           "  value or the tensor is refused by name (exit 4); --lossy takes the nearest place and prints the loss.\n\n");
+    lq_opts_help(stdout, sets);
+    printf("\nexamples:\n"
+           "  lquant convert --format gptq,lqt model-awq out\n"
+           "  lquant convert --dequantize f32 model-4bit model-decoded\n"
+           "  lquant convert --dtype f16 model.gguf model-hf\n");
+}
+
 static lq_status run_convert(lq_ctx *ctx, const char *name, int argc, char **argv) {
     args a = {0};
     const char *pos[2];
-    size_t n;
+    size_t n = 0;
     const lq_optset sets[] = {{options, &a, "convert"}, {lq_common_options, &a.common, NULL}, {0}};
-    LQ_TRY(lq_opts_defaults(ctx, sets));
-    LQ_TRY(lq_opts_parse(ctx, sets, argc, argv, pos, 2, &n));
-    if (a.common.help) {
-        printf("lquant %s [flags] IN OUT_DIR\n  an ordinary Hugging Face folder of floats from a GGUF file, a quantized checkpoint or another folder\n\n", name);
-        lq_opts_help(stdout, sets);
-        printf("\nexamples:\n  lquant convert model.gguf model-hf\n  lquant convert --dtype f32 model.gguf model-f32\n  lquant convert --dtype f16 model-bf16 model-f16\n  lquant convert --dequantize f32 model-4bit model-decoded\n  lquant convert --dtype f32 --rotate hadamard model model-rotated\n");
-        return LQ_OK;
-    }
-    if (n < 2) return lq_fail(ctx, LQ_ERR_USAGE, "lquant convert IN OUT_DIR: %s is missing", n ? "OUT_DIR" : "IN");
-    if (a.dequantize) a.dtype = a.dequantize - 1;
-    LQ_TRY(lq_common_apply(ctx, &a.common));
+    (void)name;
+    LQ_TRY(lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, 2, &n, help));
+    if (a.common.help) return LQ_OK;
+    if (n < 2) return lq_fail(ctx, LQ_ERR_USAGE, "lquant convert IN OUT: %s is missing", n ? "OUT" : "IN");
+    if (a.dequantize) a.dtype = a.dequantize;
     return convert(ctx, &a, pos[0], pos[1]);
 }
 
-const lq_verb lq_verb_convert = {"convert", NULL, "IN OUT_DIR", "GGUF or another folder to an ordinary Hugging Face folder", run_convert};
+const lq_verb lq_verb_convert = {"convert", NULL, "IN OUT", "a checkpoint in another format, or as floats, without quantizing again", run_convert};

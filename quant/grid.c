@@ -4,10 +4,11 @@
  * two-level planes in two passes: scales as floats, then their parents, then scales as they will be stored.
  *
  * Double quantization (Dettmers et al. 2023, arXiv 2305.14314): absmax - mean(absmax) is coded by the dynamic 8-bit map (Dettmers
- * 2015, arXiv 1511.04561) in spans of 256 with an F32 absmax. NVFP4: the one F32 is max|W| / (6 * 448), over all matrices that
+ * 2015, arXiv 1511.04561) in spans of 256 with an F32 absmax. Blocks of ggml: grid_super.c. NVFP4: the one F32 is max|W| / (6 * 448), over all matrices that
  * runtimes fuse. */
 #include "quant/grid_tile.h"
 
+#include "core/blocks.h"
 #include "core/num.h"
 #include "core/thread.h"
 #include "quant/kmeans.h"
@@ -21,18 +22,28 @@ enum { WIDE = 1 << 16, PART = 1 << 14 }; /* weights of a tile that is walked in 
 
 static bool plain_float(lq_dtype t) { return t == LQ_F32 || t == LQ_F16 || t == LQ_BF16; }
 
+/* Bytes under F16, a whole number of superblocks in LANES tiles. */
+static bool is_super(const lq_plane_desc *d) {
+    return d->parent == LQ_F16 && (d->dtype == LQ_U8 || d->dtype == LQ_I8) && d->tile_r == 1 && d->tile_c && d->span && LANES % d->span == 0;
+}
+
 static bool scale_known(const lq_scheme *s) {
     const lq_plane_desc *d = &s->scale;
     if (s->grid.kind > LQ_GRID_LUT) return d->dtype == LQ_NONE;
     bool own = s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA;
     if (d->dtype == LQ_NONE || own) return own && d->dtype == LQ_NONE && s->extra & LQ_X_LUT_PER_ROW;
+    if (is_super(d)) return s->grid.kind == LQ_GRID_INT || s->grid.kind == LQ_GRID_LUT;
     if (d->parent != LQ_NONE) return d->parent == LQ_F32 && ((d->dtype == LQ_E4M3 && !d->span) || (d->dtype == LQ_U8 && d->span));
     return plain_float(d->dtype) || d->dtype == LQ_E8M0 || d->dtype == LQ_E4M3;
 }
 
 static bool zero_known(const lq_scheme *s) {
     if (s->zero_kind == LQ_ZERO_NONE) return true;
-    bool alike = s->zero.tile_r == s->scale.tile_r && s->zero.tile_c == s->scale.tile_c && s->zero.parent == LQ_NONE;
+    bool alike = s->zero.tile_r == s->scale.tile_r && s->zero.tile_c == s->scale.tile_c && s->zero.parent == s->scale.parent;
+    if (s->zero_kind == LQ_ZERO_MIN && is_super(&s->scale))
+        return alike && s->grid.kind == LQ_GRID_INT && !s->grid.bias && s->scale.dtype == LQ_U8 && s->zero.dtype == LQ_U8 && s->zero.span == s->scale.span;
+    if (is_super(&s->scale) || s->zero.parent != LQ_NONE) return false;
+    if (s->zero_kind == LQ_ZERO_MIN) return alike && s->grid.kind == LQ_GRID_INT && plain_float(s->zero.dtype);
     return s->zero_kind == LQ_ZERO_CODE && s->grid.kind == LQ_GRID_INT && alike && (s->zero.dtype == LQ_U8 || plain_float(s->zero.dtype));
 }
 
@@ -43,13 +54,15 @@ lq_status lq_grid_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t cols) {
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected codes for one weight each, integers of 1 to 8 bits", name);
     if (s->grid.kind == LQ_GRID_LUT && s->grid.bits > 4)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected tables of at most %d values", name, LQ_GRID_TABLE);
-    if (!zero_known(s)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected no zero point, or one per scale that is subtracted from integer codes", name);
+    if (!zero_known(s)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected no zero point, or one per scale that is subtracted from integer codes or their values", name);
     if (!scale_known(s))
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected scales of type F32, F16, BF16, E8M0, E4M3 or 8-bit tables under F32, not %s", name,
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected scales of type F32, F16, BF16, E8M0, E4M3 or 8-bit tables under F32, bytes under F16, not %s", name,
                        lq_dtypes[s->scale.dtype].name);
     if (s->extra & (LQ_X_PERM | LQ_X_PRESCALE | LQ_X_HADAMARD)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected columns in their order", name);
     if (s->scale.dtype != LQ_NONE && s->scale.tile_r == LQ_FLAT && !s->scale.tile_c)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: expected a block size", name);
+    if (is_super(&s->scale) && cols % (s->scale.tile_c * s->scale.span))
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s stores blocks of %u columns, which do not divide the %u", name, s->scale.tile_c * s->scale.span, cols);
     if (s->scale.tile_r == 1 && s->scale.tile_c && cols % s->scale.tile_c)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "group size %u does not divide the %u columns", s->scale.tile_c, cols);
     return LQ_OK;
@@ -65,6 +78,7 @@ typedef struct fit_job {
     size_t tiles;
     uint32_t most;        /* weights of the largest tile, or of a part of it */
     bool wide, rounded;
+    float least;          /* lq_tile */
     atomic_bool *bad;     /* a weight was not finite */
     lq_fit how;
     lq_rounder r;
@@ -112,10 +126,11 @@ static void put(const fit_job *f, size_t i, float scale, float zero) {
     if (f->loose && !f->rounded) f->loose[i] = scale;
     else lq_plane_set(&q->sch.scale, &q->scale, i, scale);
     if (q->sch.zero_kind == LQ_ZERO_CODE) lq_plane_set(&q->sch.zero, &q->zero, i, zero);
+    if (q->sch.zero_kind == LQ_ZERO_MIN) lq_plane_set(&q->sch.zero, &q->zero, i, zero * scale);
 }
 
 static lq_tile tile_at(const fit_job *f, size_t first) {
-    return (lq_tile){.s = &f->q->sch, .r = &f->r, .plane = &f->q->scale, .first = first, .rounded = f->rounded, .how = f->how};
+    return (lq_tile){.s = &f->q->sch, .r = &f->r, .plane = &f->q->scale, .first = first, .rounded = f->rounded, .least = f->least, .how = f->how};
 }
 
 static void fit_lanes(void *arg, size_t job) {
@@ -134,6 +149,10 @@ static void fit_lanes(void *arg, size_t job) {
     }
     for (uint32_t l = 0; l < LANES; l++)
         for (uint32_t c = t.count[l]; c < t.n; c++) w[(size_t)c * LANES + l] = h[(size_t)c * LANES + l] = 0;
+    if (is_super(&f->q->sch.scale)) {
+        lq_super_fit(&t, f->q, lanes);
+        return;
+    }
     lq_tile_fit(&t, &g);
     for (uint32_t l = 0; l < lanes; l++) put(f, t.first + l, g.scale[l], g.zero[l]);
 }
@@ -306,6 +325,7 @@ static lq_status pass(lq_ctx *ctx, fit_job *f, bool rounded, lq_fit how) {
 static lq_status fit_planes(lq_ctx *ctx, fit_job *f, lq_fit how) {
     const lq_plane_desc *d = &f->q->sch.scale;
     if (d->parent == LQ_NONE) return pass(ctx, f, true, how);
+    if (is_super(d)) return pass(ctx, f, false, how);
     if (d->dtype == LQ_U8) LQ_TRY(pass(ctx, f, false, how));
     LQ_TRY(set_parents(ctx, f));
     if (d->dtype == LQ_E4M3 || how != LQ_FIT_MINMAX) return pass(ctx, f, true, how);
@@ -325,8 +345,10 @@ lq_status lq_grid_fit(lq_ctx *ctx, lq_qtensor *q, const float *w, const float *h
     lq_rounder_init(&f.r, q, 0, 0);
     f.scratch = lq_calloc(n, sizeof(float));
     float *ones = h ? NULL : lq_calloc(q->cols, sizeof(float));
-    f.loose = q->sch.scale.dtype == LQ_U8 ? lq_calloc(f.tiles, sizeof(float)) : NULL;
-    lq_status st = f.scratch && (h || ones) && (f.loose || q->sch.scale.dtype != LQ_U8) ? LQ_OK : lq_oom(ctx, n * sizeof(float));
+    bool tables = q->sch.scale.dtype == LQ_U8 && !is_super(&q->sch.scale);
+    f.loose = tables ? lq_calloc(f.tiles, sizeof(float)) : NULL;
+    f.least = lq_gguf_block_type(&q->sch) == LQ_NONE ? 0x1p-14f : 0x1p-24f;
+    lq_status st = f.scratch && (h || ones) && (f.loose || !tables) ? LQ_OK : lq_oom(ctx, n * sizeof(float));
     if (!st) {
         for (uint32_t c = 0; ones && c < q->cols; c++) ones[c] = 1;
         if (ones) f.h = ones;

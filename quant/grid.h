@@ -5,7 +5,8 @@
  *
  * Schemes: integers of 1 to 8 bits (symmetric, integer zero, real zero), ternary, E2M1 E3M2 E4M3 E5M2, tables of at most 16 values,
  * tables of a row's own without scales, and the float grids, which only round. Scale planes: F32 F16 BF16 of any tile (groups, rows, the tensor, blocks of rows and
- * columns, runs of the flattened matrix), E8M0, E4M3 under one F32, and 8-bit tables under F32 (double quantization). */
+ * columns, runs of the flattened matrix), E8M0, E4M3 under one F32, 8-bit tables under F32 (double quantization), and bytes
+ * under F16 with or without minima (ggml's blocks of 256). */
 #ifndef LQ_GRID_H
 #define LQ_GRID_H
 #include "core/qtensor.h"

@@ -17,8 +17,11 @@ enum { CHUNK = 64, GRID_POINTS = 40, REFITS = 3 };
 
 static bool is_int(const lq_scheme *s) { return s->grid.kind == LQ_GRID_INT; }
 static bool is_ternary(const lq_scheme *s) { return is_int(s) && s->grid.bits == 2 && s->grid.bias == 1; }
+static bool is_quad(const lq_scheme *s) { return s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_QUAD; }
 static bool is_sign(const lq_scheme *s) { return s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_SIGN; }
-static bool real_zero(const lq_scheme *s) { return s->zero_kind == LQ_ZERO_CODE && s->zero.dtype != LQ_U8; }
+static bool has_min(const lq_scheme *s) { return s->zero_kind == LQ_ZERO_MIN; }
+static bool real_zero(const lq_scheme *s) { return has_min(s) || (s->zero_kind == LQ_ZERO_CODE && s->zero.dtype != LQ_U8); }
+static bool below_zero(const lq_scheme *s) { return !(has_min(s) && s->zero.dtype == LQ_U8); } /* may a zero be negative? */
 static bool whole_zero(const lq_scheme *s) { return s->zero_kind == LQ_ZERO_CODE && s->zero.dtype == LQ_U8; }
 
 static float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; } /* half to even, |x| < 2^22 */
@@ -41,8 +44,8 @@ static float nearest_entry(const float *lut, float up, float offset, float v) { 
 float lq_tile_stored(const lq_tile *t, size_t i, float scale) {
     const lq_plane_desc *d = &t->s->scale;
     bool half = d->dtype == LQ_F16;
-    float m = clampf(fabsf(scale), half ? 0x1p-14f : 0x1p-126f, half ? 0x1.FEp15f : 0x1p127f);
-    if (d->parent != LQ_NONE && !t->rounded) return m;
+    float m = clampf(fabsf(scale), half ? t->least : 0x1p-126f, half ? 0x1.FEp15f : 0x1p127f);
+    if (d->parent != LQ_NONE && !t->rounded) return scale < 0 && d->dtype == LQ_I8 ? -m : m;
     float up = d->parent == LQ_NONE ? 1 : ((const float *)t->plane->parent)[d->span ? i / d->span : 0];
     if (d->dtype == LQ_U8) return nearest_entry(t->plane->lut, up, t->plane->offset, m);
     if (d->dtype == LQ_E4M3) return lq_e4m3_f32(lq_f32_e4m3(clampf(m / up, 0x1p-9f, 448))) * up;
@@ -160,14 +163,20 @@ static void judge(const lq_tile *t, const lq_tile_guess *g, lq_tile_sums *out) {
 
 static float clamp_zero(const lq_tile *t, float z) { return z < 0 ? 0 : z > t->r->top ? t->r->top : rintf(z); }
 
-static float stored_zero(const lq_tile *t, float z) { return lq_plane_round(&t->s->zero, clampf(z, -60000, 60000)); }
+/* In codes; a minimum is stored as scale * z. */
+static float stored_zero(const lq_tile *t, float z, float scale) {
+    if (!has_min(t->s)) return lq_plane_round(&t->s->zero, clampf(z, -60000, 60000));
+    if (!below_zero(t->s)) return z > 0 ? z : 0;
+    return lq_plane_round(&t->s->zero, clampf(z * scale, -60000, 60000)) / scale;
+}
 
 /* Step of an integer grid, exponent of E8M0, absmax on the largest value: the field's rule before it is rounded. */
 static float field_scale(const lq_tile *t, const lq_tile_stats *v, int l) {
     const lq_scheme *s = t->s;
     float most = fmaxf(v->hi[l], -v->lo[l]), mean = v->n[l] > 0 ? (float)(v->mass[l] / v->n[l]) : 0;
     if (is_sign(s)) return mean;
-    if (most == 0) return 1;
+    if (most == 0) return s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_IQ4 ? 0 : 1; /* no value of it is 0 */
+    if (is_quad(s)) return most; /* ggml: what was -a, 0, a stays so */
     if (is_ternary(s)) return fmaxf(mean, 1e-5f);
     if (is_int(s)) return (s->zero_kind != LQ_ZERO_NONE ? v->hi[l] - v->lo[l] : 2 * most) / t->r->top;
     if (s->scale.dtype == LQ_E8M0 && s->grid.kind != LQ_GRID_LUT) { /* the largest power of two over the largest of the grid */
@@ -187,7 +196,7 @@ static void minmax(const lq_tile *t, const lq_tile_stats *v, lq_tile_guess *g) {
         g->scale[l] = f == 0 ? 0 : lq_tile_stored(t, t->first + (t->wide ? 0 : (size_t)l), f); /* 0: zeros on a grid without zero */
         g->zero[l] = 0;
         if (whole_zero(s)) g->zero[l] = flat ? (float)(1u << (s->grid.bits - 1)) : clamp_zero(t, -v->lo[l] / g->scale[l]);
-        if (real_zero(s)) g->zero[l] = flat ? 0 : stored_zero(t, -v->lo[l] / g->scale[l]);
+        if (real_zero(s)) g->zero[l] = flat ? 0 : stored_zero(t, -v->lo[l] / g->scale[l], g->scale[l]);
     }
 }
 
@@ -210,8 +219,9 @@ static void bottom(const lq_tile *t, const lq_tile_stats *v, const lq_tile_guess
         if (real_zero(t->s) && det > 1e-9 * v->h[l] * s->aa[l]) { /* w = s' a + m */
             double scale = (v->h[l] * s->wa[l] - s->a[l] * v->hw[l]) / det, m = (v->hw[l] - scale * s->a[l]) / v->h[l];
             double off = (double)g->scale[l] - scale; /* error falls by the norm of (off a - m) */
-            if (scale > 0) propose(b, l, scale, g->zero[l] - m / scale, s->e[l] - (off * off * s->aa[l] - 2 * off * m * s->a[l] + m * m * v->h[l]));
-            continue;
+            if (scale > 0 && (below_zero(t->s) || g->zero[l] * scale >= m))
+                propose(b, l, scale, g->zero[l] - m / scale, s->e[l] - (off * off * s->aa[l] - 2 * off * m * s->a[l] + m * m * v->h[l]));
+            if (below_zero(t->s) || g->zero[l] * scale >= m) continue;
         }
         double at = s->wa[l] / s->aa[l], off = at - (double)g->scale[l];
         propose(b, l, at, g->zero[l], s->e[l] - off * off * s->aa[l]);
@@ -234,12 +244,13 @@ typedef struct sweep { float top, bottom; int points; bool negative; } sweep;
 
 static sweep sweep_of(const lq_tile *t) {
     const lq_scheme *s = t->s;
-    bool two_signs = t->how == LQ_FIT_SEARCH_SIGNED && s->scale.parent == LQ_NONE && s->scale.dtype != LQ_E8M0 && s->scale.dtype != LQ_E4M3;
+    bool two_signs = t->how == LQ_FIT_SEARCH_SIGNED && (s->scale.parent == LQ_NONE || s->scale.dtype == LQ_I8) && s->scale.dtype != LQ_E8M0 && s->scale.dtype != LQ_E4M3;
     float half = (float)s->grid.bias;
     if (is_sign(s)) return (sweep){1, 1, 0, false}; /* its codes do not depend on the scale */
     if (is_ternary(s)) return (sweep){1, 0.08f, GRID_POINTS, false};
     if (is_int(s) && s->zero_kind != LQ_ZERO_NONE) return (sweep){1.05f, 0.33f, GRID_POINTS, false};
     if (is_int(s)) return (sweep){half > 1 ? 1.02f * half / (half - 1) : 1, 0.33f, GRID_POINTS, two_signs};
+    if (is_quad(s)) return (sweep){1.05f, 0.12f, GRID_POINTS, two_signs};
     if (s->grid.kind == LQ_GRID_LUT) return (sweep){1.05f, 0.35f, GRID_POINTS, two_signs && s->grid.bias != LQ_LUT_FP4};
     if (s->grid.kind == LQ_GRID_E2M1) return (sweep){1.6f, 0.4f, s->scale.dtype == LQ_E4M3 ? GRID_POINTS / 2 : GRID_POINTS, false};
     return (sweep){2, 0.7f, GRID_POINTS, false};
@@ -251,6 +262,7 @@ static float wide_scale(const lq_tile *t, const lq_tile_stats *v, int l) {
     float most = fmaxf(v->hi[l], -v->lo[l]);
     if (most == 0) return 1;
     if (is_ternary(s)) return most;
+    if (!below_zero(s)) return (fmaxf(v->most[l], 0) - v->lo[l]) / t->r->top;
     if (real_zero(s)) return v->most[l] > v->least[l] ? (v->most[l] - v->least[l]) / t->r->top : most;
     if (is_int(s)) return whole_zero(s) ? (v->hi[l] - v->lo[l]) / t->r->top : 2 * most / (t->r->top + 1);
     return s->scale.dtype == LQ_E8M0 ? field_scale(t, v, l) : most / lq_grid_top(s);
@@ -279,12 +291,12 @@ static void try_real_zeros(const lq_tile *t, const lq_tile_stats *v, const float
         float f = w->top - (w->top - w->bottom) * (float)i / (float)(w->points - 1);
         for (int l = 0; l < LANES; l++) {
             g.scale[l] = place(t, l, base[l] * f);
-            g.zero[l] = stored_zero(t, t->r->top / 2 - (v->most[l] + v->least[l]) / 2 / g.scale[l]);
+            g.zero[l] = stored_zero(t, t->r->top / 2 - (v->most[l] + v->least[l]) / 2 / g.scale[l], g.scale[l]);
         }
         consider(t, v, &g, b, &sums);
         for (int l = 0; l < LANES; l++) {
             double m = v->h[l] > 0 ? (v->hw[l] - (double)g.scale[l] * sums.a[l]) / v->h[l] : 0;
-            g.zero[l] = stored_zero(t, g.zero[l] - (float)(m / g.scale[l]));
+            g.zero[l] = stored_zero(t, g.zero[l] - (float)(m / g.scale[l]), g.scale[l]);
         }
         consider(t, v, &g, b, &sums);
     }
@@ -305,7 +317,7 @@ static void refit(const lq_tile *t, const lq_tile_stats *v, best *b) {
         lq_tile_guess g = b->refit;
         for (int l = 0; l < LANES; l++) {
             g.scale[l] = place(t, l, g.scale[l]);
-            if (real_zero(t->s)) g.zero[l] = stored_zero(t, g.zero[l]);
+            if (real_zero(t->s)) g.zero[l] = stored_zero(t, g.zero[l], g.scale[l]);
         }
         consider(t, v, &g, b, &sums);
     }

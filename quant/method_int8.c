@@ -25,8 +25,8 @@ typedef struct int8_opts {
 
 static const lq_opt options[] = {
     {"threshold", NULL, LQ_OPT_REAL, offsetof(int8_opts, threshold), "X", "6", NULL, 0, 1e30, 0, "activations this large are multiplied apart; 0: none"},
-    {"compat", NULL, LQ_OPT_CHOICE, offsetof(int8_opts, compat), NULL, "none", "none|bnb", 0, 0, 0,
-     "bnb: outliers are whole columns of a batch, weights pass through F16, as in bitsandbytes"},
+    {"compat", NULL, LQ_OPT_CHOICE, offsetof(int8_opts, compat), NULL, "bnb", "none|bnb", 0, 0, 0,
+     "bnb: outliers are whole columns of a batch, weights pass through F16, as in bitsandbytes; none: outliers of each token"},
     {"static", NULL, LQ_OPT_SET, offsetof(int8_opts, fixed), NULL, NULL, NULL, 0, 0, 1, "calibration fixes the outlier columns; their weights stay F16"},
     {"max-columns", NULL, LQ_OPT_INT, offsetof(int8_opts, most), "N", "32", NULL, 1, 4096, 0, "--static: keep at most the N largest columns of a linear"},
     {0}};
@@ -39,7 +39,7 @@ static unsigned needs_of(const void *opts) {
 static void refine(const void *opts, lq_scheme *s) {
     const int8_opts *o = opts;
     s->act.outlier = s->act.kind && !o->fixed ? (float)o->threshold : 0;
-    s->act.scope = s->act.kind && o->compat == COMPAT_BNB;
+    s->act.scope = s->act.outlier > 0 && o->compat == COMPAT_BNB;
     if (!o->fixed) return;
     s->extra |= LQ_X_OUTLIER_COLS;
     s->sparse = (uint16_t)o->most;

@@ -13,6 +13,9 @@
 
 const lq_opt lq_run_options[] = {
     {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "NAME", NULL, NULL, 0, 0, 0, "gptq, lqt ... (lquant list formats); default: OUT's suffix, else gptq where it holds the type, else lqt"},
+    {"pre", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
+    {"target", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, target), "RUNTIME[,tp=N]", NULL, NULL, 0, 0, 0,
+     "refuse what vllm, transformers, llama.cpp, trtllm or mlx will not load (lquant list targets); repeatable"},
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(lq_run_opts, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file of a checkpoint folder"},
     {"max-memory", NULL, LQ_OPT_SIZE, offsetof(lq_run_opts, max_memory), "SIZE", NULL, NULL, 0, 0, 0, "activations beyond it go to disk; default: a quarter of the machine's"},
     {"work-dir", "w", LQ_OPT_STRING, offsetof(lq_run_opts, work_dir), "DIR", NULL, NULL, 0, 0, 0, "where they go; default: TMPDIR or /tmp"},
@@ -59,11 +62,23 @@ static lq_status natural_format(road *r, const char **name) {
     return LQ_OK;
 }
 
+/* Another format than the natural one where a target does not load that. */
+static lq_status format_for_targets(road *r, const char **name) {
+    lq_scheme s;
+    if (!r->targets.n) return LQ_OK;
+    LQ_TRY(lq_plan_base(r->ctx, &r->run->plan_opts, r->run->recipe.method, r->run->recipe.opts, &s));
+    const char *better = lq_legal_choose(*name, &s, &r->targets);
+    if (better && strcmp(better, *name)) lq_log(r->ctx, LQ_LOG_INFO, "format %s: the target does not load %s", better, *name);
+    if (better) *name = better;
+    return LQ_OK;
+}
+
 static lq_status choose_format(road *r, const lq_format **out) {
     const char *name = r->run->opts.format, *dot = strrchr(lq_path_base(r->run->out ? r->run->out : ""), '.');
     for (const lq_format *const *f = lq_formats; !name && *f && dot; f++)
         if ((*f)->ext && !strcmp((*f)->ext, dot)) name = (*f)->name;
     if (!name) LQ_TRY(natural_format(r, &name));
+    if (!r->run->opts.format) LQ_TRY(format_for_targets(r, &name));
     *out = lq_format_by_name(name);
     if (*out) return LQ_OK;
     return lq_fail(r->ctx, LQ_ERR_USAGE, "unknown format '%s'; lquant list formats prints the known ones", name);
@@ -117,6 +132,16 @@ static lq_status open_stats(road *r) {
     return LQ_OK;
 }
 
+static lq_status plan_for_targets(road *r, const lq_format *format) {
+    const lq_run *run = r->run;
+    lq_model *m = r->model;
+    lq_legal_case c = {&m->cat, format->name, m->cat.model_type ? m->cat.model_type : "", m->par.n_heads, m->par.n_kv_heads};
+    lq_legal_run legal = {&run->plan_opts, run->recipe.method, run->recipe.opts, format, &r->targets};
+    LQ_TRY(lq_legal_plan(r->ctx, &legal, &c, &r->plan));
+    if (!r->targets.n) lq_legal_notes(r->ctx, &c);
+    return LQ_OK;
+}
+
 static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
@@ -126,6 +151,7 @@ static lq_status open_and_plan(road *r) {
     if (r->run->opts.kv_scales) r->needs |= LQ_NEED_ABSMAX;
     if (r->run->opts.target_correction) r->needs |= LQ_NEED_GRAM | LQ_NEED_CROSS;
     LQ_TRY(lq_fisher_open(r));
+    LQ_TRY(lq_targets_parse(r->ctx, &r->run->opts.target, &r->targets));
     LQ_TRY(choose_format(r, &format));
     LQ_TRY(lq_source_open(r->ctx, r->run->in, &r->src));
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
@@ -133,7 +159,8 @@ static lq_status open_and_plan(road *r) {
     r->model->expert_opts = r->run->opts.experts;
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
-    LQ_TRY(lq_plan_make(r->ctx, &r->model->cat, &r->run->plan_opts, method, r->run->recipe.opts, format, &r->plan));
+    LQ_TRY(plan_for_targets(r, format));
+    LQ_TRY(lq_gguf_out_make(r->ctx, format, r->model, &(lq_gguf_opts){.pre = r->run->opts.pre}, &r->gguf));
     LQ_TRY(lq_xforms_check(r));
     LQ_TRY(static_needs(r));
     LQ_TRY(open_stats(r));
@@ -165,6 +192,12 @@ static lq_status describe_fisher(road *r) {
     return json_object_set_new(r->options, "fisher-sha256", json_string(hex)) ? lq_oom(r->ctx, 128) : LQ_OK;
 }
 
+static json_t *target_names(const road *r) {
+    json_t *list = json_array();
+    for (size_t i = 0; i < r->run->opts.target.n; i++) json_array_append_new(list, json_string(r->run->opts.target.v[i]));
+    return list;
+}
+
 static lq_status describe(road *r, char fingerprint[65]) {
     lq_status st;
     lq_buf text = {0};
@@ -176,13 +209,14 @@ static lq_status describe(road *r, char fingerprint[65]) {
     if (r->stats.n) LQ_TRY(lq_statistics_fit(r->ctx, &r->stats, r->model, r->inputs));
     if (r->stats.n) LQ_TRY(lq_sha_file(r->ctx, r->run->opts.stats, r->rows.hash));
     for (uint32_t i = 1; i < n; i++) sets[i] = sets[n]; /* a transform's options stand with its name */
-    r->options = lq_opts_json(sets, "max-memory,work-dir,resume,overwrite,dry-run,true-sequential,report,stats,group-size,format,max-fallback,fisher,file,save-tokens,nsamples,seqlen,seed,chat-template");
+    r->options = lq_opts_json(sets, "max-memory,target,work-dir,resume,overwrite,dry-run,true-sequential,report,stats,group-size,format,max-fallback,fisher,file,save-tokens,nsamples,seqlen,seed,chat-template");
     if (!r->options) return lq_oom(r->ctx, 256);
     if (n > 1 && json_object_set_new(r->options, "recipe", lq_recipe_json(&r->run->recipe))) return lq_oom(r->ctx, 256);
     json_object_set_new(r->options, "method", json_string(r->plan.method->name));
     if (r->rotation) json_object_set(r->options, "rotation", r->rotation);
     json_object_set_new(r->options, "format", json_string(r->plan.format->name));
     json_object_set_new(r->options, "group-size", json_integer(r->plan.group));
+    if (r->targets.n && r->run->plan_opts.keep_unfit) json_object_set_new(r->options, "target", target_names(r)); /* it decides what is kept */
     json_t *all = json_pack("{s:s, s:O, s:O, s:s}", "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options, "calibration", r->rows.hash);
     if (!all) return lq_oom(r->ctx, 256);
     if (r->fisher) st = describe_fisher(r);
@@ -291,6 +325,7 @@ static lq_status work(road *r) {
 
 static void leave(road *r) {
     lq_sink_abandon(&r->sink);
+    lq_gguf_meta_free(&r->gguf);
     lq_cache_free(&r->resid);
     lq_cache_free(&r->twin);
     lq_free(r->kv_max);

@@ -7,13 +7,16 @@
 #include "calib/corpus.h"
 #include "calib/forward.h"
 #include "quant/job.h"
+#include "quant/legal.h"
 #include "quant/plan.h"
 #include "quant/recipe.h"
 #include "quant/rotate_choice.h"
 
 typedef struct lq_run_opts {
-    const char *format;           /* NULL: by OUT's suffix, else gptq */
+    const char *format;           /* NULL: by OUT's suffix, else one every target loads, else the method's own */
+    lq_strlist target;            /* runtimes that are to load the result */
     uint64_t shard_size, max_memory; /* max_memory 0: a quarter of the machine's */
+    const char *pre;              /* gguf: tokenizer.ggml.pre when the tokenizer's is not recognised */
     const char *work_dir, *report, *fisher, *stats; /* stats: a file of `lquant calibrate` */
     int resume, overwrite, dry_run, true_sequential; /* always sequential: the flag is accepted */
     int rotate;                   /* LQ_ROTATION_* */

@@ -139,10 +139,11 @@ static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_row *row) {
     return lq_note(ctx, st, "%s as %s", row->name, lq_scheme_name(&row->scheme, name, sizeof name));
 }
 
-static void keep(lq_row *row, const lq_plan_opts *o) {
+static void keep(const lq_plan *p, lq_row *row, const lq_plan_opts *o) {
     row->quantize = false;
-    bool block_type = row->dtype >= LQ_Q4_0 || row->dtype == LQ_NONE;
-    row->out_dtype = block_type ? lq_float_choice(o->dtype) : row->dtype;
+    bool block_type = lq_dtypes[row->dtype].block > 1 && !p->format->gguf;
+    row->out_dtype = block_type || row->dtype == LQ_NONE ? lq_float_choice(o->dtype) : row->dtype;
+    if (p->format->kept) row->out_dtype = p->format->kept(row, row->out_dtype);
 }
 
 static void tally(lq_plan *p, const lq_row *row) {
@@ -151,7 +152,7 @@ static void tally(lq_plan *p, const lq_row *row) {
     else p->bytes_source += lq_scheme_bytes(&row->scheme, lq_row_rows(row), lq_row_cols(row));
     if (!row->quantize) {
         p->n_kept += row->linear;
-        p->bytes_kept += n * lq_dtypes[row->out_dtype].bytes;
+        p->bytes_kept += n / lq_dtypes[row->out_dtype].block * lq_dtypes[row->out_dtype].bytes;
         return;
     }
     p->n_quantized++;
@@ -167,7 +168,7 @@ static lq_grid float_grid(lq_dtype t, const lq_plan_opts *o) {
 
 static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts *o, const lq_want *w) {
     if (w->keep) {
-        keep(row, o);
+        keep(p, row, o);
         return LQ_OK;
     }
     if (row->dtype == LQ_NONE) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: is quantized already", row->name);
@@ -181,7 +182,7 @@ static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts
     if (st == LQ_ERR_UNSUPPORTED && o->keep_unfit) {
         lq_log(ctx, LQ_LOG_WARN, "kept: %s", ctx->msg);
         row->why_kept = "--keep-unfit";
-        keep(row, o);
+        keep(p, row, o);
         return LQ_OK;
     }
     return st;
@@ -241,6 +242,16 @@ done:
     return st;
 }
 
+void lq_plan_keep(lq_plan *p, const lq_plan_opts *o, lq_row *row, const char *why) {
+    p->n_quantized--;
+    p->weights -= lq_row_elems(row);
+    p->bytes_quantized -= lq_scheme_bytes(&row->scheme, lq_row_rows(row), lq_row_cols(row));
+    keep(p, row, o);
+    row->why_kept = why;
+    p->n_kept++;
+    p->bytes_kept += lq_row_elems(row) * lq_dtypes[row->out_dtype].bytes;
+}
+
 double lq_plan_bpw(const lq_plan *p) { return p->weights ? 8.0 * (double)p->bytes_quantized / (double)p->weights : 0; }
 
 void lq_plan_print(const lq_plan *p, FILE *out) {
@@ -250,7 +261,7 @@ void lq_plan_print(const lq_plan *p, FILE *out) {
         const lq_row *r = &p->cat->rows[i];
         char shape[40];
         snprintf(shape, sizeof shape, r->ndim > 1 ? "%u x %u" : "%u", lq_row_rows(r), lq_row_cols(r));
-        uint64_t n = lq_row_elems(r), bytes = r->quantize ? lq_scheme_bytes(&r->scheme, lq_row_rows(r), lq_row_cols(r)) : n * lq_dtypes[r->out_dtype].bytes;
+        uint64_t n = lq_row_elems(r), bytes = r->quantize ? lq_scheme_bytes(&r->scheme, lq_row_rows(r), lq_row_cols(r)) : n / lq_dtypes[r->out_dtype].block * lq_dtypes[r->out_dtype].bytes;
         fprintf(out, "%-44s %13s  %-8s %-18s %8.3f %12llu%s%s\n", r->name, shape, lq_dtypes[r->dtype].name,
                 r->quantize ? lq_scheme_name(&r->scheme, name, sizeof name) : lq_dtypes[r->out_dtype].name, n ? 8.0 * (double)bytes / (double)n : 0,
                 (unsigned long long)bytes, r->why_kept ? "  " : "", r->why_kept ? r->why_kept : "");

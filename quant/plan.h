@@ -40,6 +40,8 @@ lq_status lq_plan_make(lq_ctx *ctx, lq_catalog *cat, const lq_plan_opts *o, cons
                        const lq_format *format, lq_plan *out);
 /* The scheme of a linear that no rule names; an open group size counts as 128. */
 lq_status lq_plan_base(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *method, const void *method_opts, lq_scheme *out);
+/* A linear that was to be quantized stays as it is; why is static. */
+void lq_plan_keep(lq_plan *p, const lq_plan_opts *o, lq_row *row, const char *why);
 double lq_plan_bpw(const lq_plan *p);        /* bits per weight of the quantized linears, scales and zeros included */
 void lq_plan_print(const lq_plan *p, FILE *out);
 #endif

@@ -34,7 +34,7 @@ lq_status lq_prune_accept(lq_ctx *ctx, const lq_prune *p, uint32_t cols, const l
     uint32_t m = lq_prune_group(p);
     bool zero = s->zero_kind == LQ_ZERO_NONE || (s->zero_kind == LQ_ZERO_CODE && s->zero.dtype == LQ_U8);
     if (s->grid.kind == LQ_GRID_INT && (s->grid.bias < 0 || s->grid.bias >= 1 << s->grid.bits)) zero = false;
-    if (s->grid.kind == LQ_GRID_LUT && (s->grid.bias == LQ_LUT_DATA || s->grid.bias == LQ_LUT_SIGN)) zero = false;
+    if (s->grid.kind == LQ_GRID_LUT && (s->grid.bias == LQ_LUT_DATA || s->grid.bias == LQ_LUT_SIGN || s->grid.bias == LQ_LUT_IQ4)) zero = false;
     if (!zero || s->extra) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scheme %s: pruned weights must be 0 exactly; symmetric integers, integer zeros and floats can", lq_scheme_name(s, name, sizeof name));
     if (m && cols % m) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%u columns are no groups of %u; use --pattern none", cols, m);
     return lq_grid_accept(ctx, s, cols);

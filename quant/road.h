@@ -5,6 +5,7 @@
 #define LQ_ROAD_H
 #include "core/progress.h"
 #include "calib/stats_file.h"
+#include "quant/gguf_out.h"
 #include "quant/pipeline.h"
 
 typedef struct road {
@@ -13,6 +14,7 @@ typedef struct road {
     lq_source *src;
     lq_model *model;
     lq_plan plan;
+    lq_targets targets;        /* --target */
     unsigned needs;            /* LQ_NEED_* of the method with its options; 0: no calibration */
     lq_rows rows;
     lq_stats_file stats;       /* --stats: read instead of running the model; needs is then 0 */
@@ -21,6 +23,7 @@ typedef struct road {
     const lq_row *item_of;
     lq_job job;
     lq_sink *sink;
+    lq_gguf_meta *gguf;        /* what a GGUF says of the model; NULL for other formats */
     lq_source *back;           /* the written checkpoint, read again */
     lq_source *fisher;         /* --fisher, or NULL */
     float *kv_max;             /* [n_layers][2] of --kv-scales, or NULL */
@@ -69,6 +72,9 @@ lq_status lq_fuse_read(road *r, const lq_row *row, float *out);
 lq_status lq_stream_run(road *r);    /* decides the codes of every linear: all units finished */
 lq_status lq_assemble(road *r);      /* the checkpoint, written from the units into the job's folder */
 lq_status lq_read_back(road *r);     /* read by another code path and compared with the codes the method chose */
+/* A GGUF's rows have other names and places: does the one of this row decode to what the codes mean? */
+lq_status lq_gguf_compare(road *r, const lq_row *row, const lq_qtensor *want, bool *same);
+lq_status lq_gguf_compare_kept(road *r, const lq_row *row, const void *data, size_t n, bool *same);
 /* Name of a one-file format's file in the job's folder; NULL for a folder. Caller frees. */
 char *lq_result_file(const road *r);
 #endif

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* The table of named schemes. Scales of integer grids are exact in F16 and BF16 (sig 8). Float formats: OCP MX 1.0, NVFP4,
- * bitsandbytes NF4/FP4; formats.md. */
+ * bitsandbytes NF4/FP4; formats.md. The block types of GGUF, MXFP4 and NVFP4 among them: core/blocks.h. */
 #include "quant/types.h"
+
+#include "core/blocks.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -15,7 +17,6 @@
 #define FLAT64 {.dtype = LQ_F32, .tile_r = LQ_FLAT, .tile_c = 64}
 #define FLAT64_DQ {.dtype = LQ_U8, .tile_r = LQ_FLAT, .tile_c = 64, .parent = LQ_F32, .span = 256}
 #define E4M3 {.kind = LQ_GRID_E4M3, .bits = 8, .vec = 1}
-#define E2M1 {.kind = LQ_GRID_E2M1, .bits = 4, .vec = 1}
 #define F32_SCALES(r, c) {.dtype = LQ_F32, .tile_r = (r), .tile_c = (c)}
 #define ROW_LUT(b) {.grid = TABLE(b, LQ_LUT_DATA), .extra = LQ_X_LUT_PER_ROW}
 enum { G = LQ_TYPE_GROUP, GS = LQ_TYPE_GROUP | LQ_TYPE_SYM, GSA = GS | LQ_TYPE_ACT };
@@ -36,7 +37,7 @@ const lq_type lq_types[] = {
     {"W8A8", "8-bit weights per row, 8-bit activations per token", GSA, false, INT_ROW_ACT(8, 0, DYN = LQ_I8)},
     {"W4A8", "4-bit weights, 8-bit activations per token", GSA, false, INT_ROW_ACT(4, 128, DYN = LQ_I8)},
     {"INT8", "LLM.int8: W8A8 with outlier activations apart", 0, false,
-     {.grid = {.kind = LQ_GRID_INT, .bits = 8, .vec = 1, .bias = 128}, .scale = F32_SCALES(1, 0), .act = {DYN = LQ_I8, .outlier = 6}}},
+     {.grid = {.kind = LQ_GRID_INT, .bits = 8, .vec = 1, .bias = 128}, .scale = F32_SCALES(1, 0), .act = {DYN = LQ_I8, .outlier = 6, .scope = 1}}},
     {"NF4", "bitsandbytes NormalFloat, blocks of 64", G, false, {.grid = TABLE(4, LQ_LUT_NF4), .scale = FLAT64}},
     {"NF4-DQ", "NF4 with 8-bit block scales", G, false, {.grid = TABLE(4, LQ_LUT_NF4), .scale = FLAT64_DQ}},
     {"FP4", "bitsandbytes 4-bit floats, blocks of 64", G, false, {.grid = TABLE(4, LQ_LUT_FP4), .scale = FLAT64}},
@@ -46,9 +47,9 @@ const lq_type lq_types[] = {
     {"FP8-block", "E4M3 in 128 x 128 blocks, activations in 128s", 0, false,
      {.grid = E4M3, .scale = F32_SCALES(128, 128), .act = {DYN = LQ_E4M3, .tile = 128}}},
     {"FP8-W", "E4M3 per row, weights only", 0, false, {.grid = E4M3, .scale = F32_SCALES(1, 0)}},
-    {"MXFP4", "OCP E2M1, 32 weights per power of two", 0, false, {.grid = E2M1, .scale = {.dtype = LQ_E8M0, .tile_r = 1, .tile_c = 32}}},
-    {"NVFP4", "E2M1, 16 weights per E4M3 scale, one F32 scale", 0, false,
-     {.grid = E2M1, .scale = {.dtype = LQ_E4M3, .tile_r = 1, .tile_c = 16, .parent = LQ_F32}}},
+#define X(name, what, ...) {#name, what, 0, false, {__VA_ARGS__}},
+    LQ_BLOCK_LIST(X)
+#undef X
     {"ternary", "-1, 0, 1", G, false, {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = SCALES(128)}},
     {"binary", "-1, 1", G, false, {.grid = TABLE(1, LQ_LUT_SIGN), .scale = SCALES(128)}},
     {"lut2", "4 values chosen for each row", 0, false, ROW_LUT(2)},

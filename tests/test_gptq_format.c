@@ -190,6 +190,19 @@ static void config_names_what_differs_from_the_most_common_scheme(void **state) 
     json_decref(meta);
 }
 
+static void a_rule_also_matches_the_name_a_linear_is_fused_into(void **state) {
+    (void)state;
+    lq_scheme four = lq_scheme_int(4, GROUP, true), eight = lq_scheme_int(8, -1, true);
+    lq_row rows[] = {linear_row("h.q_proj.weight", LQ_R_Q, &eight), linear_row("h.gate_proj.weight", LQ_R_K, &eight), linear_row("m.experts.0.w1.weight", LQ_R_V, &eight),
+                     linear_row("a.weight", LQ_R_Q, &four), linear_row("b.weight", LQ_R_Q, &four), linear_row("c.weight", LQ_R_Q, &four), linear_row("d.weight", LQ_R_Q, &four)};
+    json_t *q = config_of(rows, 7, NULL), *dynamic = json_object_get(q, "dynamic");
+    assert_int_equal(json_object_size(dynamic), 3);
+    assert_non_null(json_object_get(dynamic, "+:^h\\.q(?:kv)?_proj$"));
+    assert_non_null(json_object_get(dynamic, "+:^h\\.gate(?:_up)?_proj$"));
+    assert_non_null(json_object_get(dynamic, "+:^m\\.experts(?:\\.0\\.w1)?$"));
+    json_decref(q);
+}
+
 static void one_asymmetric_linear_makes_it_v2(void **state) {
     (void)state;
     lq_scheme sym = lq_scheme_int(4, GROUP, true), asym = lq_scheme_int(4, GROUP, false);
@@ -414,6 +427,7 @@ int main(void) {
         T(codes_10_and_21_lie_in_two_words),
         T(symmetric_zero_words_are_constant),
         T(config_names_what_differs_from_the_most_common_scheme),
+        T(a_rule_also_matches_the_name_a_linear_is_fused_into),
         T(one_asymmetric_linear_makes_it_v2),
         T(an_embedding_is_not_quantized),
         T(a_file_without_version_is_v1),

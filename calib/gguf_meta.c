@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Keys of architectures and places of tensors. Facts: llama.cpp's loader (src/models, llama-model.cpp) and its converter, October 2026;
+ * where those run something else than the model says, it is refused here. */
+#include "calib/gguf_meta.h"
+
+#include "core/num.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { /* what llama.cpp's graph of an architecture has or lacks */
+    F_DIVISORS = 1,          /* rope_freqs.weight: Llama 3's scaling */
+    F_LONG = 2,              /* rope_factors_long/short.weight */
+    F_HEAD = 4,              /* output.weight must be there: a tied head is stored as well */
+    F_NO_HEAD = 8,           /* the head is the embedding */
+    F_WINDOW = 16,           /* sliding windows are applied */
+    F_NORM_TOPK = 32,        /* probabilities of the chosen experts are divided by their sum */
+    F_GELU = 64,             /* gelu by tanh; else silu */
+    F_QKV_BIAS = 128,        /* the fused matrix has a bias */
+    F_NO_BIAS = 256,
+    F_MROPE = 512            /* rope.dimension_sections */
+};
+
+typedef struct rule { const char *arch, *gguf; unsigned flags; } rule;
+static const rule rules[] = {
+    {"llama", "llama", F_DIVISORS | F_LONG}, {"mistral", "llama", F_DIVISORS | F_LONG}, {"mixtral", "llama", F_DIVISORS | F_LONG | F_NORM_TOPK},
+    {"qwen2", "qwen2", 0}, {"qwen3", "qwen3", 0}, {"qwen2_moe", "qwen2moe", F_HEAD}, {"qwen3_moe", "qwen3moe", F_NORM_TOPK},
+    {"olmoe", "olmoe", F_HEAD}, {"gemma", "gemma", F_GELU | F_NO_HEAD}, {"gemma2", "gemma2", F_GELU | F_NO_HEAD | F_WINDOW},
+    {"gemma3", "gemma3", F_GELU | F_WINDOW}, {"granite", "granite", F_DIVISORS | F_LONG}, {"phi3", "phi3", F_LONG}, {"glm", "chatglm", 0},
+    {"glm4", "glm4", 0}, {"bitnet", "bitnet", F_NO_HEAD}, {"gpt2", "gpt2", F_GELU}, {"gpt_neox", "gptneox", F_GELU | F_HEAD | F_QKV_BIAS},
+    {"falcon", "falcon", F_GELU | F_NO_BIAS}, {"phi", "phi2", F_GELU | F_HEAD}, {"qwen2_vl", "qwen2vl", F_MROPE}, {"qwen3_vl", "qwen3vl", F_MROPE},
+    {NULL, NULL, 0},
+};
+
+typedef struct maker {
+    lq_ctx *ctx;
+    const lq_model *m;
+    const rule *r;
+    lq_gguf_meta *out;
+    char key[128];
+} maker;
+
+#define REFUSE(ctx, ...) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "GGUF: " __VA_ARGS__)
+
+/* -- what llama.cpp does not run --------------------------------------------------------------------------------------- */
+
+static bool is_gelu(lq_actfn a) { return a == LQ_ACTFN_GELU || a == LQ_ACTFN_GELU_TANH; }
+
+static lq_status check_windows(maker *k) {
+    const lq_params *p = &k->m->par;
+    bool any = false;
+    for (uint32_t l = 0; l < p->n_layers; l++) any |= lq_params_window(p, l) && lq_params_window(p, l) < p->max_ctx;
+    if (any && !(k->r->flags & F_WINDOW))
+        lq_log(k->ctx, LQ_LOG_WARN, "GGUF: llama.cpp has no sliding window for '%s'; texts longer than %u tokens compute differently there", k->r->gguf, p->window);
+    return LQ_OK;
+}
+
+static lq_status check_rope(maker *k) {
+    const lq_rope *r = &k->m->par.rope;
+    const char *name = k->m->arch->name;
+    double mscale = r->factor > 1 ? 0.1 * log(r->factor) + 1 : 1;
+    if (r->kind == LQ_ROPE_LLAMA3 && !(k->r->flags & F_DIVISORS)) REFUSE(k->ctx, "llama.cpp reads no rope_freqs.weight for '%s' (rope type llama3)", name);
+    if (r->kind == LQ_ROPE_LONGROPE && !(k->r->flags & F_LONG)) REFUSE(k->ctx, "llama.cpp reads no rope_factors for '%s' (rope type longrope)", name);
+    if (r->kind == LQ_ROPE_YARN && (!r->whole || fabs(r->scale - mscale) > 1e-6))
+        REFUSE(k->ctx, "llama.cpp's yarn has whole ramp ends and the attention factor 0.1 ln(%g) + 1, not %g", r->factor, r->scale);
+    if (r->kind == LQ_ROPE_DYNAMIC) lq_log(k->ctx, LQ_LOG_WARN, "GGUF: llama.cpp has no dynamic rope scaling; texts beyond %u tokens compute differently there", k->m->par.max_ctx);
+    if (k->m->par.two_ropes && k->m->par.local_rope.kind != LQ_ROPE_DEFAULT) REFUSE(k->ctx, "llama.cpp does not scale the rope of layers with a window");
+    return LQ_OK;
+}
+
+static lq_status check_experts(maker *k) {
+    const lq_params *p = &k->m->par;
+    if (!p->n_experts) return LQ_OK;
+    if (p->norm_topk != !!(k->r->flags & F_NORM_TOPK))
+        REFUSE(k->ctx, "llama.cpp's '%s' %s the probabilities of the chosen experts (norm_topk_prob)", k->r->gguf, p->norm_topk ? "does not normalise" : "normalises");
+    for (uint32_t l = 0; l < p->n_layers; l++)
+        if (!lq_params_at(p, LQ_FEAT_MOE, l)) REFUSE(k->ctx, "llama.cpp's '%s' has experts in every layer, layer %u has an ordinary MLP", k->r->gguf, l);
+    if (!strcmp(k->r->gguf, "llama") && p->window == 1) return LQ_OK;
+    return LQ_OK;
+}
+
+static lq_status check_math(maker *k) {
+    const lq_params *p = &k->m->par;
+    const char *name = k->m->arch->name;
+    bool gelu = k->r->flags & F_GELU;
+    if (gelu ? !is_gelu(p->act) : p->act != LQ_ACTFN_SILU)
+        REFUSE(k->ctx, "llama.cpp runs '%s' with %s, this model has %s", k->r->gguf, gelu ? "gelu" : "silu", lq_actfn_names[p->act]);
+    if (p->act == LQ_ACTFN_GELU) lq_log(k->ctx, LQ_LOG_WARN, "GGUF: llama.cpp computes gelu by tanh, this model asks for the exact one");
+    if (!strcmp(name, "falcon") && !p->parallel) REFUSE(k->ctx, "llama.cpp's Falcon has parallel attention only");
+    if (k->r->flags & F_NO_BIAS && (p->qkv_bias || p->mlp_bias)) REFUSE(k->ctx, "llama.cpp's '%s' has no biases", k->r->gguf);
+    if (k->r->flags & F_QKV_BIAS && !p->qkv_bias) REFUSE(k->ctx, "llama.cpp's '%s' wants attention biases", k->r->gguf);
+    if (!strcmp(name, "gpt2") && p->attn_scale != 0) REFUSE(k->ctx, "llama.cpp always scales attention scores of GPT-2");
+    if (k->m->rotation && p->norm_plus_one) return LQ_OK;
+    return LQ_OK;
+}
+
+/* llama.cpp derives the scale of Gemma's scores from the number of blocks. */
+static lq_status check_gemma(maker *k) {
+    const lq_params *p = &k->m->par;
+    if (strcmp(k->r->gguf, "gemma2") && strcmp(k->r->gguf, "gemma3")) return LQ_OK;
+    bool large = p->n_layers == (strcmp(k->r->gguf, "gemma2") ? 62u : 46u);
+    double theirs = 1 / sqrt(large ? (double)(p->hidden / p->n_heads) : (double)p->head_dim);
+    if (fabs(p->attn_scale / theirs - 1) < 1e-6) return LQ_OK;
+    REFUSE(k->ctx, "llama.cpp scales attention scores of a '%s' of %u blocks by %.6g, this model (query_pre_attn_scalar) by %.6g", k->r->gguf, p->n_layers, theirs, (double)p->attn_scale);
+}
+
+static lq_status check_all(maker *k) {
+    LQ_TRY(check_math(k));
+    LQ_TRY(check_gemma(k));
+    LQ_TRY(check_rope(k));
+    LQ_TRY(check_experts(k));
+    return check_windows(k);
+}
+
+/* -- keys -------------------------------------------------------------------------------------------------------------- */
+
+static const char *key(maker *k, const char *suffix) {
+    snprintf(k->key, sizeof k->key, "%s.%s", k->r->gguf, suffix);
+    return k->key;
+}
+static void u32(maker *k, const char *suffix, uint32_t v) { lq_gguf_put_u32(k->out, key(k, suffix), v); }
+static void f32(maker *k, const char *suffix, double v) { lq_gguf_put_f32(k->out, key(k, suffix), (float)v); }
+static void some(maker *k, const char *suffix, float v) {
+    if (v != 0) f32(k, suffix, (double)v);
+}
+
+static void sizes(maker *k) {
+    const lq_params *p = &k->m->par;
+    u32(k, "vocab_size", p->vocab);
+    u32(k, "context_length", p->max_ctx);
+    u32(k, "embedding_length", p->hidden);
+    u32(k, "block_count", p->n_layers);
+    u32(k, "feed_forward_length", p->ffn);
+    u32(k, "attention.head_count", p->n_heads);
+    u32(k, "attention.head_count_kv", p->n_kv_heads);
+    u32(k, "attention.key_length", p->head_dim);
+    u32(k, "attention.value_length", p->head_dim);
+    f32(k, p->layernorm ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", (double)p->norm_eps);
+    if (p->n_experts) {
+        u32(k, "expert_count", p->n_experts);
+        u32(k, "expert_used_count", p->top_k);
+        u32(k, "expert_feed_forward_length", p->expert_ffn);
+        if (p->shared_ffn) u32(k, "expert_shared_feed_forward_length", p->shared_ffn);
+    }
+}
+
+static void rope(maker *k) {
+    const lq_params *p = &k->m->par;
+    const lq_rope *r = &p->rope;
+    if (!r->dim || !strcmp(k->r->gguf, "gpt2")) return;
+    u32(k, "rope.dimension_count", r->dim);
+    f32(k, "rope.freq_base", r->base);
+    if (p->two_ropes) f32(k, "rope.freq_base_swa", p->local_rope.base);
+    if (r->kind == LQ_ROPE_LINEAR || r->kind == LQ_ROPE_YARN) {
+        lq_gguf_put_str(k->out, key(k, "rope.scaling.type"), lq_rope_names[r->kind]);
+        f32(k, "rope.scaling.factor", r->factor);
+    }
+    if (r->kind == LQ_ROPE_YARN || r->kind == LQ_ROPE_LONGROPE) u32(k, "rope.scaling.original_context_length", r->original);
+    if (r->kind == LQ_ROPE_YARN) {
+        f32(k, "rope.scaling.yarn_beta_fast", r->high);
+        f32(k, "rope.scaling.yarn_beta_slow", r->low);
+    }
+    if (r->kind == LQ_ROPE_LONGROPE) {
+        lq_gguf_put_str(k->out, key(k, "rope.scaling.type"), "longrope");
+        f32(k, "rope.scaling.attn_factor", r->scale != 0 ? r->scale : 1);
+    }
+}
+
+/* Three axes of a position; in text they are one, so how pairs are dealt out decides nothing. */
+static void sections(maker *k) {
+    const json_t *c = k->m->config, *r = json_object_get(c, "rope_scaling"), *list;
+    if (!json_is_object(r)) r = json_object_get(c, "rope_parameters");
+    list = json_object_get(r, "mrope_section");
+    lq_gguf_put_array(k->out, key(k, "rope.dimension_sections"), LQ_GGUF_I32, 4);
+    for (size_t i = 0; i < 4; i++) lq_gguf_add_u32(k->out, list ? (uint32_t)json_integer_value(json_array_get(list, i)) : i ? 0 : k->m->par.rope.dim / 2);
+}
+
+static void windows(maker *k) {
+    const lq_params *p = &k->m->par;
+    if (!p->window || (!(k->r->flags & F_WINDOW) && strcmp(k->r->gguf, "phi3"))) {
+        if (!strcmp(k->r->gguf, "phi3")) u32(k, "attention.sliding_window", 0);
+        return;
+    }
+    u32(k, "attention.sliding_window", p->window);
+    if (!(k->r->flags & F_WINDOW)) return;
+    lq_gguf_put_array(k->out, key(k, "attention.sliding_window_pattern"), LQ_GGUF_BOOL, p->n_layers);
+    for (uint32_t l = 0; l < p->n_layers; l++) lq_gguf_add_bool(k->out, lq_params_window(p, l) != 0);
+}
+
+static void family(maker *k) {
+    const lq_params *p = &k->m->par;
+    some(k, "attn_logit_softcapping", p->attn_cap);
+    some(k, "final_logit_softcapping", p->logit_cap);
+    some(k, "attention.clamp_kqv", p->clip_qkv);
+    if (!strcmp(k->r->gguf, "gptneox")) lq_gguf_put_bool(k->out, key(k, "use_parallel_residual"), p->parallel);
+    if (!strcmp(k->r->gguf, "falcon")) lq_gguf_put_str(k->out, key(k, "tensor_data_layout"), "jploski");
+    if (strcmp(k->r->gguf, "granite")) return;
+    some(k, "attention.scale", p->attn_scale);
+    some(k, "embedding_scale", p->embed_scale);
+    some(k, "residual_scale", p->resid_scale);
+    f32(k, "logit_scale", p->logit_div != 0 ? (double)p->logit_div : 1);
+}
+
+static void general(maker *k, const lq_gguf_opts *o) {
+    lq_gguf_put_str(k->out, "general.architecture", k->r->gguf);
+    lq_gguf_put_str(k->out, "general.type", "model");
+    lq_gguf_put_str(k->out, "general.name", o->name ? o->name : lq_path_base(k->m->src->path));
+}
+
+void lq_gguf_meta_types(lq_gguf_meta *m, uint32_t file_type) {
+    lq_gguf_put_u32(m, "general.file_type", file_type);
+    lq_gguf_put_u32(m, "general.quantization_version", 2);
+}
+
+/* -- divisors of frequencies ------------------------------------------------------------------------------------------- */
+
+static lq_status add_extra(maker *k, const char *name, uint32_t n, float **v) {
+    lq_gguf_meta *o = k->out;
+    if (!o->extras) o->extras = lq_arena_alloc(o->mem, 2 * sizeof *o->extras);
+    *v = lq_arena_alloc(o->mem, n * sizeof **v);
+    if (!o->extras || !*v) return lq_oom(k->ctx, n * sizeof **v);
+    o->extras[o->n_extras++] = (lq_gguf_extra){name, n, *v};
+    return LQ_OK;
+}
+
+/* What the frequencies are divided by: base^(-2j/d) over lq_rope_inv_freq. */
+static lq_status llama3_divisors(maker *k) {
+    lq_rope plain = k->m->par.rope;
+    uint32_t half = plain.dim / 2;
+    float *v;
+    LQ_TRY(add_extra(k, "rope_freqs.weight", half, &v));
+    double *f = LQ_NEWN(double, 2 * (size_t)half);
+    if (!f) return lq_oom(k->ctx, 16 * (size_t)half);
+    lq_rope_inv_freq(&k->m->par.rope, k->m->par.max_ctx, f);
+    plain.kind = LQ_ROPE_DEFAULT;
+    plain.div = NULL;
+    lq_rope_inv_freq(&plain, k->m->par.max_ctx, f + half);
+    for (uint32_t j = 0; j < half; j++) v[j] = (float)(f[half + j] / f[j]);
+    lq_free(f);
+    return LQ_OK;
+}
+
+static lq_status factors(maker *k) {
+    const lq_rope *r = &k->m->par.rope;
+    float *v;
+    if (r->kind == LQ_ROPE_LLAMA3) return llama3_divisors(k);
+    if (r->kind != LQ_ROPE_LONGROPE) return LQ_OK;
+    LQ_TRY(add_extra(k, "rope_factors_long.weight", r->dim / 2, &v));
+    for (uint32_t j = 0; j < r->dim / 2; j++) v[j] = (float)r->long_div[j];
+    LQ_TRY(add_extra(k, "rope_factors_short.weight", r->dim / 2, &v));
+    for (uint32_t j = 0; j < r->dim / 2; j++) v[j] = (float)r->div[j];
+    return LQ_OK;
+}
+
+/* -- places ------------------------------------------------------------------------------------------------------------ */
+
+/* File row 2j of a head is its row j, file row 2j + 1 its row j + dim/2. */
+static uint32_t paired(uint32_t i, uint32_t dim) { return i / dim * dim + i % dim / 2 + (i & 1) * (dim / 2); }
+
+/* All of q, then k, then v, of a matrix that has them head by head. */
+static uint32_t parted(const lq_params *p, uint32_t i) {
+    uint32_t q = p->n_heads * p->head_dim, kv = p->n_kv_heads * p->head_dim;
+    lq_role part = i < q ? LQ_R_Q : i < q + kv ? LQ_R_K : LQ_R_V;
+    return lq_split_row(p, LQ_OP_SPLIT_HEADS, part, part == LQ_R_Q ? i : part == LQ_R_K ? i - q : i - q - kv);
+}
+
+static bool by_heads(const maker *k, const lq_row *row) {
+    lq_op_kind how;
+    return row->slot.role == LQ_R_QKV && lq_arch_holder(k->m->arch, &k->m->par, LQ_R_Q, &how) == LQ_R_QKV && how == LQ_OP_SPLIT_HEADS;
+}
+
+static lq_status move_rows(maker *k, const lq_row *row, lq_gguf_place *p) {
+    const lq_params *par = &k->m->par;
+    bool pairs = k->m->arch->gguf_rope_pairs && (row->slot.role == LQ_R_Q || row->slot.role == LQ_R_K), heads = by_heads(k, row);
+    uint32_t n = lq_row_rows(row), *map;
+    if (!pairs && !heads) return LQ_OK;
+    if (!(p->rows = map = lq_arena_alloc(k->out->mem, n * sizeof *map))) return lq_oom(k->ctx, n * sizeof *map);
+    for (uint32_t i = 0; i < n; i++) map[i] = pairs ? paired(i, par->head_dim) : parted(par, i);
+    return LQ_OK;
+}
+
+static lq_status place_row(maker *k, const lq_row *row, lq_gguf_place *p) {
+    const lq_params *par = &k->m->par;
+    if (row->slot.role == LQ_R_UNKNOWN) {
+        lq_log(k->ctx, LQ_LOG_WARN, "GGUF: '%s' is left out: llama.cpp has no such tensor", row->name);
+        return LQ_OK;
+    }
+    if (!row->gguf_name) REFUSE(k->ctx, "llama.cpp has no place for '%s' in '%s'", row->name, k->r->gguf);
+    if (row->slot.role == LQ_R_HEAD && k->r->flags & F_NO_HEAD) REFUSE(k->ctx, "llama.cpp's '%s' multiplies by the embedding; this model has a head of its own", k->r->gguf);
+    p->name = row->gguf_name;
+    if (lq_role_is_expert((lq_role)row->slot.role)) p->at = (uint32_t)row->slot.expert, p->of = par->n_experts;
+    if (par->norm_plus_one && row->ndim == 1 && row->part == LQ_PART_WEIGHT) p->add = 1;
+    if (row->slot.role == LQ_R_EMBED && par->tied && k->r->flags & F_HEAD) p->also = "output.weight";
+    return move_rows(k, row, p);
+}
+
+static lq_status places(maker *k) {
+    for (size_t i = 0; i < k->m->cat.n; i++) LQ_TRY(place_row(k, &k->m->cat.rows[i], &k->out->places[i]));
+    return LQ_OK;
+}
+
+/* -- a GGUF as input --------------------------------------------------------------------------------------------------- */
+
+static bool is_ours(const char *name) { /* said anew, or true of the old file alone */
+    static const char *const names[] = {"general.file_type", "general.quantization_version", "general.alignment", "split.", "quantize.imatrix.", "lquant."};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strncmp(name, names[i], strlen(names[i]))) return true;
+    return false;
+}
+
+/* A row of a GGUF goes where it was: its view says how its rows lay there. */
+static lq_status place_again(maker *k, const lq_row *row, lq_gguf_place *p) {
+    p->name = row->gguf_name ? row->gguf_name : row->name;
+    if (lq_role_is_expert((lq_role)row->slot.role)) p->at = (uint32_t)row->slot.expert, p->of = k->m->par.n_experts;
+    return k->m->arch ? move_rows(k, row, p) : LQ_OK;
+}
+
+static lq_status copy(maker *k) {
+    const lq_gguf *g = k->m->src->gguf;
+    for (size_t i = 0; i < lq_gguf_kv_count(g); i++)
+        if (!is_ours(lq_gguf_kv_key(lq_gguf_kv_at(g, i)))) lq_gguf_put_copy(k->out, lq_gguf_kv_at(g, i));
+    for (size_t i = 0; i < k->m->cat.n; i++) LQ_TRY(place_again(k, &k->m->cat.rows[i], &k->out->places[i]));
+    return LQ_OK;
+}
+
+/* -- all --------------------------------------------------------------------------------------------------------------- */
+
+static lq_status make(maker *k, const lq_gguf_opts *o) {
+    if (!k->m->arch) REFUSE(k->ctx, "the architecture is unknown; a GGUF names every tensor by what it does (lquant list archs)");
+    for (k->r = rules; k->r->arch && strcmp(k->r->arch, k->m->arch->name); k->r++) continue;
+    if (!k->r->arch) REFUSE(k->ctx, "llama.cpp has no architecture for '%s'", k->m->arch->name);
+    LQ_TRY(check_all(k));
+    general(k, o);
+    sizes(k);
+    rope(k);
+    if (k->r->flags & F_MROPE) sections(k);
+    windows(k);
+    family(k);
+    LQ_TRY(factors(k));
+    LQ_TRY(places(k));
+    return lq_gguf_vocab(k->ctx, k->m->src, k->m->par.vocab, o->pre, k->out);
+}
+
+lq_status lq_gguf_meta_make(lq_ctx *ctx, const lq_model *m, const lq_gguf_opts *o, lq_gguf_meta **out) {
+    maker k = {.ctx = ctx, .m = m};
+    LQ_TRY(lq_gguf_meta_new(ctx, m->cat.n, out));
+    k.out = *out;
+    lq_status st = m->src->gguf ? copy(&k) : make(&k, o);
+    if (!st) st = lq_gguf_meta_check(ctx, *out);
+    if (st) lq_gguf_meta_free(out);
+    return st;
+}

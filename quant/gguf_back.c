@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* A written GGUF, read back: rows lie where the metadata placed them and decode to the floats the codes mean. */
+#include "quant/road.h"
+
+#include <string.h>
+
+static lq_status missing(road *r, const char *name) { return lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: is not in the written file", name); }
+
+static const lq_gguf_place *place_of(const road *r, const lq_row *row) { return &r->gguf->places[row - r->model->cat.rows]; }
+
+lq_status lq_gguf_compare(road *r, const lq_row *row, const lq_qtensor *want, bool *same) {
+    const lq_gguf_place *p = place_of(r, row);
+    long i = lq_source_find(r->back, p->name);
+    if (i < 0) return missing(r, p->name);
+    const lq_entry *e = &r->back->entries[i];
+    uint64_t first = (uint64_t)p->at * want->rows;
+    *same = lq_entry_cols(e) == want->cols && lq_entry_rows(e) == (uint64_t)want->rows * (p->of ? p->of : 1);
+    size_t bytes = *same ? lq_dtype_row_bytes(e->dtype, want->cols) : 0;
+    char *stored = lq_alloc(bytes);
+    float *got = lq_calloc(want->cols, 4), *mean = lq_calloc(want->cols, 4);
+    lq_status st = stored && got && mean ? LQ_OK : lq_oom(r->ctx, bytes);
+    for (uint32_t k = 0; k < want->rows && !st && *same; k++) {
+        st = lq_source_read(r->ctx, r->back, (size_t)i, first + k, 1, stored);
+        if (st) break;
+        lq_dtype_decode(e->dtype, stored, got, want->cols);
+        lq_qtensor_decode_row(want, p->rows ? p->rows[k] : k, mean);
+        for (uint32_t c = 0; c < want->cols; c++) *same &= got[c] == mean[c];
+    }
+    lq_free(stored);
+    lq_free(got);
+    lq_free(mean);
+    return st;
+}
+
+lq_status lq_gguf_compare_kept(road *r, const lq_row *row, const void *data, size_t n, bool *same) {
+    const lq_gguf_place *p = place_of(r, row);
+    *same = true;
+    if (!p->name || p->add != 0 || p->rows) return LQ_OK; /* changed on its way */
+    long i = lq_source_find(r->back, p->name);
+    if (i < 0) return missing(r, p->name);
+    char *got = lq_alloc(n);
+    lq_status st = got ? lq_source_read(r->ctx, r->back, (size_t)i, 0, lq_entry_rows(&r->back->entries[i]), got) : lq_oom(r->ctx, n);
+    if (!st) *same = !memcmp(got, data, n);
+    lq_free(got);
+    return st;
+}

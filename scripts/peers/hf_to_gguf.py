@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+# Copyright the lquant authors
+"""llama.cpp's own converter on a folder whose tokenizer it has no fingerprint of.
+
+    hf_to_gguf.py LLAMA_CPP MODEL OUT.gguf [--outtype f32] [--pre gpt-2]
+
+LLAMA_CPP: its source folder. --pre: the pre-tokenizer to name when the converter does not know the tokenizer (models/tiny and other
+byte-level BPE of GPT-2's pattern: gpt-2).
+"""
+import runpy
+import sys
+from pathlib import Path
+
+
+def main():
+    source, model, out, *rest = sys.argv[1:]
+    pre = rest[rest.index("--pre") + 1] if "--pre" in rest else "gpt-2"
+    kind = rest[rest.index("--outtype") + 1] if "--outtype" in rest else "f32"
+    sys.path.insert(0, source)
+    sys.path.insert(1, str(Path(source, "gguf-py")))
+    from conversion.base import TextModel
+    known = TextModel.get_vocab_base_pre
+
+    def base_pre(self, tokenizer):
+        try:
+            return known(self, tokenizer)
+        except NotImplementedError:
+            return pre
+
+    TextModel.get_vocab_base_pre = base_pre
+    sys.argv = [str(Path(source, "convert_hf_to_gguf.py")), model, "--outfile", out, "--outtype", kind]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
