@@ -120,6 +120,7 @@ static lq_row *new_row(binder *b, size_t i) {
     }
     lq_row *r = &c->rows[c->n++];
     *r = (lq_row){.source = (int32_t)i, .dtype = e->dtype, .ndim = e->ndim, .fuse = -1, .stage = -1, .scheme = e->scheme};
+    if (e->block_scale) r->dtype = LQ_NONE; /* the blocks alone do not say its values */
     memcpy(r->shape, e->shape, sizeof r->shape);
     b->taken[i] = 1;
     return r;

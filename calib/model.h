@@ -76,7 +76,7 @@ lq_status lq_model_read_f32(lq_ctx *ctx, lq_model *m, const lq_row *row, float *
 lq_status lq_model_read_raw(lq_ctx *ctx, lq_model *m, const lq_row *row, float *out);
 /* A whole row of the catalog in its stored type (never LQ_NONE), views undone; a rotated one is rounded to that float type. */
 lq_status lq_model_read_stored(lq_ctx *ctx, lq_model *m, const lq_row *row, void *out);
-/* A quantized row of the catalog as its codes: slot set, rows in model order. out owns itself. */
+/* A quantized row of the catalog, or one of blocks that have a scheme, as its codes: slot set, rows in model order. out owns itself. */
 lq_status lq_model_read_q(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_qtensor *out);
 uint64_t lq_model_block_bytes(const lq_model *m, int32_t b, lq_load how); /* memory lq_model_load will take */
 /* config.json for a source that has none (GGUF), from the parameters and the architecture's key table. New reference. */

@@ -152,7 +152,18 @@ done:
     return st;
 }
 
+static lq_status read_blocks(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_qtensor *q) {
+    uint32_t rows = lq_row_rows(row), *stored = row->view == LQ_VIEW_ROPE_PAIRS ? LQ_NEWN(uint32_t, rows) : NULL;
+    if (row->view == LQ_VIEW_ROPE_PAIRS && !stored) return lq_oom(ctx, rows * sizeof *stored);
+    for (uint32_t r = 0; stored && r < rows; r++) stored[model_row(row, rows, r)] = r;
+    lq_status st = lq_source_read_blocks(ctx, m->src, (size_t)row->source, row->row0, rows, stored, q);
+    q->slot = row->slot;
+    lq_free(stored);
+    return st;
+}
+
 lq_status lq_model_read_q(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_qtensor *q) {
+    if (m->src->entries[row->source].dtype != LQ_NONE) return read_blocks(ctx, m, row, q);
     LQ_TRY(lq_source_read_q(ctx, m->src, (size_t)row->source, q));
     q->slot = row->slot;
     if (q->rows == lq_row_rows(row) && q->cols == lq_row_cols(row) && row->view == LQ_VIEW_PLAIN) return LQ_OK;

@@ -42,7 +42,9 @@
     X(SHARED_UP, "shared_expert.up_proj")     \
     X(SHARED_DOWN, "shared_expert.down_proj") \
     X(MLP_POST_NORM, "mlp_post_norm") \
-    X(ROPE_DIV, "rope_freqs") /* a GGUF's divisors of the rotary frequencies; config.json says them as rope_scaling */
+    X(ROPE_DIV, "rope_freqs") /* a GGUF's divisors of the rotary frequencies; config.json says them as rope_scaling */ \
+    X(K_SCALE, "k_scale") /* F32 [1]: step of E4M3 keys, and of values; kept, of the attention module */ \
+    X(V_SCALE, "v_scale")
 
 typedef enum lq_role {
 #define X(name, text) LQ_R_##name,
@@ -81,7 +83,7 @@ typedef struct lq_row {          /* one tensor of the model */
     int32_t stage;               /* linears: order in which the block's linears are calibrated, same number = same input; -1 otherwise */
     bool linear;                 /* a matrix methods may quantize */
     bool quantize;               /* set by plan: this row gets `scheme` */
-    lq_scheme scheme;            /* meaningful when quantize, or when the source holds it quantized */
+    lq_scheme scheme;            /* meaningful when quantize, or when the source holds it quantized or as blocks that have one */
     lq_dtype out_dtype;          /* set by plan: type of a kept tensor in the output */
     const char *why_kept;        /* set by plan for a linear that is not quantized: "--ignore", "lm_head is kept by default", ... (static or catalog-owned) */
 } lq_row;

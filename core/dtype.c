@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 #include "core/dtype.h"
 
+#include "core/dtype_impl.h"
 #include "core/num.h"
 
 const lq_dtype_info lq_dtypes[LQ_DTYPE_N] = {
@@ -232,6 +233,13 @@ void lq_dtype_decode(lq_dtype t, const void *src, float *dst, size_t n) {
     case LQ_NVFP4: block = nvfp4; break;
     case LQ_Q1_0: block = q1_0; break;
     case LQ_Q2_0: block = q2_0; break;
+    case LQ_IQ1_S: block = lq_block_iq1_s; break;
+    case LQ_IQ1_M: block = lq_block_iq1_m; break;
+    case LQ_IQ2_XXS: block = lq_block_iq2_xxs; break;
+    case LQ_IQ2_XS: block = lq_block_iq2_xs; break;
+    case LQ_IQ2_S: block = lq_block_iq2_s; break;
+    case LQ_IQ3_XXS: block = lq_block_iq3_xxs; break;
+    case LQ_IQ3_S: block = lq_block_iq3_s; break;
     default: memset(dst, 0, n * 4); return;
     }
     for (size_t i = 0; i < n / lq_dtypes[t].block; i++)

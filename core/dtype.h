@@ -43,7 +43,14 @@
     X(MXFP4, "MXFP4", 32, 17, 39) \
     X(NVFP4, "NVFP4", 64, 36, 40) \
     X(Q1_0, "Q1_0", 128, 18, 41) \
-    X(Q2_0, "Q2_0", 64, 18, 42)
+    X(Q2_0, "Q2_0", 64, 18, 42) \
+    X(IQ1_S, "IQ1_S", 256, 50, 19) \
+    X(IQ1_M, "IQ1_M", 256, 56, 29) \
+    X(IQ2_XXS, "IQ2_XXS", 256, 66, 16) \
+    X(IQ2_XS, "IQ2_XS", 256, 74, 17) \
+    X(IQ2_S, "IQ2_S", 256, 82, 22) \
+    X(IQ3_XXS, "IQ3_XXS", 256, 98, 18) \
+    X(IQ3_S, "IQ3_S", 256, 110, 21)
 
 enum { LQ_DIMS = 8 }; /* dimensions of a tensor, at most */
 

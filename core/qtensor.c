@@ -10,7 +10,7 @@
 #include <string.h>
 
 static bool plane_eq(const lq_plane_desc *a, const lq_plane_desc *b) {
-    return a->dtype == b->dtype && a->sig == b->sig && a->tile_r == b->tile_r && a->tile_c == b->tile_c && a->parent == b->parent && a->span == b->span;
+    return a->dtype == b->dtype && a->sig == b->sig && a->tile_r == b->tile_r && a->tile_c == b->tile_c && a->parent == b->parent && a->span == b->span && a->divides == b->divides;
 }
 
 bool lq_scheme_eq(const lq_scheme *a, const lq_scheme *b) {
@@ -70,14 +70,16 @@ static size_t parents(const lq_plane_desc *d, size_t count) {
 
 static uint64_t plane_bytes(const lq_plane_desc *d, uint32_t rows, uint32_t cols) {
     size_t n = lq_plane_count(d, rows, cols);
-    return (uint64_t)n * lq_dtypes[d->dtype].bytes + (uint64_t)parents(d, n) * lq_dtypes[d->parent].bytes;
+    bool whole = (d->dtype == LQ_U8 || d->dtype == LQ_I8) && d->sig; /* formats store the bits in use */
+    uint64_t bytes = whole ? ((uint64_t)n * d->sig + 7) / 8 : (uint64_t)n * lq_dtypes[d->dtype].bytes;
+    return bytes + (uint64_t)parents(d, n) * lq_dtypes[d->parent].bytes;
 }
 
 /* Codes, planes, tables and low rank: what does not depend on the data. */
 static uint64_t dense_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols) {
     uint64_t n = ((uint64_t)cols * s->grid.bits + 7) / 8 * rows + plane_bytes(&s->scale, rows, cols);
     if (s->zero_kind != LQ_ZERO_NONE) /* integer zero points take as many bits as a code in every format */
-        n += s->zero.dtype == LQ_U8 ? ((uint64_t)lq_plane_count(&s->zero, rows, cols) * s->grid.bits + 7) / 8 : plane_bytes(&s->zero, rows, cols);
+        n += s->zero.dtype == LQ_U8 && s->zero.parent == LQ_NONE ? ((uint64_t)lq_plane_count(&s->zero, rows, cols) * s->grid.bits + 7) / 8 : plane_bytes(&s->zero, rows, cols);
     if (s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA) n += ((uint64_t)2 << s->grid.bits) * (s->extra & LQ_X_LUT_PER_ROW ? rows : 1);
     return n + (s->extra & LQ_X_LOWRANK ? 2 * (uint64_t)s->rank * ((uint64_t)rows + cols) : 0);
 }
@@ -183,8 +185,9 @@ static float scalar_get(lq_dtype t, const void *v, size_t i) {
 
 float lq_plane_get(const lq_plane_desc *d, const lq_plane *p, size_t i) {
     float v = d->dtype == LQ_U8 && p->lut ? p->lut[((const uint8_t *)p->v)[i]] : scalar_get(d->dtype, p->v, i);
-    if (d->parent != LQ_NONE) v = v * scalar_get(d->parent, p->parent, d->span ? i / d->span : 0) + p->offset;
-    return v;
+    if (d->parent == LQ_NONE) return v;
+    float up = scalar_get(d->parent, p->parent, d->span ? i / d->span : 0);
+    return (d->divides ? v / up : v * up) + p->offset;
 }
 
 /* U8 and I8 of sig bits (0: all 8): nearest, clamped */
@@ -216,7 +219,7 @@ static uint8_t nearest_entry(const float *lut, float v) {
 void lq_plane_set(const lq_plane_desc *d, lq_plane *p, size_t i, float v) {
     if (d->parent != LQ_NONE) {
         float up = scalar_get(d->parent, p->parent, d->span ? i / d->span : 0);
-        v = up != 0 ? (v - p->offset) / up : 0;
+        v = d->divides ? (v - p->offset) * up : up != 0 ? (v - p->offset) / up : 0;
     }
     if (d->dtype == LQ_U8 && p->lut) {
         ((uint8_t *)p->v)[i] = nearest_entry(p->lut, v);

@@ -40,6 +40,7 @@ typedef struct lq_plane_desc { /* a parameter per tile of the matrix            
     uint32_t tile_r, tile_c; /* weights covered by one element; 0 = the whole axis    */
     lq_dtype parent;         /* second-level scale, LQ_NONE when elements are final   */
     uint32_t span;           /* row-major elements per parent element; 0 = all        */
+    bool divides;            /* an element is divided by its parent, not multiplied   */
 } lq_plane_desc;
 
 typedef enum lq_act_kind { LQ_ACT_NONE, LQ_ACT_DYNAMIC, LQ_ACT_STATIC } lq_act_kind;

@@ -89,7 +89,7 @@ static bool related(const lq_scheme *a, const lq_scheme *b, float *k) {
 }
 
 static bool plane_eq(const lq_plane_desc *a, const lq_plane_desc *b) {
-    return a->dtype == b->dtype && a->sig == b->sig && a->tile_r == b->tile_r && a->tile_c == b->tile_c && a->parent == b->parent && a->span == b->span;
+    return a->dtype == b->dtype && a->sig == b->sig && a->tile_r == b->tile_r && a->tile_c == b->tile_c && a->parent == b->parent && a->span == b->span && a->divides == b->divides;
 }
 
 static lq_status check(lq_ctx *ctx, const lq_qtensor *q, const lq_scheme *want, float *k) {
@@ -128,10 +128,10 @@ static float child_most(const lq_plane_desc *d) {
     return d->dtype == LQ_E4M3 ? 448 : d->dtype == LQ_U8 ? (float)((1u << bits) - 1) : d->dtype == LQ_I8 ? (float)((1u << (bits - 1)) - 1) : INFINITY;
 }
 
-/* The elements [from, to) under one parent of this value; did all keep their values? */
+/* The elements [from, to) under one parent that is this factor; did all keep their values? */
 static bool set_under(const lq_plane_desc *d, lq_plane *p, const float *v, size_t from, size_t to, float parent) {
     bool exact = true;
-    parent_set(d, p, d->span ? from / d->span : 0, parent);
+    parent_set(d, p, d->span ? from / d->span : 0, d->divides && parent != 0 ? 1 / parent : parent);
     for (size_t i = from; i < to; i++) {
         lq_plane_set(d, p, i, v[i]);
         exact = exact && lq_plane_get(d, p, i) == v[i] && (v[i] == 0 || fabsf(v[i] / parent) <= child_most(d));
@@ -259,26 +259,48 @@ static lq_status gather(lq_ctx *ctx, const recast *j, float *scale, float *zero,
     return lq_check_cancel(ctx);
 }
 
-static lq_status planes(lq_ctx *ctx, recast *j) {
-    const lq_scheme *a = &j->q->sch, *b = &j->out->sch;
-    size_t ns = lq_plane_count(&b->scale, j->q->rows, j->q->cols), nz = b->zero_kind != LQ_ZERO_NONE ? lq_plane_count(&b->zero, j->q->rows, j->q->cols) : 0;
-    bool narrow = narrows(a, b), keeps = j->shift == 0 && !narrow;
-    bool whole = j->k == 1 && !j->inverse && plane_eq(&a->scale, &b->scale), same_zero = a->zero_kind == b->zero_kind && (!nz || plane_eq(&a->zero, &b->zero));
-    bool copied = true;
-    if (whole) copied = plane_copy(j->out->mem, &b->scale, &j->q->scale, &j->out->scale, ns);
-    if (whole && same_zero && keeps && nz) copied &= plane_copy(j->out->mem, &b->zero, &j->q->zero, &j->out->zero, nz);
-    if (!copied) return lq_oom(ctx, 1024);
-    if (whole && (!nz || (same_zero && keeps))) return LQ_OK;
+/* Do codes keep their bits under every zero, and zeros theirs? */
+static bool in_place(const recast *j, size_t n) {
+    if (j->low && j->out->sch.zero_kind == LQ_ZERO_CODE) return false;
+    for (size_t i = 0; i < n; i++)
+        if (shift_at(j, i) != 0) return false;
+    return true;
+}
+
+static lq_status ranges(lq_ctx *ctx, recast *j, size_t n) {
+    if (!narrows(&j->q->sch, &j->out->sch)) return LQ_OK;
+    j->low = LQ_NEWN(float, n + 1);
+    j->high = LQ_NEWN(float, n + 1);
+    if (!j->low || !j->high) return lq_oom(ctx, 8 * n);
+    find_range(j, n);
+    return LQ_OK;
+}
+
+/* whole: the scale plane was copied, what is left is the zero plane. */
+static lq_status planes_from_values(lq_ctx *ctx, const recast *j, bool whole, size_t ns, size_t nz) {
     float *scale = LQ_NEWN(float, ns + 1), *zero = LQ_NEWN(float, nz + 1);
     uint8_t *set = lq_alloc((ns > nz ? ns : nz) + 1);
-    bool ranged = !narrow || ((j->low = LQ_NEWN(float, nz + 1)) && (j->high = LQ_NEWN(float, nz + 1)));
-    if (narrow && ranged) find_range(j, nz);
-    lq_status st = scale && zero && set && ranged ? gather(ctx, j, scale, zero, set) : lq_oom(ctx, 4 * (ns + nz));
-    if (!st && ns && !whole) plane_store(&b->scale, &j->out->scale, scale, ns);
-    if (!st && nz) plane_store(&b->zero, &j->out->zero, zero, nz);
+    lq_status st = scale && zero && set ? gather(ctx, j, scale, zero, set) : lq_oom(ctx, 4 * (ns + nz));
+    if (!st && ns && !whole) plane_store(&j->out->sch.scale, &j->out->scale, scale, ns);
+    if (!st && nz) plane_store(&j->out->sch.zero, &j->out->zero, zero, nz);
     lq_free(scale);
     lq_free(zero);
     lq_free(set);
+    return st;
+}
+
+static lq_status planes(lq_ctx *ctx, recast *j) {
+    const lq_scheme *a = &j->q->sch, *b = &j->out->sch;
+    size_t ns = lq_plane_count(&b->scale, j->q->rows, j->q->cols), nz = b->zero_kind != LQ_ZERO_NONE ? lq_plane_count(&b->zero, j->q->rows, j->q->cols) : 0;
+    lq_status st;
+    LQ_GO(ranges(ctx, j, nz));
+    bool whole = j->k == 1 && !j->inverse && plane_eq(&a->scale, &b->scale);
+    bool same_zero = whole && nz && a->zero_kind == b->zero_kind && plane_eq(&a->zero, &b->zero) && in_place(j, nz);
+    bool copied = !whole || plane_copy(j->out->mem, &b->scale, &j->q->scale, &j->out->scale, ns);
+    if (same_zero) copied = copied && plane_copy(j->out->mem, &b->zero, &j->q->zero, &j->out->zero, nz);
+    if (!copied) LQ_GO(lq_oom(ctx, 1024));
+    if (!whole || (nz && !same_zero)) st = planes_from_values(ctx, j, whole, ns, nz);
+done:
     lq_free(j->low);
     lq_free(j->high);
     return st;

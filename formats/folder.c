@@ -10,6 +10,15 @@ const char *lq_folder_module(lq_arena *mem, const lq_row *r) {
     return buf ? lq_row_module(r, buf, n) : NULL;
 }
 
+uint32_t lq_nearest_group(uint32_t cols, uint32_t group) {
+    if (group > cols) group = cols;
+    for (uint32_t d = 0; d < cols; d++) {
+        if (group > d && cols % (group - d) == 0) return group - d;
+        if (group + d <= cols && cols % (group + d) == 0) return group + d;
+    }
+    return cols;
+}
+
 static const char *part_name(lq_arena *mem, const lq_row *r, const char *suffix) {
     const char *module = lq_folder_module(mem, r);
     size_t n = module ? strlen(module) : 0, m = strlen(suffix) + 1;
@@ -98,14 +107,6 @@ lq_status lq_folder_sync(lq_sink *s) { return lq_st_sync(s->ctx, ((lq_folder *)s
 lq_status lq_folder_close(lq_sink *s) { return lq_st_finish(s->ctx, &((lq_folder *)s->priv)->w); }
 void lq_folder_abandon(lq_sink *s) { lq_st_abandon(&((lq_folder *)s->priv)->w); }
 
-uint32_t lq_nearest_group(uint32_t cols, uint32_t group) {
-    for (uint32_t d = 0; d < cols; d++) { /* the divisor closest to the wish, the smaller one first */
-        if (group > d && cols % (group - d) == 0) return group - d;
-        if (group + d <= cols && cols % (group + d) == 0) return group + d;
-    }
-    return cols;
-}
-
 /* The reader announces a plane's significant bits only when the file says that every plane obeys them. */
 static int common_sig(const lq_catalog *cat) {
     int sig = -1;
@@ -183,6 +184,25 @@ bool lq_folder_has_head(const lq_sink *s) {
     for (size_t i = 0; i < s->cat->n; i++)
         if (s->cat->rows[i].quantize && s->cat->rows[i].slot.role == LQ_R_HEAD) return true;
     return false;
+}
+
+void lq_folder_codes(const lq_qtensor *q, void *out) {
+    size_t n = ((size_t)q->cols * q->sch.grid.bits + 7) / 8;
+    for (uint32_t r = 0; r < q->rows; r++) memcpy((char *)out + r * n, q->codes + r * q->row_bytes, n);
+}
+
+lq_status lq_folder_alike(lq_sink *s, bool (*alike)(const lq_scheme *, const lq_scheme *), const char *instead, const lq_row **first) {
+    *first = NULL;
+    for (size_t i = 0; i < s->cat->n; i++) {
+        const lq_row *r = &s->cat->rows[i];
+        char a[64], b[64];
+        if (!r->quantize) continue;
+        if (!*first) *first = r;
+        if (!alike(&(*first)->scheme, &r->scheme))
+            return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s' is %s, '%s' is %s, but one %s checkpoint has one such type; %s", (*first)->name,
+                           lq_scheme_name(&(*first)->scheme, a, sizeof a), r->name, lq_scheme_name(&r->scheme, b, sizeof b), s->format->name, instead);
+    }
+    return LQ_OK;
 }
 
 json_t *lq_folder_skipped(const lq_sink *s) {

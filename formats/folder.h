@@ -51,6 +51,11 @@ json_t *lq_folder_kept(const lq_sink *s);
 /* LQ_ERR_UNSUPPORTED when the name of a kept matrix is part of a quantized one's: runtimes that look for substrings would keep both. */
 lq_status lq_folder_kept_apart(lq_sink *s);
 bool lq_folder_has_head(const lq_sink *s); /* the head is quantized */
+/* The codes row after row, without padding: rows * ceil(cols * bits / 8) bytes of the canonical bitstream. */
+void lq_folder_codes(const lq_qtensor *q, void *out);
+/* All quantized rows must be alike in what the config says once: LQ_ERR_UNSUPPORTED naming two that are not and `instead`, what to do then.
+ * *first: the first quantized row; NULL: none. */
+lq_status lq_folder_alike(lq_sink *s, bool (*alike)(const lq_scheme *, const lq_scheme *), const char *instead, const lq_row **first);
 /* The same as transformers' own list: null, its default, when only the head is kept; a tied head, which has no row, is named "lm_head". */
 json_t *lq_folder_skipped(const lq_sink *s);
 static inline void lq_put_u32(uint8_t *at, uint32_t w) {

@@ -147,8 +147,7 @@ static void read_kv(cursor *c, lq_gguf *g, lq_gguf_kv *kv) {
 
 /* Types of ggml that exist and are not read; naming them is kinder than a number. */
 static const char *ggml_name(uint32_t id) {
-    static const char *const names[] = {[9] = "Q8_1", [15] = "Q8_K", [16] = "IQ2_XXS", [17] = "IQ2_XS", [18] = "IQ3_XXS", [19] = "IQ1_S", [21] = "IQ3_S",
-                                        [22] = "IQ2_S", [29] = "IQ1_M"};
+    static const char *const names[] = {[9] = "Q8_1", [15] = "Q8_K"};
     return id < sizeof names / sizeof *names ? names[id] : NULL;
 }
 

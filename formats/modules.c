@@ -127,3 +127,45 @@ lq_status lq_entry_expect(lq_ctx *ctx, const lq_entry *e, bool dtype_ok, uint32_
                        (unsigned long long)(e->ndim > 1 ? e->shape[1] : 0), e->ndim, (unsigned long long)d0, (unsigned long long)(ndim > 1 ? d1 : 0));
     return LQ_OK;
 }
+
+lq_status lq_modules_codes(lq_ctx *ctx, lq_source *s, size_t i, size_t part, lq_qtensor *q) {
+    void *data;
+    size_t n = ((size_t)q->cols * q->sch.grid.bits + 7) / 8;
+    lq_status st = lq_modules_part(ctx, s, i, part, &data);
+    for (uint32_t r = 0; !st && r < q->rows; r++) memcpy(q->codes + r * q->row_bytes, (const char *)data + r * n, n);
+    lq_free(data);
+    return st;
+}
+
+static bool is_float(lq_dtype t) { return t == LQ_F32 || t == LQ_F16 || t == LQ_BF16; }
+
+lq_status lq_modules_scalar(lq_ctx *ctx, lq_source *s, size_t i, size_t part, float *out) {
+    void *data;
+    lq_status st = lq_modules_part(ctx, s, i, part, &data);
+    if (!st) lq_dtype_decode(((lq_modules *)s->priv)->raw->entries[((lq_modules *)s->priv)->modules[i].part[part]].dtype, data, out, 1);
+    lq_free(data);
+    return st;
+}
+
+lq_status lq_entry_scalar(lq_ctx *ctx, const lq_entry *e) {
+    if (is_float(e->dtype) && e->bytes == lq_dtypes[e->dtype].bytes) return LQ_OK;
+    return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' is %s with %u dimensions and %llu bytes, expected one float", e->name, lq_dtypes[e->dtype].name, e->ndim,
+                   (unsigned long long)e->bytes);
+}
+
+lq_status lq_columns_by_group(lq_ctx *ctx, const int32_t *g_idx, lq_qtensor *q, uint32_t *rank) {
+    uint32_t group = q->sch.scale.tile_c ? q->sch.scale.tile_c : q->cols, n_groups = q->cols / group;
+    uint32_t *fill = LQ_NEWN(uint32_t, n_groups);
+    if (!fill) return lq_oom(ctx, n_groups * sizeof *fill);
+    lq_status st = LQ_OK;
+    for (uint32_t k = 0; k < q->cols && !st; k++) {
+        if (g_idx[k] < 0 || (uint32_t)g_idx[k] >= n_groups) st = lq_fail(ctx, LQ_ERR_FORMAT, "g_idx[%u] is %d of %u groups", k, (int)g_idx[k], n_groups);
+        else if (fill[g_idx[k]] == group) st = lq_fail(ctx, LQ_ERR_FORMAT, "g_idx puts more than %u inputs into group %d", group, (int)g_idx[k]);
+        else {
+            rank[k] = (uint32_t)g_idx[k] * group + fill[g_idx[k]]++;
+            q->perm[rank[k]] = k;
+        }
+    }
+    lq_free(fill);
+    return st;
+}

@@ -45,6 +45,15 @@ static inline const lq_entry *lq_modules_entry(const lq_source *s, const lq_modu
 }
 /* Part of entry i, whole, as stored; the caller frees *out (also after a failure). *out NULL: absent. */
 lq_status lq_modules_part(lq_ctx *ctx, lq_source *s, size_t i, size_t part, void **out);
+/* The codes of entry i, row after row without padding, from a part of exactly rows * ceil(cols * bits / 8) bytes. */
+lq_status lq_modules_codes(lq_ctx *ctx, lq_source *s, size_t i, size_t part, lq_qtensor *q);
+/* The first element of a part, F32, F16 or BF16, as float. */
+lq_status lq_modules_scalar(lq_ctx *ctx, lq_source *s, size_t i, size_t part, float *out);
+/* LQ_ERR_FORMAT unless e is one element of F32, F16 or BF16, whatever its dimensions. */
+lq_status lq_entry_scalar(lq_ctx *ctx, const lq_entry *e);
 /* LQ_ERR_FORMAT naming the tensor unless it has an allowed type and this shape. */
 lq_status lq_entry_expect(lq_ctx *ctx, const lq_entry *e, bool dtype_ok, uint32_t ndim, uint64_t d0, uint64_t d1);
+/* Act-order, g_idx[cols] the group of each input: rank[cols], where each input goes among the stored columns (sorted by group, stably), and
+ * q->perm. LQ_ERR_FORMAT unless every group of q's scheme gets as many inputs as it holds. */
+lq_status lq_columns_by_group(lq_ctx *ctx, const int32_t *g_idx, lq_qtensor *q, uint32_t *rank);
 #endif

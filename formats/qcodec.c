@@ -5,7 +5,7 @@
  *     0  "LQQT"            4  u32 version = 2
  *     8  scheme, 60 bytes:
  *          u8 grid kind, u8 bits, u8 vec, u8 zero kind, i32 bias
- *          scale, zero: u8 dtype, u8 sig, u8 parent, u8 0, u32 tile_r, u32 tile_c, u32 span
+ *          scale, zero: u8 dtype, u8 sig, u8 parent, u8 divides, u32 tile_r, u32 tile_c, u32 span
  *          act: u8 kind, u8 dtype, u8 scope, u8 0, u32 tile, f32 outlier;  u32 extra, u16 rank, u16 sparse
  *    68  slot: i32 block, u16 role, i16 expert
  *    76  u32 rows, u32 cols   84  f64 err_w, f64 err_h
@@ -47,6 +47,7 @@ static bool is_plane_dtype(lq_dtype t) { return dtype_id(t) < DISK_DTYPES && t !
 
 static lq_status plane_check(lq_ctx *ctx, const char *what, const lq_plane_desc *d, uint32_t rows, uint32_t cols) {
     if (!is_plane_dtype(d->dtype)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%ss of type %s", what, lq_dtypes[d->dtype].name);
+    if (d->divides && d->parent == LQ_NONE) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%ss divided by nothing", what);
     if (d->parent != LQ_NONE && d->parent != LQ_F32 && d->parent != LQ_F16 && d->parent != LQ_BF16)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "second-level %ss of type %s; F32, F16 and BF16 are known", what, lq_dtypes[d->parent].name);
     bool whole = d->dtype == LQ_U8 || d->dtype == LQ_I8;
@@ -117,7 +118,7 @@ static const uint8_t *get(const uint8_t *p, void *v, size_t n) {
 }
 
 static uint8_t *put_plane(uint8_t *p, const lq_plane_desc *d) {
-    uint8_t head[4] = {dtype_id(d->dtype), d->sig, dtype_id(d->parent), 0};
+    uint8_t head[4] = {dtype_id(d->dtype), d->sig, dtype_id(d->parent), d->divides};
     uint32_t tail[3] = {d->tile_r, d->tile_c, d->span};
     return put(put(p, head, 4), tail, 12);
 }
@@ -137,8 +138,9 @@ static bool dtype_from(uint8_t id, lq_dtype *out) {
 }
 
 static const uint8_t *get_plane(const uint8_t *p, lq_plane_desc *d, bool *ok) {
-    *ok &= dtype_from(p[0], &d->dtype) && dtype_from(p[2], &d->parent) && !p[3];
+    *ok &= dtype_from(p[0], &d->dtype) && dtype_from(p[2], &d->parent) && p[3] <= 1;
     d->sig = p[1];
+    d->divides = p[3];
     p = get(p + 4, &d->tile_r, 4);
     return get(get(p, &d->tile_c, 4), &d->span, 4);
 }

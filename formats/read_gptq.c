@@ -229,24 +229,6 @@ static uint32_t field(const uint32_t *w, size_t stride, uint32_t bits, size_t i)
     return v & ((1u << bits) - 1);
 }
 
-/* Where each input goes among the stored columns: its rank when sorted by group, stably. */
-static lq_status rank_columns(lq_ctx *ctx, const int32_t *g_idx, lq_qtensor *q, uint32_t *rank) {
-    uint32_t group = q->sch.scale.tile_c ? q->sch.scale.tile_c : q->cols, n_groups = q->cols / group;
-    uint32_t *fill = LQ_NEWN(uint32_t, n_groups);
-    if (!fill) return lq_oom(ctx, n_groups * sizeof *fill);
-    lq_status st = LQ_OK;
-    for (uint32_t k = 0; k < q->cols && !st; k++) {
-        if (g_idx[k] < 0 || (uint32_t)g_idx[k] >= n_groups) st = lq_fail(ctx, LQ_ERR_FORMAT, "g_idx[%u] is %d of %u groups", k, (int)g_idx[k], n_groups);
-        else if (fill[g_idx[k]] == group) st = lq_fail(ctx, LQ_ERR_FORMAT, "g_idx puts more than %u inputs into group %d", group, (int)g_idx[k]);
-        else {
-            rank[k] = (uint32_t)g_idx[k] * group + fill[g_idx[k]]++;
-            q->perm[rank[k]] = k;
-        }
-    }
-    lq_free(fill);
-    return st;
-}
-
 static lq_status order_columns(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q, uint32_t *rank) {
     uint32_t group = q->sch.scale.tile_c ? q->sch.scale.tile_c : q->cols;
     void *data = NULL;
@@ -254,7 +236,7 @@ static lq_status order_columns(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *
     lq_status st = lq_modules_part(ctx, s, i, G_IDX, &data);
     if (!st && !data) return LQ_OK;
     const int32_t *g_idx = data;
-    if (!st && q->perm) st = rank_columns(ctx, g_idx, q, rank);
+    if (!st && q->perm) st = lq_columns_by_group(ctx, g_idx, q, rank);
     for (uint32_t k = 0; !st && !q->perm && k < q->cols; k++)
         if (g_idx[k] != (int32_t)(k / group))
             st = lq_fail(ctx, LQ_ERR_FORMAT, "g_idx[%u] is %d, expected %u: desc_act is false, so groups are in order", k, (int)g_idx[k], k / group);

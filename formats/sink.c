@@ -12,8 +12,12 @@
 const lq_format *const lq_formats[] = {
     &lq_format_gptq,
     &lq_format_gptq_v2,
+    &lq_format_ct,
     &lq_format_awq,
+    &lq_format_fp8,
     &lq_format_bnb,
+    &lq_format_bitnet,
+    &lq_format_squeezellm,
     &lq_format_lqt,
     &lq_format_fp,
     &lq_format_gguf,

@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "formats/gguf_blocks.h"
 #include "formats/nameset.h"
+#include "formats/qcodec.h"
 
 enum { CONFIG_MAX = 4 << 20 };
 
@@ -15,8 +17,12 @@ const lq_reader *const lq_readers[] = {
     &lq_reader_gguf,
     &lq_reader_lqt,
     &lq_reader_gptq,
+    &lq_reader_ct,
     &lq_reader_awq,
+    &lq_reader_fp8,
     &lq_reader_bnb,
+    &lq_reader_bitnet,
+    &lq_reader_squeezellm,
     &lq_reader_safetensors,
     NULL,
 };
@@ -48,6 +54,7 @@ lq_status lq_source_add(lq_ctx *ctx, lq_source *s, const lq_entry *e) {
     char *name = lq_strdup(e->name);
     if (!name) return lq_oom(ctx, strlen(e->name));
     s->entries[s->n] = *e;
+    lq_gguf_scheme(e->dtype, &s->entries[s->n].scheme);
     s->entries[s->n++].name = name;
     return LQ_OK;
 }
@@ -103,9 +110,51 @@ lq_status lq_source_read(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uin
     return st ? lq_note(ctx, st, "tensor '%s'", e->name) : LQ_OK;
 }
 
+enum { SLAB = 1 << 20 };
+
+static lq_status unpack_slab(lq_ctx *ctx, const lq_entry *e, const char *slab, uint32_t r0, uint32_t n, const uint32_t *place, lq_qtensor *q) {
+    size_t bytes = lq_dtype_row_bytes(e->dtype, q->cols);
+    for (uint32_t r = r0; r < r0 + n; r++) LQ_TRY(lq_gguf_unpack_row(ctx, e->dtype, slab + (r - r0) * bytes, q, place ? place[r] : r));
+    return LQ_OK;
+}
+
+static lq_status read_rows(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, const uint32_t *place, lq_qtensor *q) {
+    const lq_entry *e = &s->entries[i];
+    size_t bytes = lq_dtype_row_bytes(e->dtype, q->cols);
+    uint32_t per = bytes < SLAB ? (uint32_t)(SLAB / bytes) : 1;
+    char *slab = lq_alloc((per < q->rows ? per : q->rows) * bytes);
+    lq_status st = slab ? LQ_OK : lq_oom(ctx, per * bytes);
+    for (uint32_t r = 0; r < q->rows && !st; r += per) {
+        uint32_t n = q->rows - r < per ? q->rows - r : per;
+        st = lq_source_read(ctx, s, i, row0 + r, n, slab);
+        if (!st && (st = unpack_slab(ctx, e, slab, r, n, place, q))) lq_note(ctx, st, "tensor '%s'", e->name);
+    }
+    lq_free(slab);
+    return st;
+}
+
+lq_status lq_source_read_blocks(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uint32_t rows, const uint32_t *order, lq_qtensor *out) {
+    const lq_entry *e = &s->entries[i];
+    uint64_t cols = lq_entry_cols(e), each = e->ndim > 2 ? e->shape[e->ndim - 2] : lq_entry_rows(e); /* rows of a matrix */
+    *out = (lq_qtensor){0};
+    if (!e->scheme.grid.bits || !rows || !cols || cols > UINT32_MAX || (e->block_scale && rows > each))
+        return lq_fail(ctx, LQ_ERR_INTERNAL, "tensor '%s': %u rows of blocks of type %s", e->name, rows, lq_dtypes[e->dtype].name);
+    LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, rows, (uint32_t)cols));
+    if (e->dtype == LQ_NVFP4) *(float *)out->scale.parent = e->block_scale ? e->block_scale[row0 / each] : 1;
+    uint32_t *place = order ? LQ_NEWN(uint32_t, rows) : NULL;
+    lq_status st = order && !place ? lq_oom(ctx, rows * sizeof *place) : LQ_OK;
+    for (uint32_t r = 0; place && r < rows; r++) place[order[r]] = r;
+    if (!st) st = read_rows(ctx, s, i, row0, place, out);
+    if (!st && (st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT))) lq_note(ctx, st, "tensor '%s'", e->name);
+    lq_free(place);
+    if (st) lq_qtensor_free(out);
+    return st;
+}
+
 lq_status lq_source_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
     const lq_entry *e = &s->entries[i];
     *out = (lq_qtensor){0};
+    if (e->dtype != LQ_NONE && e->scheme.grid.bits && lq_entry_rows(e) <= UINT32_MAX) return lq_source_read_blocks(ctx, s, i, 0, (uint32_t)lq_entry_rows(e), NULL, out);
     if (e->dtype != LQ_NONE || !s->reader->read_q)
         return lq_fail(ctx, LQ_ERR_INTERNAL, "tensor '%s' is plain and read as quantized", e->name);
     lq_status st = s->reader->read_q(ctx, s, i, out);

@@ -10,11 +10,12 @@
 
 typedef struct lq_entry {
     const char *name;        /* Hugging Face or GGUF name as stored; a quantized linear is "<module>.weight" */
-    lq_dtype dtype;          /* LQ_NONE: quantized, see scheme */
+    lq_dtype dtype;          /* LQ_NONE: quantized, see scheme. A ggml block type: it is read either way, as blocks and as its scheme's codes */
     uint32_t ndim;           /* 0..4 */
     uint64_t shape[LQ_DIMS];     /* Hugging Face order (rows, cols); GGUF dims reversed */
     uint64_t bytes;          /* stored bytes of all its parts */
-    lq_scheme scheme;
+    lq_scheme scheme;        /* of codes; bits 0: a float type, or blocks without one */
+    const float *block_scale; /* NVFP4 in GGUF: the F32 of each matrix of the entry, which is not in its blocks; NULL: 1. The reader's */
     uint64_t q_bytes;        /* quantized: what lq_qtensor_bytes counts; 0: the scheme says it all (lq_entry_q_bytes) */
 } lq_entry;
 
@@ -61,6 +62,9 @@ uint64_t lq_entry_q_bytes(const lq_entry *e); /* codes, planes, tables and extra
 lq_status lq_source_read(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uint64_t rows, void *out);
 /* A whole quantized entry. out owns itself; slot is left zero (the model sets it). Every index, scale and zero is checked. */
 lq_status lq_source_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out);
+/* The same for rows [row0, row0 + rows) of an entry of blocks that has a scheme, of one matrix of a stack; row r of out is their row
+ * order[r] (a permutation of 0 .. rows - 1; NULL: r). */
+lq_status lq_source_read_blocks(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uint32_t rows, const uint32_t *order, lq_qtensor *out);
 /* A sidecar by name: LQ_OK with out->v NULL when there is none. */
 lq_status lq_source_sidecar(lq_ctx *ctx, lq_source *s, const char *name, lq_buf *out);
 /* The manifest of the run that made this model; no sidecar, since it describes these bytes only. out->v NULL when there is none. */
@@ -77,6 +81,8 @@ char *lq_source_dir(const lq_source *s);              /* the folder, or the one 
  * under an explicit reader, so the quantization_config does not get in the way. */
 lq_status lq_source_open_as(lq_ctx *ctx, const lq_reader *reader, const char *path, lq_source **out);
 lq_status lq_source_inherit(lq_ctx *ctx, lq_source *s, const lq_source *raw);
+extern const lq_reader lq_reader_fp8;
+extern const lq_reader lq_reader_ct;
 extern const lq_reader lq_reader_awq, lq_reader_gguf, lq_reader_gptq, lq_reader_lqt, lq_reader_safetensors;
-extern const lq_reader lq_reader_bnb;
+extern const lq_reader lq_reader_bitnet, lq_reader_bnb, lq_reader_squeezellm;
 #endif

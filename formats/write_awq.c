@@ -60,20 +60,7 @@ static size_t awq_parts(const lq_sink *s, const lq_row *r, lq_part_spec out[LQ_P
     return 3;
 }
 
-/* The config has one group size for all; it says groups of K for one per row. */
-static lq_status one_group(lq_sink *s) {
-    lq_awq *f = s->priv;
-    const lq_row *first = NULL;
-    for (size_t i = 0; i < s->cat->n; i++) {
-        const lq_row *r = &s->cat->rows[i];
-        if (!r->quantize) continue;
-        if (!first) f->group = (first = r)->scheme.scale.tile_c;
-        if (r->scheme.scale.tile_c != f->group)
-            return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s' has groups of %d, '%s' of %d; an AWQ checkpoint has one group size, --format gptq has several",
-                           first->name, f->group ? (int)f->group : -1, r->name, r->scheme.scale.tile_c ? (int)r->scheme.scale.tile_c : -1);
-    }
-    return LQ_OK;
-}
+static bool same_group(const lq_scheme *a, const lq_scheme *b) { return a->scale.tile_c == b->scale.tile_c; }
 
 /* -- put ------------------------------------------------------------------------------------------------------------- */
 
@@ -123,7 +110,9 @@ static lq_status awq_pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q
 
 static lq_status awq_open(lq_sink *s) {
     static const lq_layout layout = {awq_parts, awq_pack};
-    LQ_TRY(one_group(s));
+    const lq_row *first;
+    LQ_TRY(lq_folder_alike(s, same_group, "--format gptq has several group sizes", &first));
+    ((lq_awq *)s->priv)->group = first ? first->scheme.scale.tile_c : 0;
     LQ_TRY(lq_folder_kept_apart(s));
     return lq_folder_open(s, &layout);
 }
@@ -154,7 +143,7 @@ static json_t *symmetric(const lq_sink *s) {
 
 static json_t *awq_config(lq_sink *s) {
     const lq_awq *f = s->priv;
-    json_t *meta = lq_folder_meta(s), *kept = lq_folder_kept(s);
+    json_t *meta = lq_folder_meta(s), *kept = lq_folder_skipped(s);
     bool ok = meta && kept && !json_object_set_new(meta, "sym", symmetric(s));
     json_t *c = ok ? json_pack("{s:s, s:i, s:i, s:b, s:s, s:b, s:O, s:O}", "quant_method", "awq", "bits", 4, "group_size", f->group ? (int)f->group : -1,
                                "zero_point", 1, "version", "gemm", "lm_head", (int)lq_folder_has_head(s), "modules_to_not_convert", kept, "meta", meta)

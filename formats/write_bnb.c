@@ -58,7 +58,7 @@ static lq_status accept_int8(lq_ctx *ctx, const lq_scheme *s) {
     if (s->grid.bits != 8 || s->grid.bias != 128 || s->zero_kind || s->extra || d->tile_r != 1 || d->tile_c || d->dtype != LQ_F32 || d->sig || d->parent)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "integers are 8 bits, symmetric, with one F32 scale per row; lquant int8 fits");
     if (s->act.kind != LQ_ACT_DYNAMIC || s->act.dtype != LQ_I8 || s->act.tile)
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "its 8-bit linears round their activations per token to 8 bits, this scheme does not; --type INT8 fits");
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "its 8-bit linears round their activations per token to 8 bits, this scheme does not; --scheme INT8 fits");
     if (s->act.scope != (s->act.outlier > 0))
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "bitsandbytes takes outliers for a whole column of the batch; --compat bnb fits");
     return LQ_OK;
@@ -152,8 +152,12 @@ static lq_status pack_state(const lq_sink *s, const lq_row *r, const lq_qtensor 
     return LQ_OK;
 }
 
+static void pack_map(const lq_qtensor *q, float *out) {
+    for (int i = 0; i < 16; i++) out[i] = q->lut[i] + 0.0f; /* FP4's -0 is stored as 0 */
+}
+
 static lq_status pack_table(const lq_sink *s, const lq_qtensor *q, void *out) {
-    if (!q->scale.lut) return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "its 8-bit block scales have no table of values; double quantize it anew (--type NF4-DQ), or use --format lqt");
+    if (!q->scale.lut) return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "its 8-bit block scales have no table of values; double quantize it anew (--scheme NF4-DQ), or use --format lqt");
     memcpy(out, q->scale.lut, 256 * sizeof *q->scale.lut);
     return LQ_OK;
 }
@@ -204,7 +208,7 @@ static lq_status pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q, si
     case 0: pack_nibbles(q, out); break;
     case 1: return pack_state(s, r, q, out);
     case 2: memcpy(out, q->scale.v, nb * lq_dtypes[q->sch.scale.dtype].bytes); break;
-    case 3: memcpy(out, q->lut, 16 * sizeof *q->lut); break;
+    case 3: pack_map(q, out); break;
     case 4: memcpy(out, q->scale.parent, (nb + NESTED_BLOCK - 1) / NESTED_BLOCK * sizeof(float)); break;
     default: return pack_table(s, q, out);
     }

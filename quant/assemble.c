@@ -52,7 +52,21 @@ static lq_status note_folded(road *r, json_t *entry, const void *p, size_t n) {
     return json_array_append(r->folded, json_object_get(entry, "kept")) ? lq_oom(r->ctx, 64) : LQ_OK;
 }
 
-static lq_status put_folded(road *r, json_t *entry, const void *p, size_t n) { return lq_sink_put_fp(r->sink, lq_unit_kept_row(r, entry), p, n); }
+static lq_status put_folded(road *r, json_t *entry, const void *p, size_t bytes) {
+    const lq_row *row = lq_unit_kept_row(r, entry);
+    lq_dtype was = r->planned[row - r->model->cat.rows];
+    if (row->out_dtype == was) return lq_sink_put_fp(r->sink, row, p, bytes);
+    uint64_t n = lq_row_elems(row);
+    float *x = lq_calloc(n, 4);
+    void *out = lq_calloc(n, lq_dtypes[row->out_dtype].bytes);
+    lq_status st = x && out && lq_dtypes[was].block == 1 && bytes == n * lq_dtypes[was].bytes ? LQ_OK : lq_oom(r->ctx, 4 * n);
+    if (!st) lq_dtype_decode(was, p, x, n);
+    if (!st) lq_dtype_encode(row->out_dtype, x, out, n);
+    if (!st) st = lq_sink_put_fp(r->sink, row, out, n * lq_dtypes[row->out_dtype].bytes);
+    lq_free(x);
+    lq_free(out);
+    return st;
+}
 
 static lq_status note_choice(road *r, json_t *entry, const void *p, size_t n) {
     (void)p, (void)n;
@@ -68,8 +82,9 @@ static lq_status find_folded(road *r) {
     return lq_unit_each_done(r, &(lq_unit_reader){.kept = note_folded});
 }
 
-static json_t *manifest(road *r, json_t *changes) {
+static json_t *manifest(road *r, const lq_format *format, json_t *changes) {
     json_t *cal = r->needs     ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed)
+                  : r->imatrix.n ? json_pack("{s:s, s:s}", "importance matrix", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash)
                   : r->stats.n ? json_pack("{s:s, s:s, s:O}", "statistics", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash, "of",
                                            json_object_get(r->stats.identity, "calibration"))
                                : json_null();
@@ -77,8 +92,10 @@ static json_t *manifest(road *r, json_t *changes) {
     const char *key;
     json_t *v;
     json_object_foreach(changes, key, v) json_array_append_new(changed, json_string(key));
-    if (r->plan.format->quant_config) json_array_append_new(changed, json_string("quantization_config"));
-    json_t *m = json_pack("{s:i, s:s, s:O, s:O, s:o, s:o, s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options,
+    if (format->quant_config) json_array_append_new(changed, json_string("quantization_config"));
+    json_t *options = json_copy(r->options); /* the same bytes whatever else the run writes */
+    if (options) json_object_set_new(options, "format", json_string(format->name));
+    json_t *m = json_pack("{s:i, s:s, s:O, s:o, s:o, s:o, s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", options,
                      "calibration", cal, "config_changes", changed, "modules", r->modules, "kept", lq_manifest_kept(&r->model->cat));
     if (m && r->run->recipe.n_xforms && (json_object_set(m, "transforms", r->transforms) || json_object_set(m, "folded", r->folded))) {
         json_decref(m);
@@ -87,46 +104,80 @@ static json_t *manifest(road *r, json_t *changes) {
     return m;
 }
 
-lq_status lq_assemble(road *r) {
+/* As llama-quantize records it. */
+static void note_imatrix(road *r) {
+    lq_gguf_put_str(r->gguf, "quantize.imatrix.file", lq_path_base(r->run->opts.stats));
+    if (r->imatrix.dataset) lq_gguf_put_str(r->gguf, "quantize.imatrix.dataset", r->imatrix.dataset);
+    lq_gguf_put_u32(r->gguf, "quantize.imatrix.entries_count", (uint32_t)r->imatrix.n);
+    lq_gguf_put_u32(r->gguf, "quantize.imatrix.chunks_count", r->imatrix.chunks);
+}
+
+/* Of one output: what is counted while the units go by. */
+static lq_status count_anew(road *r) {
+    r->fallbacks = r->err_n = 0;
+    r->err_sum = r->zeros = 0;
+    r->bytes_held = r->bytes_packed = 0;
+    json_decref(r->modules);
+    json_decref(r->folded);
+    json_decref(r->transforms);
+    r->folded = r->transforms = NULL;
+    return (r->modules = json_array()) ? find_folded(r) : lq_oom(r->ctx, 64);
+}
+
+static json_t *meta_of(const road *r) {
     json_t *meta = json_pack("{s:[s], s:b, s:b}", "quantizer", "lquant:" LQ_VERSION, "static_groups", 1, "true_sequential", r->needs != 0);
     json_t *damp = json_object_get(r->options, "damp-percent");
     if (meta && damp) json_object_set(meta, "damp_percent", damp);
-    json_t *changes = lq_sidecars_changes(r->model, LQ_NONE);
-    lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes, .gguf = r->gguf};
-    lq_buf text = {0};
-    lq_status st;
-    r->modules = json_array();
-    if (!meta || !changes || !r->modules) { st = lq_oom(r->ctx, 256); goto done; }
-    LQ_GO(find_folded(r));
-    LQ_GO(lq_job_clean(r->ctx, &r->job));
-    lq_gguf_out_finish(r->gguf, &r->model->cat, -1);
-    LQ_GO(lq_sink_open(r->ctx, r->plan.format, r->job.partial, &r->model->cat, &so, &r->sink));
-    LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
-    if (r->kv_max) LQ_GO(lq_sidecars_kv(r->ctx, r->kv_max, r->model->par.n_layers, r->sink));
+    return meta;
+}
+
+static lq_status put_tensors(road *r) {
     for (size_t i = 0; i < r->model->cat.n; i++)
-        if (!r->model->cat.rows[i].quantize && !r->changed[i]) LQ_GO(put_kept(r, &r->model->cat.rows[i]));
-    LQ_GO(lq_unit_each_done(r, &(lq_unit_reader){.linear = put_linear, .kept = put_folded, .choice = note_choice}));
-    json_t *m = manifest(r, changes);
-    if (!m) { st = lq_oom(r->ctx, 256); goto done; }
-    if (!r->plan.format->ext) { /* a folder: the manifest also lists what was written */
+        if (!r->model->cat.rows[i].quantize && !r->changed[i]) LQ_TRY(put_kept(r, &r->model->cat.rows[i]));
+    return lq_unit_each_done(r, &(lq_unit_reader){.linear = put_linear, .kept = put_folded, .choice = note_choice});
+}
+
+/* In a file it is a sidecar; in a folder it comes last and also lists what was written. */
+static lq_status put_manifest(road *r, const lq_format *format, const char *dir, json_t *changes) {
+    json_t *m = manifest(r, format, changes), *outputs;
+    lq_buf text = {0};
+    char *path = NULL;
+    lq_status st = m ? LQ_OK : lq_oom(r->ctx, 256);
+    if (!format->ext && !st) {
         LQ_GO(lq_sink_close(&r->sink));
-        json_t *outputs = lq_manifest_outputs(r->ctx, r->job.partial, &st);
+        outputs = lq_manifest_outputs(r->ctx, dir, &st);
         if (!st && json_object_set_new(m, "outputs", outputs)) st = lq_oom(r->ctx, 256);
     }
-    if (!st) st = lq_json_dump(r->ctx, m, &text);
-    json_decref(m);
     LQ_GO(st);
-    if (r->sink) {
+    LQ_GO(lq_json_dump(r->ctx, m, &text));
+    if (format->ext) {
         LQ_GO(lq_sink_sidecar(r->sink, "lquant-manifest.json", text.v, text.n));
-        LQ_GO(lq_sink_close(&r->sink));
+        st = lq_sink_close(&r->sink);
     } else {
-        char *path = lq_path_join(r->job.partial, "lquant-manifest.json");
+        path = lq_path_join(dir, "lquant-manifest.json");
         st = path ? lq_write_file(r->ctx, path, text.v, text.n) : lq_oom(r->ctx, 256);
-        lq_free(path);
     }
 done:
-    lq_sink_abandon(&r->sink);
+    lq_free(path);
     lq_buf_free(&text);
+    json_decref(m);
+    return st;
+}
+
+static lq_status write_one(road *r, const lq_format *format, const char *dir) {
+    json_t *meta = meta_of(r), *changes = lq_sidecars_changes(r->model, LQ_NONE);
+    lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes, .gguf = format->gguf ? r->gguf : NULL};
+    if (format->gguf && r->imatrix.n) note_imatrix(r);
+    if (format->gguf) lq_gguf_out_finish(r->gguf, &r->model->cat, r->plan.file_type);
+    lq_status st = meta && changes ? count_anew(r) : lq_oom(r->ctx, 256);
+    if (st) goto done;
+    LQ_GO(lq_sink_open(r->ctx, format, dir, &r->model->cat, &so, &r->sink));
+    LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
+    if (r->kv_max) LQ_GO(lq_sidecars_kv(r->ctx, r->kv_max, r->model->par.n_layers, r->sink));
+    LQ_GO(put_tensors(r));
+    st = put_manifest(r, format, dir, changes);
+done:
+    lq_sink_abandon(&r->sink);
     json_decref(meta);
     json_decref(changes);
     return st;
@@ -163,7 +214,7 @@ static lq_status compare_linear(road *r, json_t *entry, const void *p, size_t n)
     bool same = true;
     lq_qtensor want = {0};
     lq_status st = name ? lq_qtensor_decode(r->ctx, p, n, &want) : lq_oom(r->ctx, 256);
-    if (!st && r->gguf) {
+    if (!st && r->writing->gguf) {
         st = lq_gguf_compare(r, row_of(r, want.slot), &want, &same);
         goto done;
     }
@@ -181,7 +232,8 @@ static lq_status compare_kept(road *r, json_t *entry, const void *p, size_t n) {
     const lq_row *row = lq_unit_kept_row(r, entry);
     if (!row || row->ndim != 1) return LQ_OK; /* what a matrix looks like in a file is its format's business */
     bool same = true;
-    if (r->gguf) {
+    if (row->out_dtype != r->planned[row - r->model->cat.rows]) return LQ_OK;
+    if (r->writing->gguf) {
         lq_status st = lq_gguf_compare_kept(r, row, p, n, &same);
         return st || same ? st : lq_fail(r->ctx, LQ_ERR_QUALITY, "%s: reads back differently from what was written", row->name);
     }
@@ -194,14 +246,39 @@ static lq_status compare_kept(road *r, json_t *entry, const void *p, size_t n) {
     return st;
 }
 
-char *lq_result_file(const road *r) { return r->plan.format->ext ? lq_strf("model%s", r->plan.format->ext) : NULL; }
-
-lq_status lq_read_back(road *r) {
-    char *file = lq_result_file(r), *path = file ? lq_path_join(r->job.partial, file) : lq_strdup(r->job.partial);
-    lq_status st = path ? lq_source_open(r->ctx, path, &r->back) : lq_oom(r->ctx, 256);
+static lq_status read_back(road *r, const char *path) {
+    lq_status st = lq_source_open(r->ctx, path, &r->back);
     if (!st) st = lq_unit_each_done(r, &(lq_unit_reader){.linear = compare_linear, .kept = compare_kept});
     lq_source_free(&r->back);
+    return st;
+}
+
+/* Types of kept tensors in the output that is written next. */
+static void set_types(road *r, const lq_format *format) {
+    for (size_t i = 0; i < r->model->cat.n; i++) {
+        lq_row *row = &r->model->cat.rows[i];
+        row->out_dtype = r->planned[i];
+        if (format && format != r->plan.format && format->kept && !row->quantize) row->out_dtype = format->kept(row, r->planned[i]);
+    }
+}
+
+static lq_status one_output(road *r, size_t i) {
+    char *dir = lq_outputs_dir(&r->outs, i, &r->job), *path = dir ? lq_outputs_path(&r->outs, i, dir) : NULL;
+    r->writing = r->outs.format[i];
+    set_types(r, r->writing);
+    lq_status st = path ? write_one(r, r->writing, dir) : lq_oom(r->ctx, 256);
+    if (!st) st = read_back(r, path);
+    lq_free(dir);
     lq_free(path);
-    lq_free(file);
+    return st && r->outs.many ? lq_note(r->ctx, st, "format %s", r->writing->name) : st;
+}
+
+lq_status lq_assemble(road *r) {
+    LQ_TRY(lq_outputs_begin(r->ctx, &r->outs, &r->job));
+    if (!r->planned && !(r->planned = LQ_NEWN(lq_dtype, r->model->cat.n + 1))) return lq_oom(r->ctx, r->model->cat.n);
+    for (size_t i = 0; i < r->model->cat.n; i++) r->planned[i] = r->model->cat.rows[i].out_dtype;
+    lq_status st = LQ_OK;
+    for (size_t i = 0; i < r->outs.n && !st; i++) st = one_output(r, i);
+    set_types(r, NULL);
     return st;
 }

@@ -4,6 +4,7 @@
 #include "calib/rotate.h"
 #include "core/verb.h"
 #include "quant/gather.h"
+#include "quant/importance.h"
 #include "quant/manifest.h"
 #include "quant/pipeline.h"
 #include "quant/statistics.h"
@@ -23,7 +24,7 @@ typedef struct args {
 } args;
 
 static const lq_opt options[] = {
-    {"output", "o", LQ_OPT_STRING, offsetof(args, output), "STATS", NULL, NULL, 0, 0, 0, "the file to write (or the second argument)"},
+    {"output", "o", LQ_OPT_STRING, offsetof(args, output), "STATS", NULL, NULL, 0, 0, 0, "the file to write (or the second argument); NAME.gguf, NAME.dat: llama.cpp's importance matrix"},
     {"hessians", NULL, LQ_OPT_SET, offsetof(args, hessians), NULL, NULL, NULL, 0, 0, 1, "with the Gram matrices gptq and others need: 4 k^2 bytes per input of k columns"},
     {"rotate", NULL, LQ_OPT_CHOICE, offsetof(args, rotate), NULL, "none", LQ_ROTATION_FIXED, 0, 0, 0, "statistics of the model rotated so"},
     {"rotate-seed", NULL, LQ_OPT_INT, offsetof(args, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
@@ -78,8 +79,22 @@ static lq_status write_stats(lq_ctx *ctx, const args *a, lq_source *src, lq_mode
     return st;
 }
 
-static lq_status into_file(lq_ctx *ctx, lq_job *job, lq_status st) {
-    if (!st) return lq_job_finish(ctx, job, "model.safetensors");
+/* llama.cpp's form. */
+static lq_status write_imatrix(lq_ctx *ctx, const args *a, lq_model *m, const lq_rows *rows, const char *dir, const char *name) {
+    uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    lq_imatrix im = {0};
+    char *path = lq_path_join(dir, name);
+    if (a->hessians) return lq_free(path), lq_fail(ctx, LQ_ERR_USAGE, "--hessians: llama.cpp's importance matrix has diagonals only; name STATS without .gguf or .dat");
+    lq_status st = path ? lq_importance_gather(ctx, m, rows, a->max_memory ? a->max_memory : machine / 4, a->work_dir, &im) : lq_oom(ctx, 256);
+    if (!st) im.dataset = rows->source;
+    if (!st) st = lq_imatrix_write(ctx, path, &im);
+    lq_imatrix_free(&im);
+    lq_free(path);
+    return st;
+}
+
+static lq_status into_file(lq_ctx *ctx, lq_job *job, const char *name, lq_status st) {
+    if (!st) return lq_job_finish(ctx, job, name);
     lq_ctx quiet = {0};
     if (job->partial) lq_remove_tree(&quiet, job->partial);
     return st;
@@ -99,7 +114,8 @@ static lq_status calibrate(lq_ctx *ctx, const args *a, const char *in, const cha
     LQ_GO(lq_tokenizer_open(ctx, src, &t));
     LQ_GO(lq_corpus_build(ctx, t, src, &a->corpus, m->par.max_ctx, m->par.vocab, &rows));
     LQ_GO(lq_job_open(ctx, &job, in, out, "calibrate", LQ_RESUME_NEVER, a->overwrite));
-    LQ_GO(into_file(ctx, &job, write_stats(ctx, a, src, m, &rows, job.partial)));
+    const char *llama = lq_importance_form(out);
+    LQ_GO(into_file(ctx, &job, llama ? llama : "model.safetensors", llama ? write_imatrix(ctx, a, m, &rows, job.partial, llama) : write_stats(ctx, a, src, m, &rows, job.partial)));
     if (a->common.json) printf("{\"schema\": 1, \"out\": \"%s\", \"rows\": %zu, \"seqlen\": %zu, \"hessians\": %s, \"sha256\": \"%s\"}\n", lq_path_base(out), rows.n, rows.seqlen, a->hessians ? "true" : "false", rows.hash);
     else printf("%s: statistics of %zu rows of %zu tokens%s, %.1f s\n", out, rows.n, rows.seqlen, a->hessians ? " with Hessians" : "", lq_now() - start);
 done:
@@ -122,7 +138,7 @@ static lq_status run_calibrate(lq_ctx *ctx, const char *name, int argc, char **a
     if (a.common.help) {
         printf("lquant %s [flags] IN -o STATS\n  statistics of the activations, for --stats of every method and for merge\n\n", name);
         lq_opts_help(stdout, sets);
-        printf("\nexamples:\n  lquant calibrate SmolLM2 -f calib.txt -o smol.stats\n  lquant calibrate --hessians SmolLM2 -o smol.stats\n  lquant gptq --bits 4 --stats smol.stats SmolLM2 OUT\n");
+        printf("\nexamples:\n  lquant calibrate SmolLM2 -f calib.txt -o smol.stats\n  lquant calibrate --hessians SmolLM2 -o smol.stats\n  lquant imatrix --seqlen 512 SmolLM2 -f calib.txt -o smol.imatrix.gguf\n  lquant gptq --bits 4 --stats smol.stats SmolLM2 OUT\n");
         goto done;
     }
     if (n > 1 && !a.output) a.output = pos[1];
@@ -158,7 +174,7 @@ static lq_status merge(lq_ctx *ctx, const merge_args *a, const char **in, size_t
         if (!st && i) warn_of_same(ctx, &files[i - 1], &files[i]);
     }
     if (!st) st = lq_job_open(ctx, &job, in[0], a->output, "merge", LQ_RESUME_NEVER, a->overwrite);
-    if (!st) st = into_file(ctx, &job, lq_stats_merge(ctx, files, n, job.partial));
+    if (!st) st = into_file(ctx, &job, "model.safetensors", lq_stats_merge(ctx, files, n, job.partial));
     if (!st) printf("%s: %zu files merged\n", a->output, n);
     for (size_t i = 0; files && i < n; i++) lq_stats_close(&files[i]);
     lq_free(files);

@@ -3,10 +3,10 @@
 #include "quant/export.h"
 
 #include "calib/rotate.h"
-#include "quant/fit.h"
 #include "quant/gguf_out.h"
 #include "quant/manifest.h"
 #include "quant/method.h"
+#include "quant/nearest.h"
 #include "quant/sidecars.h"
 
 #include <math.h>
@@ -20,7 +20,7 @@ typedef struct target {
     lq_gguf_meta *gguf;      /* NULL: the format needs none */
     char (*digest)[65];      /* [cat.n] of what was put */
     lq_exported *told;
-    lq_scheme fit_of, fit;   /* the last answer of lq_fit */
+    lq_scheme fit_of, fit;   /* the last answer of lq_nearest_scheme */
     uint32_t fit_rows, fit_cols;
 } target;
 
@@ -53,7 +53,7 @@ static lq_dtype float_type(const job *j, const target *t, const lq_row *r) {
 
 static lq_status no_place(lq_ctx *ctx, const target *t, const lq_row *r, const lq_scheme *want) {
     char name[64], near[64], holds[200];
-    lq_fit_formats(&r->scheme, lq_row_rows(r), lq_row_cols(r), holds, sizeof holds);
+    lq_nearest_formats(&r->scheme, lq_row_rows(r), lq_row_cols(r), holds, sizeof holds);
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: %s has no exact place in format %s%s%s%s; formats that hold it as it is: %s", r->name,
                    lq_scheme_name(&r->scheme, name, sizeof name), t->format->name, want ? "; the nearest is " : "", want ? lq_scheme_name(want, near, sizeof near) : "",
                    want ? " (--lossy takes it)" : " (--dequantize gives floats)", *holds ? holds : "none");
@@ -62,9 +62,9 @@ static lq_status no_place(lq_ctx *ctx, const target *t, const lq_row *r, const l
 static lq_status resolve_codes(const job *j, target *t, lq_row *r) {
     uint32_t rows = lq_row_rows(r), cols = lq_row_cols(r);
     bool again = t->fit_rows == rows && t->fit_cols == cols && lq_scheme_eq(&t->fit_of, &r->scheme);
-    lq_fit_class c = again ? LQ_FIT_EXACT : lq_fit(t->format, &r->scheme, rows, cols, &t->fit);
-    if (c == LQ_FIT_NONE) return no_place(j->ctx, t, r, NULL);
-    if (c == LQ_FIT_ANEW && !j->o->lossy) return no_place(j->ctx, t, r, &t->fit);
+    lq_nearness c = again ? LQ_NEAR_EXACT : lq_nearest_scheme(t->format, &r->scheme, rows, cols, &t->fit);
+    if (c == LQ_NEAR_NONE) return no_place(j->ctx, t, r, NULL);
+    if (c == LQ_NEAR_ANEW && !j->o->lossy) return no_place(j->ctx, t, r, &t->fit);
     t->fit_of = r->scheme;
     t->fit_rows = rows;
     t->fit_cols = cols;
@@ -163,6 +163,21 @@ static lq_status digest_codes(lq_ctx *ctx, const lq_qtensor *q, char hex[65]) {
     return st;
 }
 
+/* Blocks are named by less than a scheme says. */
+static lq_status digest_values(lq_ctx *ctx, const lq_qtensor *q, char hex[65]) {
+    lq_sha *sha = lq_sha_new();
+    float *row = lq_calloc(q->cols, sizeof *row);
+    lq_status st = sha && row ? LQ_OK : lq_oom(ctx, q->cols * 4);
+    for (uint32_t r = 0; r < q->rows && !st; r++) {
+        lq_qtensor_decode_row(q, r, row);
+        for (uint32_t c = 0; c < q->cols; c++) row[c] += 0; /* no -0 */
+        lq_sha_add(sha, row, q->cols * sizeof *row);
+    }
+    if (sha) lq_sha_end(&sha, hex);
+    lq_free(row);
+    return st;
+}
+
 static float *decoded(lq_ctx *ctx, const lq_qtensor *q) {
     float *w = lq_calloc((size_t)q->rows * q->cols, sizeof *w);
     if (!w) lq_oom(ctx, (size_t)q->rows * q->cols * 4);
@@ -190,20 +205,36 @@ static lq_status choose_anew(const job *j, const lq_row *r, const lq_qtensor *q,
     return st;
 }
 
+/* Where values change, the old planes or fresh ones, whichever lose less. had: what lq_recast said. */
+static lq_status choose_better(const job *j, const lq_row *r, const lq_qtensor *q, const lq_scheme *want, lq_status had, lq_qtensor *made, lq_loss *l, bool *anew) {
+    lq_qtensor fresh;
+    lq_loss loss;
+    lq_ctx quiet = {0};
+    job silent = *j;
+    if (!had) silent.ctx = &quiet;
+    lq_status st = choose_anew(&silent, r, q, want, &fresh, &loss);
+    if (st && !had && st != LQ_ERR_RESOURCE) return LQ_OK; /* rtn does not make this type */
+    if (st) return st;
+    *anew = had || loss.square < l->square;
+    if (!had) lq_qtensor_free(*anew ? made : &fresh);
+    if (!*anew) return LQ_OK;
+    *made = fresh;
+    *l = loss;
+    return LQ_OK;
+}
+
 static lq_status put_codes(const job *j, target *t, size_t i, const lq_qtensor *q) {
     const lq_row *was = &j->m->cat.rows[i], *is = &t->cat.rows[i];
     lq_qtensor made = {0};
     lq_loss l;
     bool anew = false;
     lq_status st = lq_recast(j->ctx, q, &is->scheme, &made, &l);
-    if (st == LQ_ERR_UNSUPPORTED) {
-        anew = true;
-        st = j->o->lossy ? choose_anew(j, was, q, &is->scheme, &made, &l) : no_place(j->ctx, t, was, &is->scheme);
-    }
+    if (st == LQ_ERR_UNSUPPORTED && !j->o->lossy) st = no_place(j->ctx, t, was, &is->scheme);
+    else if (j->o->lossy && (st == LQ_ERR_UNSUPPORTED || (!st && l.changed))) st = choose_better(j, was, q, &is->scheme, st, &made, &l, &anew);
     if (st) return lq_note(j->ctx, st, "format %s", t->format->name);
     made.slot = is->slot;
     LQ_GO(tell(j, t, was, is, &l, anew));
-    LQ_GO(digest_codes(j->ctx, &made, t->digest[i]));
+    LQ_GO(t->format->gguf ? digest_values(j->ctx, &made, t->digest[i]) : digest_codes(j->ctx, &made, t->digest[i]));
     t->told->bytes += lq_qtensor_bytes(&made);
     st = lq_sink_put(t->sink, &made);
 done:
@@ -376,6 +407,16 @@ static lq_status again_codes(lq_ctx *ctx, lq_model *back, const lq_row *r, char 
     return st;
 }
 
+static lq_status again_values(lq_ctx *ctx, lq_model *back, const lq_row *r, char hex[65]) {
+    size_t n = (size_t)lq_row_elems(r);
+    float *x = lq_calloc(n, 4);
+    lq_status st = x ? lq_model_read_f32(ctx, back, r, x) : lq_oom(ctx, 4 * n);
+    for (size_t i = 0; i < n && !st; i++) x[i] += 0;
+    if (!st) st = digest_bytes(ctx, x, 4 * n, hex);
+    lq_free(x);
+    return st;
+}
+
 static lq_status again_stored(lq_ctx *ctx, lq_model *back, const lq_row *r, char hex[65]) {
     size_t bytes = (size_t)lq_row_elems(r) * lq_dtypes[r->dtype].bytes;
     void *data = lq_alloc(bytes);
@@ -392,7 +433,9 @@ static lq_status compare(lq_ctx *ctx, const target *t, lq_model *back) {
         if (!r) return lq_fail(ctx, LQ_ERR_QUALITY, "%s: '%s' is not in the written checkpoint", t->path, want->name);
         bool codes = want->quantize && lq_grid_dtype(want->scheme.grid.kind) == LQ_NONE;
         if (!codes && (want->quantize || r->dtype != want->out_dtype)) continue; /* a type of the format's own */
-        if (codes) LQ_TRY(again_codes(ctx, back, r, hex));
+        if (t->gguf && t->gguf->places[i].add != 0) continue; /* changed on its way */
+        if (codes && t->gguf) LQ_TRY(again_values(ctx, back, r, hex));
+        else if (codes) LQ_TRY(again_codes(ctx, back, r, hex));
         else LQ_TRY(again_stored(ctx, back, r, hex));
         if (strcmp(hex, t->digest[i])) return lq_fail(ctx, LQ_ERR_QUALITY, "%s: reads back differently from what was written", want->name);
     }

@@ -33,7 +33,7 @@ static bool scale_known(const lq_scheme *s) {
     bool own = s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA;
     if (d->dtype == LQ_NONE || own) return own && d->dtype == LQ_NONE && s->extra & LQ_X_LUT_PER_ROW;
     if (is_super(d)) return s->grid.kind == LQ_GRID_INT || s->grid.kind == LQ_GRID_LUT;
-    if (d->parent != LQ_NONE) return d->parent == LQ_F32 && ((d->dtype == LQ_E4M3 && !d->span) || (d->dtype == LQ_U8 && d->span));
+    if (d->parent != LQ_NONE) return d->parent == LQ_F32 && !d->divides && ((d->dtype == LQ_E4M3 && !d->span) || (d->dtype == LQ_U8 && d->span));
     return plain_float(d->dtype) || d->dtype == LQ_E8M0 || d->dtype == LQ_E4M3;
 }
 
@@ -291,8 +291,16 @@ static void parents_of_tables(lq_qtensor *q, const float *loose, size_t n) {
     }
 }
 
+/* A power of two is exact as a factor and as a divisor: some checkpoints store the one, some the other. The scales below it do not care,
+ * E4M3 has the same relative steps wherever they lie. */
+static float power_above(float v) {
+    uint32_t u = lq_f32_bits(v), down = u & 0xff800000u;
+    return lq_bits_f32(u == down ? u : down + 0x800000);
+}
+
 void lq_grid_fuse(lq_qtensor *q, float absmax) {
-    if (q->sch.scale.dtype == LQ_E4M3 && q->sch.scale.parent == LQ_F32 && absmax > 0) *(float *)q->scale.parent = normal(absmax / (lq_grid_top(&q->sch) * 448));
+    if (q->sch.scale.dtype == LQ_E4M3 && q->sch.scale.parent == LQ_F32 && absmax > 0)
+        *(float *)q->scale.parent = power_above(normal(absmax / (lq_grid_top(&q->sch) * 448)));
 }
 
 static lq_status set_parents(lq_ctx *ctx, fit_job *f) {

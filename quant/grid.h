@@ -21,7 +21,8 @@ typedef enum lq_fit {
 /* LQ_OK, or LQ_ERR_UNSUPPORTED saying what this fitter cannot do with the scheme on a matrix of this width. Sparse values, kept
  * columns and low rank are not its business: it fits the codes to the weights it is given. */
 lq_status lq_grid_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t cols);
-/* Before the fit, for a scale plane under one parent (NVFP4): max|w| of all matrices that share the parent; 0: only this one. */
+/* Before the fit, for a scale plane under one parent (NVFP4): max|w| of all matrices that share the parent; 0: only this one. The parent
+ * is the power of two above max|w| / (6 * 448): exact whether a checkpoint stores it or its reciprocal. */
 void lq_grid_fuse(lq_qtensor *q, float absmax);
 /* Scale (and zero) planes of q from w[rows][cols]: min-max, or a search that minimises the h-weighted squared error (h[cols],
  * NULL: all one) with a closed-form refit. Scales are rounded to the plane's type before they are judged, are never zero (but for a
@@ -52,6 +53,7 @@ typedef struct lq_rounder {
     float edge[LQ_GRID_TABLE][LQ_LANES];         /* table: above edge[i] value i is nearer than value i - 1 */
     float value[LQ_GRID_TABLE][LQ_LANES];
     uint32_t code[LQ_GRID_TABLE][LQ_LANES];
+    uint8_t half[512];                           /* LQ_LUT_IQ4: code of x with ceil(2 x) = i - 256; its edges are halves */
 } lq_rounder;
 /* Lane l rounds weights of row `row` + l * step (tables per row; rows beyond the last repeat it). */
 void lq_rounder_init(lq_rounder *r, const lq_qtensor *q, uint32_t row, uint32_t step);

@@ -66,6 +66,29 @@ static void table_lanes(const lq_rounder *r, const float *x, uint32_t *code, flo
     if (code) memcpy(code, c, sizeof c);
 }
 
+/* The same for the one table whose edges are multiples of 1/2. */
+static void halves_lanes(const lq_rounder *r, const float *x, uint32_t *code, float *a) {
+    int at[LANES];
+    for (int l = 0; l < LANES; l++) {
+        float v = 2 * x[l];
+        v = v > -256 ? v : -256; /* NaN goes down, as above */
+        v = v < 255 ? v : 255;
+        int down = (int)v;
+        at[l] = down + (v > (float)down) + 256;
+    }
+    for (int l = 0; l < LANES; l++) {
+        uint32_t c = r->half[at[l]];
+        a[l] = r->value[c][0];
+        if (code) code[l] = c;
+    }
+}
+
+static void halves_init(lq_rounder *r) {
+    for (int i = 0; i < 512; i++)
+        for (uint32_t c = r->half[i] = 0; c < r->n; c++)
+            if (c && (float)(i - 256) / 2 > r->edge[c][0]) r->half[i] = (uint8_t)c;
+}
+
 /* Values of one lane ascending; a value that two codes have goes to the lower code. Shorter than n: the rest is never reached. */
 static uint32_t table_lane(lq_rounder *r, const lq_qtensor *q, uint32_t row, uint32_t lane) {
     uint32_t n = 0;
@@ -94,6 +117,7 @@ void lq_rounder_init(lq_rounder *r, const lq_qtensor *q, uint32_t row, uint32_t 
         uint32_t at = row + l * step < q->rows ? row + l * step : q->rows - 1, n = table_lane(r, q, at, l);
         r->n = n > r->n ? n : r->n;
     }
+    if (s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_IQ4) halves_init(r);
 }
 
 /* ---- any grid ---- */
@@ -106,7 +130,8 @@ static void stored_float(const lq_grid *g, float x, uint32_t *code, float *a) {
 
 void lq_round_unit(const lq_rounder *r, const float *x, uint32_t *code, float *a) {
     uint32_t unused;
-    if (r->grid.kind == LQ_GRID_LUT) table_lanes(r, x, code, a);
+    if (r->grid.kind == LQ_GRID_LUT && r->grid.bias == LQ_LUT_IQ4) halves_lanes(r, x, code, a);
+    else if (r->grid.kind == LQ_GRID_LUT) table_lanes(r, x, code, a);
     else if (r->grid.kind < LQ_GRID_LUT) small_lanes(&r->grid, x, code, a);
     else
         for (int l = 0; l < LANES; l++) stored_float(&r->grid, x[l], code ? code + l : &unused, a + l);

@@ -302,6 +302,34 @@ static void try_real_zeros(const lq_tile *t, const lq_tile_stats *v, const float
     }
 }
 
+/* A minimum at the smallest weight: where weights that lie on a grid already have it. */
+static void try_edges(const lq_tile *t, const lq_tile_stats *v, const float *base, best *b) {
+    lq_tile_sums sums;
+    for (int i = -9; i <= 9; i++) {
+        lq_tile_guess g;
+        for (int l = 0; l < LANES; l++) {
+            g.scale[l] = place(t, l, base[l] * t->r->top / (t->r->top + 0.1f * (float)i));
+            g.zero[l] = stored_zero(t, -v->least[l] / g.scale[l], g.scale[l]);
+        }
+        consider(t, v, &g, b, &sums);
+    }
+}
+
+/* Around the best scale and minimum, closer than the sweep's steps and a part of a code up and down. */
+static void try_near(const lq_tile *t, const lq_tile_stats *v, best *b) {
+    lq_tile_sums sums;
+    lq_tile_guess from = b->g;
+    for (int i = -4; i <= 4; i++)
+        for (int k = -1; k <= 1; k++) {
+            lq_tile_guess g;
+            for (int l = 0; l < LANES; l++) {
+                g.scale[l] = place(t, l, from.scale[l] * (1 + 0.005f * (float)i));
+                g.zero[l] = stored_zero(t, from.zero[l] + (float)k / 3, g.scale[l]);
+            }
+            consider(t, v, &g, b, &sums);
+        }
+}
+
 static void try_exponents(const lq_tile *t, const lq_tile_stats *v, const float *base, best *b) {
     lq_tile_sums sums;
     for (float f = 2; f >= 0.25f; f /= 2) {
@@ -341,7 +369,12 @@ static void search(const lq_tile *t, const lq_tile_stats *v, lq_tile_guess *g) {
     else
         for (int dz = -asym; dz <= asym; dz++) try_scales(t, v, base, zero, (float)dz, &w, 1, &b);
     if (w.negative) try_scales(t, v, base, zero, 0, &w, -1, &b);
+    if (has_min(t->s)) try_edges(t, v, base, &b);
     refit(t, v, &b);
+    if (has_min(t->s)) {
+        try_near(t, v, &b);
+        refit(t, v, &b);
+    }
     *g = b.g;
 }
 

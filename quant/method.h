@@ -34,6 +34,7 @@ typedef struct lq_outcome {     /* what happened to a linear: goes to the report
 typedef struct lq_method {
     const char *name, *what, *paper;  /* feed --help, `lquant list methods`, the docs */
     const char *type;                 /* default type (quant/types.h); '*' stands for --bits; NULL: "int*" */
+    const char *format;               /* where its results go when nobody says: name of an lq_format; NULL: gptq where that holds the type */
     unsigned needs;                   /* LQ_NEED_*: calibration computes only these; 0: data-free */
     unsigned (*needs_of)(const void *opts); /* instead of needs where options decide; NULL */
     bool (*searches)(const void *opts); /* are its scales searched rather than min-max? NULL: yes, or something as good. What transforms reckon with */

@@ -130,6 +130,7 @@ done:
 
 const lq_method lq_method_int8 = {
     .name = "int8",
+    .format = "bitsandbytes",
     .what = "LLM.int8: 8-bit rows, outlier activations apart",
     .paper = "Dettmers et al. 2022, arXiv 2208.07339",
     .type = "INT8",

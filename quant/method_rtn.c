@@ -87,13 +87,13 @@ static void granularity(const void *opts, lq_scheme *s) {
 
 const lq_method lq_method_rtn = {.name = "rtn", .what = "round to nearest: no calibration data", .paper = "folklore; grids as in Frantar et al. 2022, arXiv 2210.17323",
                                  .opts = options, ROW};
-const lq_method lq_method_nf4 = {.name = "nf4", .what = "NormalFloat in blocks of 64, as bitsandbytes: no calibration data",
+const lq_method lq_method_nf4 = {.name = "nf4", .format = "bitsandbytes", .what = "NormalFloat in blocks of 64, as bitsandbytes: no calibration data",
                                  .paper = "Dettmers et al. 2023, arXiv 2305.14314", .type = "NF4", .opts = table_options, .refine = double_quant, ROW};
-const lq_method lq_method_fp4 = {.name = "fp4", .what = "4-bit floats in blocks of 64, as bitsandbytes: no calibration data",
+const lq_method lq_method_fp4 = {.name = "fp4", .format = "bitsandbytes", .what = "4-bit floats in blocks of 64, as bitsandbytes: no calibration data",
                                  .paper = "Dettmers et al. 2023, arXiv 2305.14314", .type = "FP4", .opts = table_options, .refine = double_quant, ROW};
-const lq_method lq_method_fp8 = {.name = "fp8", .what = "E4M3 weights and activations: no calibration data", .paper = "Micikevicius et al. 2022, arXiv 2209.05433",
+const lq_method lq_method_fp8 = {.name = "fp8", .format = "compressed-tensors", .what = "E4M3 weights and activations: no calibration data", .paper = "Micikevicius et al. 2022, arXiv 2209.05433",
                                  .type = "FP8", .opts = fp8_options, .refine = granularity, ROW};
-const lq_method lq_method_mxfp4 = {.name = "mxfp4", .what = "E2M1 with a power of two for 32 weights: no calibration data",
+const lq_method lq_method_mxfp4 = {.name = "mxfp4", .format = "compressed-tensors", .what = "E2M1 with a power of two for 32 weights: no calibration data",
                                    .paper = "Rouhani et al. 2023, arXiv 2310.10537; OCP MX 1.0", .type = "MXFP4", .opts = float_options, ROW};
-const lq_method lq_method_nvfp4 = {.name = "nvfp4", .what = "E2M1 with an E4M3 scale for 16 weights: no calibration data",
+const lq_method lq_method_nvfp4 = {.name = "nvfp4", .format = "compressed-tensors", .what = "E2M1 with an E4M3 scale for 16 weights: no calibration data",
                                    .paper = "NVIDIA 2025, arXiv 2509.25149", .type = "NVFP4", .opts = float_options, ROW};

@@ -117,6 +117,7 @@ done:
 
 const lq_method lq_method_squeezellm = {
     .name = "squeezellm",
+    .format = "squeezellm",
     .what = "a codebook per row by exact weighted k-means, the worst weights kept apart",
     .paper = "Kim et al. 2023, arXiv 2306.07629",
     .type = "lut*",

@@ -2,7 +2,8 @@
  * Copyright the lquant authors */
 /* Ternary weights s {-1, 0, 1}.
  *   absmean   BitNet b1.58 (Ma et al. 2024, arXiv 2402.17764): s = max(mean |W|, 1e-5) of the whole matrix, q = clip(round(W / s), -1, 1):
- *             what a model trained so computes with; a matrix that is s {-1, 0, 1} already is kept bit for bit
+ *             what a model trained so computes with; a matrix that is s {-1, 0, 1} already is kept bit for bit (with 8-bit activations,
+ *             as BitNet's runtimes want it: to the last bit of a float's reciprocal)
  *   optimal   the support and scale of least squared error per group, exactly (fewbit.h)
  *   gptq      the same weighted by the Hessian, then codes with feedback (gptq_solve.h)
  * On any other model it is refused without --force, with the price. */
@@ -57,8 +58,19 @@ static double absmean(const float *w, const float *h, size_t n, uint32_t *order)
     return fmax(sum / (double)n, 1e-5);
 }
 
+/* BitNet's runtimes store and use 1 / s, so s is the reciprocal of a float: also for a matrix that is s {-1, 0, 1} already, where
+ * that moves one s in five by the last bit of a float. */
+static lq_status fit_bitnet(const lq_weights *w, lq_qtensor *q) {
+    size_t n = (size_t)w->rows * w->cols;
+    float same = ternary_already(w->w, n);
+    float inverse = 1 / (same > 0 ? same : (float)absmean(w->w, NULL, n, NULL));
+    lq_plane_set(&q->sch.scale, &q->scale, 0, 1 / inverse);
+    return LQ_OK;
+}
+
 static lq_status fit(lq_ctx *ctx, const ternary_opts *opt, const lq_weights *w, const lq_gptq_factor *f, lq_qtensor *q) {
     const lq_plane_desc *d = &q->sch.scale;
+    if (d->dtype == LQ_F32 && q->sch.act.kind && opt->fit == FIT_ABSMEAN) return fit_bitnet(w, q);
     float same = ternary_already(w->w, (size_t)w->rows * w->cols);
     if (same > 0 && lq_plane_round(d, same) == same) {
         for (size_t i = 0, n = lq_plane_count(d, w->rows, w->cols); i < n; i++) lq_plane_set(d, &q->scale, i, same);
@@ -88,6 +100,7 @@ done:
 
 const lq_method lq_method_ternary = {
     .name = "ternary",
+    .format = "bitnet",
     .what = "-1, 0, 1 times a scale: for models trained so (BitNet b1.58); others with --force",
     .paper = "Ma et al. 2024, arXiv 2402.17764; Li et al. 2016, arXiv 1605.04711",
     .type = "ternary",

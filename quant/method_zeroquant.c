@@ -80,6 +80,7 @@ done:
 
 const lq_method lq_method_zeroquant = {
     .name = "zeroquant",
+    .format = "compressed-tensors",
     .what = "groups of weights, activations per token, distillation in closed form",
     .paper = "Yao et al. 2022, arXiv 2206.01861; LoRC: arXiv 2303.08302",
     .type = "W*A8",

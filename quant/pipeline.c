@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 const lq_opt lq_run_options[] = {
-    {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "NAME", NULL, NULL, 0, 0, 0, "gptq, lqt ... (lquant list formats); default: OUT's suffix, else gptq where it holds the type, else lqt"},
+    {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "F[,F...]", NULL, NULL, 0, 0, 0, "formats of `lquant list formats`; several go to OUT/F each; default: OUT's suffix, else the method's own"},
     {"pre", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
     {"target", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, target), "RUNTIME[,tp=N]", NULL, NULL, 0, 0, 0,
      "refuse what vllm, transformers, llama.cpp, trtllm or mlx will not load (lquant list targets); repeatable"},
@@ -50,14 +50,16 @@ uint32_t lq_run_sets(lq_run *run, lq_optset sets[LQ_RUN_SETS + 1]) {
 
 /* ---- before any weight is touched ---- */
 
-/* gptq where it can hold the type, an ordinary folder for floats, else our own. */
+/* The recipe's own, gptq where it can hold the type, an ordinary folder for floats, else our own. */
 static lq_status natural_format(road *r, const char **name) {
-    static const char *const natural[] = {"gptq", "safetensors"};
+    const char *natural[] = {lq_recipe_format(&r->run->recipe), "gptq", "safetensors"};
     lq_scheme s;
     LQ_TRY(lq_plan_base(r->ctx, &r->run->plan_opts, r->run->recipe.method, r->run->recipe.opts, &s));
-    for (size_t i = 0; i < sizeof natural / sizeof *natural && !*name; i++)
-        if (!lq_format_by_name(natural[i])->accept(NULL, &s, 1024, 1024 * (s.scale.tile_c ? s.scale.tile_c : 1))) *name = natural[i];
-    if (!*name) lq_log(r->ctx, LQ_LOG_INFO, "format lqt: the gptq format cannot hold this type");
+    for (size_t i = 0; i < sizeof natural / sizeof *natural && !*name; i++) {
+        const lq_format *f = natural[i] ? lq_format_by_name(natural[i]) : NULL;
+        if (f && !f->accept(NULL, &s, 1024, 1024 * (s.scale.tile_c ? s.scale.tile_c : 1))) *name = natural[i];
+    }
+    if (!*name) lq_log(r->ctx, LQ_LOG_INFO, "format lqt: no format of the method's holds this type");
     if (!*name) *name = "lqt";
     return LQ_OK;
 }
@@ -74,14 +76,22 @@ static lq_status format_for_targets(road *r, const char **name) {
 }
 
 static lq_status choose_format(road *r, const lq_format **out) {
-    const char *name = r->run->opts.format, *dot = strrchr(lq_path_base(r->run->out ? r->run->out : ""), '.');
-    for (const lq_format *const *f = lq_formats; !name && *f && dot; f++)
-        if ((*f)->ext && !strcmp((*f)->ext, dot)) name = (*f)->name;
-    if (!name) LQ_TRY(natural_format(r, &name));
-    if (!r->run->opts.format) LQ_TRY(format_for_targets(r, &name));
-    *out = lq_format_by_name(name);
-    if (*out) return LQ_OK;
-    return lq_fail(r->ctx, LQ_ERR_USAGE, "unknown format '%s'; lquant list formats prints the known ones", name);
+    const char *name = NULL;
+    LQ_TRY(lq_outputs_parse(r->ctx, r->run->opts.format, r->run->out, &r->outs));
+    if (!r->run->opts.format) {
+        if (r->outs.n) name = r->outs.format[0]->name;
+        else LQ_TRY(natural_format(r, &name));
+        LQ_TRY(format_for_targets(r, &name));
+        lq_outputs_one(&r->outs, lq_format_by_name(name));
+    }
+    for (size_t i = 1; i < r->outs.n && r->outs.format[0] && r->outs.format[0]->kept; i++) { /* one that keeps the source's types comes first */
+        const lq_format *f = r->outs.format[i];
+        r->outs.format[i] = r->outs.format[0];
+        r->outs.format[0] = f;
+    }
+    *out = r->outs.format[0];
+    r->run->plan_opts.also = r->outs.format + 1;
+    return *out ? LQ_OK : lq_fail(r->ctx, LQ_ERR_USAGE, "unknown format '%s'; lquant list formats prints the known ones", name);
 }
 
 /* Static activations take their step from calibration, whatever the method. */
@@ -122,6 +132,10 @@ static lq_status open_stats(road *r) {
     if (r->run->recipe.n_xforms)
         return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s looks at the activations themselves, statistics do not suffice", r->run->opts.stats, r->run->recipe.xform[0].x->name);
     if (r->run->opts.kv_scales) return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "--stats with --kv-scales: keys and values are not in the statistics");
+    if (r->imatrix.n) {
+        if (r->needs) return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs more of the activations than the diagonals of an importance matrix", r->run->opts.stats, name);
+        return LQ_OK;
+    }
     LQ_TRY(lq_stats_open(r->ctx, r->run->opts.stats, &r->stats));
     if (r->needs & LQ_NEED_GRAM && !r->stats.gram)
         return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs the Gram matrices of `lquant calibrate --hessians`; this file has diagonals only", r->run->opts.stats, name);
@@ -132,13 +146,16 @@ static lq_status open_stats(road *r) {
     return LQ_OK;
 }
 
-static lq_status plan_for_targets(road *r, const lq_format *format) {
+static lq_status plan_for_targets(road *r) {
     const lq_run *run = r->run;
     lq_model *m = r->model;
-    lq_legal_case c = {&m->cat, format->name, m->cat.model_type ? m->cat.model_type : "", m->par.n_heads, m->par.n_kv_heads};
-    lq_legal_run legal = {&run->plan_opts, run->recipe.method, run->recipe.opts, format, &r->targets};
-    LQ_TRY(lq_legal_plan(r->ctx, &legal, &c, &r->plan));
-    if (!r->targets.n) lq_legal_notes(r->ctx, &c);
+    for (size_t i = r->outs.n; i-- > 0;) { /* the first one's plan stands */
+        const lq_format *format = r->outs.format[i];
+        lq_legal_case c = {&m->cat, format->name, m->cat.model_type ? m->cat.model_type : "", m->par.n_heads, m->par.n_kv_heads};
+        lq_legal_run legal = {&run->plan_opts, run->recipe.method, run->recipe.opts, format, &r->targets};
+        LQ_TRY(lq_legal_plan(r->ctx, &legal, &c, &r->plan));
+        if (!r->targets.n) lq_legal_notes(r->ctx, &c);
+    }
     return LQ_OK;
 }
 
@@ -157,10 +174,13 @@ static lq_status open_and_plan(road *r) {
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0 && !r->run->opts.stats, &r->model));
     r->model->expert_opts = r->run->opts.experts;
+    if (r->run->opts.stats && lq_imatrix_is(r->run->opts.stats)) LQ_TRY(lq_imatrix_read(r->ctx, r->run->opts.stats, &r->imatrix));
+    if (r->imatrix.n && r->run->opts.rotate) return lq_fail(r->ctx, LQ_ERR_USAGE, "--rotate: an importance matrix is of the model as it is");
+    r->run->plan_opts.imatrix = r->imatrix.n != 0;
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
-    LQ_TRY(plan_for_targets(r, format));
-    LQ_TRY(lq_gguf_out_make(r->ctx, format, r->model, &(lq_gguf_opts){.pre = r->run->opts.pre}, &r->gguf));
+    LQ_TRY(plan_for_targets(r));
+    for (size_t i = 0; i < r->outs.n && !r->gguf; i++) LQ_TRY(lq_gguf_out_make(r->ctx, r->outs.format[i], r->model, &(lq_gguf_opts){.pre = r->run->opts.pre}, &r->gguf));
     LQ_TRY(lq_xforms_check(r));
     LQ_TRY(static_needs(r));
     LQ_TRY(open_stats(r));
@@ -171,6 +191,10 @@ static lq_status open_and_plan(road *r) {
 }
 
 static lq_status gather_rows(road *r) {
+    if (r->imatrix.n) {
+        lq_log(r->ctx, LQ_LOG_INFO, "importance matrix %s: %zu entries, %u chunks", r->run->opts.stats, r->imatrix.n, r->imatrix.chunks);
+        return LQ_OK;
+    }
     if (r->stats.n) {
         lq_log(r->ctx, LQ_LOG_INFO, "statistics of %s: no calibration text is used", r->run->opts.stats);
         return LQ_OK;
@@ -207,14 +231,14 @@ static lq_status describe(road *r, char fingerprint[65]) {
     r->inputs = lq_manifest_inputs(r->ctx, r->src, &st);
     if (st) return st;
     if (r->stats.n) LQ_TRY(lq_statistics_fit(r->ctx, &r->stats, r->model, r->inputs));
-    if (r->stats.n) LQ_TRY(lq_sha_file(r->ctx, r->run->opts.stats, r->rows.hash));
+    if (r->stats.n || r->imatrix.n) LQ_TRY(lq_sha_file(r->ctx, r->run->opts.stats, r->rows.hash));
     for (uint32_t i = 1; i < n; i++) sets[i] = sets[n]; /* a transform's options stand with its name */
     r->options = lq_opts_json(sets, "max-memory,target,work-dir,resume,overwrite,dry-run,true-sequential,report,stats,group-size,format,max-fallback,fisher,file,save-tokens,nsamples,seqlen,seed,chat-template");
     if (!r->options) return lq_oom(r->ctx, 256);
     if (n > 1 && json_object_set_new(r->options, "recipe", lq_recipe_json(&r->run->recipe))) return lq_oom(r->ctx, 256);
     json_object_set_new(r->options, "method", json_string(r->plan.method->name));
     if (r->rotation) json_object_set(r->options, "rotation", r->rotation);
-    json_object_set_new(r->options, "format", json_string(r->plan.format->name));
+    json_object_set_new(r->options, "format", json_string(r->outs.many ? r->run->opts.format : r->plan.format->name));
     json_object_set_new(r->options, "group-size", json_integer(r->plan.group));
     if (r->targets.n && r->run->plan_opts.keep_unfit) json_object_set_new(r->options, "target", target_names(r)); /* it decides what is kept */
     json_t *all = json_pack("{s:s, s:O, s:O, s:s}", "lquant", LQ_VERSION, "inputs", r->inputs, "options", r->options, "calibration", r->rows.hash);
@@ -237,7 +261,7 @@ static lq_status check_disk(road *r) {
     char *dir = lq_strdup(r->run->out);
     char *slash = dir ? strrchr(dir, '/') : NULL;
     if (slash) slash[slash == dir] = 0;
-    uint64_t have = lq_disk_free(slash ? dir : "."), want = 2 * r->plan.bytes_quantized + r->plan.bytes_kept;
+    uint64_t have = lq_disk_free(slash ? dir : "."), want = (1 + r->outs.n) * r->plan.bytes_quantized + r->outs.n * r->plan.bytes_kept;
     lq_free(dir);
     if (have >= want) return LQ_OK;
     return lq_fail(r->ctx, LQ_ERR_RESOURCE, "%s: about %.1f MB are needed, %.1f MB are free", r->run->out, (double)want / 1e6, (double)have / 1e6);
@@ -315,12 +339,8 @@ static lq_status work(road *r) {
     if (r->job.resumed) lq_log(r->ctx, LQ_LOG_INFO, "continuing the run in %s", r->job.partial);
     LQ_TRY(lq_stream_run(r));
     LQ_TRY(lq_assemble(r));
-    LQ_TRY(lq_read_back(r));
     LQ_TRY(check_quota(r));
-    char *file = lq_result_file(r);
-    lq_status st = lq_job_finish(r->ctx, &r->job, file);
-    lq_free(file);
-    return st;
+    return lq_outputs_finish(r->ctx, &r->outs, &r->job);
 }
 
 static void leave(road *r) {
@@ -333,6 +353,7 @@ static void leave(road *r) {
     lq_rows_free(&r->rows);
     lq_stats_free(&r->item);
     lq_stats_close(&r->stats);
+    lq_imatrix_free(&r->imatrix);
     lq_job_close(&r->job);
     lq_model_free(&r->model);
     lq_source_free(&r->src);
@@ -344,6 +365,7 @@ static void leave(road *r) {
     json_decref(r->transforms);
     json_decref(r->folded);
     lq_free(r->changed);
+    lq_free(r->planned);
 }
 
 lq_status lq_pipeline_run(lq_ctx *ctx, lq_run *run, json_t **out) {

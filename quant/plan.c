@@ -5,6 +5,9 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "quant/plan.h"
 
+#include "core/blocks.h"
+#include "quant/mixture.h"
+
 #include <pcre2.h>
 #include <string.h>
 
@@ -19,6 +22,11 @@ const lq_opt lq_plan_options[] = {
     {"tensor-type", NULL, LQ_OPT_LIST, offsetof(lq_plan_opts, tensor_type), "REGEX=TYPE", NULL, NULL, 0, 0, 0, "another type for matching modules; repeatable"},
     {"ignore", "ignore-layers", LQ_OPT_LIST, offsetof(lq_plan_opts, ignore), "REGEX", NULL, NULL, 0, 0, 0, "keep matching modules unquantized; repeatable"},
     {"keep-unfit", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, keep_unfit), NULL, NULL, NULL, 0, 0, 1, "keep linears the format cannot hold"},
+    {"output-tensor-type", NULL, LQ_OPT_STRING, offsetof(lq_plan_opts, output_type), "TYPE", NULL, NULL, 0, 0, 0, "mixtures of a GGUF (--scheme Q4_K_M): of output.weight"},
+    {"token-embedding-type", NULL, LQ_OPT_STRING, offsetof(lq_plan_opts, embed_type), "TYPE", NULL, NULL, 0, 0, 0, "mixtures: of the embedding"},
+    {"leave-output-tensor", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, leave_output), NULL, NULL, NULL, 0, 0, 1, "mixtures: output.weight stays as it is"},
+    {"pure", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, pure), NULL, NULL, NULL, 0, 0, 1, "mixtures: one type for all"},
+    {"no-fallback", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, no_fallback), NULL, NULL, NULL, 0, 0, 1, "mixtures: refuse rows that blocks of 256 do not divide"},
     {"dtype", NULL, LQ_OPT_CHOICE, offsetof(lq_plan_opts, dtype), NULL, "bf16", LQ_FLOAT_CHOICES, 0, 0, 0, "kept tensors of a GGUF input"},
     {0}};
 
@@ -70,17 +78,51 @@ static lq_status check_rules(lq_ctx *ctx, const lq_catalog *cat, const lq_plan_o
         for (size_t k = 0; k < cat->n && !hit; k++)
             if (cat->rows[k].linear && cat->rows[k].part == LQ_PART_WEIGHT)
                 LQ_TRY(match(ctx, rule, n, lq_row_module(&cat->rows[k], module, sizeof module), &hit));
+        for (size_t k = 0; k < cat->n && !hit && typed; k++)
+            if (cat->rows[k].linear && cat->rows[k].gguf_name) LQ_TRY(match(ctx, rule, n, cat->rows[k].gguf_name, &hit));
         if (!hit) lq_log(ctx, LQ_LOG_WARN, "%s %s matches no linear", typed ? "--tensor-type" : "--ignore", rule);
     }
     return LQ_OK;
 }
 
-/* The type the options ask for, before group size 0 is settled. */
-static lq_status wanted(lq_ctx *ctx, lq_row *row, const lq_plan_opts *o, const lq_want *base, lq_want *out) {
+/* -- mixtures ---------------------------------------------------------------------------------------------------------- */
+
+static const lq_mixture *mixture_of(const lq_plan_opts *o) {
+    if (o->mixture) return lq_mixture_by_name(o->mixture);
+    const lq_mixture *m = o->scheme ? lq_mixture_by_name(o->scheme) : NULL;
+    return m && m->only && !strcmp(m->name, o->scheme) ? m : NULL;
+}
+
+static lq_status float_or_block(lq_ctx *ctx, const char *name, lq_dtype *out) {
+    const lq_mixture *m = name ? lq_mixture_by_name(name) : NULL;
+    *out = m ? m->base : LQ_NONE;
+    if (!name || (m && !m->only)) return LQ_OK;
+    return lq_fail(ctx, LQ_ERR_USAGE, "'%s' is no block type of a GGUF that is written (lquant list types) and none of F32, F16, BF16", name);
+}
+
+/* The want of a block or float type. */
+static lq_status want_of(lq_ctx *ctx, lq_dtype t, lq_want *out) {
+    *out = (lq_want){.keep = true, .as = t};
+    return lq_dtypes[t].block > 1 ? lq_type_parse(ctx, lq_dtypes[t].name, &(lq_type_defaults){0}, out) : LQ_OK;
+}
+
+static lq_status mix(lq_ctx *ctx, const lq_catalog *cat, const lq_plan_opts *o, const lq_mixture *m, lq_dtype *types) {
+    lq_mixture_opts mo = {.pure = o->pure, .leave_output = o->leave_output, .imatrix = o->imatrix, .no_fallback = o->no_fallback};
+    LQ_TRY(float_or_block(ctx, o->output_type, &mo.output));
+    LQ_TRY(float_or_block(ctx, o->embed_type, &mo.embed));
+    return lq_mixture_types(ctx, m, &mo, cat, types);
+}
+
+/* The type the options ask for, before group size 0 is settled. mixed: *base is this row's by a mixture. */
+static lq_status wanted(lq_ctx *ctx, lq_row *row, const lq_plan_opts *o, const lq_want *base, bool mixed, lq_want *out) {
     char module[256];
     bool hit;
     *out = *base;
-    if (row->slot.role == LQ_R_HEAD || row->slot.role == LQ_R_EMBED || lq_role_is_router((lq_role)row->slot.role)) {
+    if (!mixed && (row->slot.role == LQ_R_HEAD || row->slot.role == LQ_R_EMBED)) {
+        out->keep = true;
+        row->why_kept = "kept by default";
+    }
+    if (lq_role_is_router((lq_role)row->slot.role)) {
         out->keep = true;
         row->why_kept = "kept by default";
     }
@@ -90,6 +132,7 @@ static lq_status wanted(lq_ctx *ctx, lq_row *row, const lq_plan_opts *o, const l
         lq_want type;
         LQ_TRY(rule_type(ctx, o->tensor_type.v[i], o, &n, &type));
         LQ_TRY(match(ctx, o->tensor_type.v[i], n, module, &hit));
+        if (!hit && row->gguf_name && mixed) LQ_TRY(match(ctx, o->tensor_type.v[i], n, row->gguf_name, &hit));
         if (!hit) continue;
         *out = type;
         row->why_kept = out->keep ? "--tensor-type" : NULL;
@@ -118,7 +161,7 @@ static uint64_t gcd(uint64_t a, uint64_t b) {
     return a;
 }
 
-static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_row *row) {
+static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_plan_opts *o, const lq_row *row) {
     uint32_t rows = lq_row_rows(row), cols = lq_row_cols(row);
     int64_t group = lq_scheme_group(&row->scheme);
     if (group > 0 && cols % (uint64_t)group) {
@@ -133,16 +176,22 @@ static lq_status legal(lq_ctx *ctx, const lq_plan *p, const lq_row *row) {
     }
     lq_status st = p->method->accept ? p->method->accept(ctx, p->method_opts, rows, cols, &row->scheme) : LQ_OK;
     if (st) return lq_note(ctx, st, "%s", row->name);
-    st = p->format->accept(ctx, &row->scheme, rows, cols);
-    if (!st) return LQ_OK;
     char name[64];
+    st = p->format->accept(ctx, &row->scheme, rows, cols);
+    if (st && o->also && *o->also) lq_note(ctx, st, "format %s", p->format->name);
+    for (const lq_format *const *f = o->also; !st && f && *f; f++) {
+        st = (*f)->accept(ctx, &row->scheme, rows, cols);
+        if (st) lq_note(ctx, st, "format %s", (*f)->name);
+    }
+    if (!st) return LQ_OK;
     return lq_note(ctx, st, "%s as %s", row->name, lq_scheme_name(&row->scheme, name, sizeof name));
 }
 
-static void keep(const lq_plan *p, lq_row *row, const lq_plan_opts *o) {
+static void keep(const lq_plan *p, lq_row *row, const lq_plan_opts *o, lq_dtype as) {
     row->quantize = false;
     bool block_type = lq_dtypes[row->dtype].block > 1 && !p->format->gguf;
     row->out_dtype = block_type || row->dtype == LQ_NONE ? lq_float_choice(o->dtype) : row->dtype;
+    if (as != LQ_NONE) row->out_dtype = as;
     if (p->format->kept) row->out_dtype = p->format->kept(row, row->out_dtype);
 }
 
@@ -166,23 +215,33 @@ static lq_grid float_grid(lq_dtype t, const lq_plan_opts *o) {
     return g;
 }
 
+/* A block type that is already what it should become is copied. */
+static lq_status copied(lq_ctx *ctx, const lq_plan *p, lq_row *row, const lq_plan_opts *o, const lq_want *w) {
+    if (lq_gguf_block_type(&w->scheme) != row->dtype)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: requantizing from %s costs quality; --allow-requantize does it", row->name, lq_dtypes[row->dtype].name);
+    keep(p, row, o, row->dtype);
+    row->why_kept = "is of that type already";
+    return LQ_OK;
+}
+
 static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts *o, const lq_want *w) {
     if (w->keep) {
-        keep(p, row, o);
+        keep(p, row, o, w->as);
         return LQ_OK;
     }
+    if (o->no_requantize && lq_dtypes[row->dtype].block > 1) return copied(ctx, p, row, o, w);
     if (row->dtype == LQ_NONE) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: is quantized already", row->name);
-    if (row->slot.role == LQ_R_EMBED) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: embeddings stay in their source type", row->name);
+    if (row->slot.role == LQ_R_EMBED && !p->format->ext) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: embeddings stay in their source type", row->name);
     row->quantize = true;
     row->why_kept = NULL;
     row->scheme = w->scheme;
     if (w->knobs & LQ_TYPE_SOURCE) row->scheme.grid = float_grid(row->dtype, o);
     if (p->method->refine) p->method->refine(p->method_opts, &row->scheme);
-    lq_status st = legal(ctx, p, row);
+    lq_status st = legal(ctx, p, o, row);
     if (st == LQ_ERR_UNSUPPORTED && o->keep_unfit) {
         lq_log(ctx, LQ_LOG_WARN, "kept: %s", ctx->msg);
         row->why_kept = "--keep-unfit";
-        keep(p, row, o);
+        keep(p, row, o, LQ_NONE);
         return LQ_OK;
     }
     return st;
@@ -191,6 +250,8 @@ static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts
 static lq_status base_want(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *m, lq_want *base) {
     char name[64];
     lq_type_defaults d = defaults_of(o);
+    const lq_mixture *mixture = mixture_of(o);
+    if (mixture) return want_of(ctx, mixture->base, base);
     snprintf(name, sizeof name, "%s", o->scheme ? o->scheme : o->recipe_type ? o->recipe_type : m->type ? m->type : "int*");
     char *asym = o->scheme || o->asym != 2 ? NULL : strstr(name, "-asym"); /* --sym outranks the default */
     if (asym) *asym = 0;
@@ -214,9 +275,13 @@ lq_status lq_plan_base(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *meth
 lq_status lq_plan_make(lq_ctx *ctx, lq_catalog *cat, const lq_plan_opts *o, const lq_method *method, const void *method_opts,
                        const lq_format *format, lq_plan *out) {
     lq_want base, *wants = LQ_NEWN(lq_want, cat->n + 1);
-    *out = (lq_plan){.cat = cat, .method = method, .method_opts = method_opts, .format = format};
-    if (!wants) return lq_oom(ctx, cat->n * sizeof *wants);
-    lq_status st = LQ_OK;
+    lq_dtype *types = LQ_NEWN(lq_dtype, cat->n + 1);
+    const lq_mixture *mixture = mixture_of(o);
+    *out = (lq_plan){.cat = cat, .method = method, .method_opts = method_opts, .format = format, .file_type = mixture ? mixture->number : -1};
+    lq_status st = wants && types ? LQ_OK : lq_oom(ctx, cat->n * sizeof *wants);
+    LQ_GO(st);
+    if (mixture && !format->gguf) LQ_GO(lq_fail(ctx, LQ_ERR_USAGE, "%s is a mixture of a GGUF; name OUT something.gguf or say --format gguf", mixture->name));
+    if (mixture) LQ_GO(mix(ctx, cat, o, mixture, types));
     uint64_t widths = 0;
     LQ_GO(base_want(ctx, o, method, &base));
     LQ_GO(check_rules(ctx, cat, o));
@@ -224,7 +289,9 @@ lq_status lq_plan_make(lq_ctx *ctx, lq_catalog *cat, const lq_plan_opts *o, cons
         lq_row *row = &cat->rows[i];
         wants[i].keep = true;
         if (!row->linear || row->part != LQ_PART_WEIGHT) continue;
-        LQ_GO(wanted(ctx, row, o, &base, &wants[i]));
+        lq_want own = base;
+        if (types[i] != LQ_NONE) LQ_GO(want_of(ctx, types[i], &own));
+        LQ_GO(wanted(ctx, row, o, &own, types[i] != LQ_NONE, &wants[i]));
         if (!wants[i].keep && wants[i].open && !(o->keep_unfit && lq_row_cols(row) % 32)) widths = gcd(widths, lq_row_cols(row));
     }
     int64_t group = base.open ? largest_group(widths) : lq_scheme_group(&base.scheme);
@@ -239,6 +306,7 @@ lq_status lq_plan_make(lq_ctx *ctx, lq_catalog *cat, const lq_plan_opts *o, cons
     if (!out->n_quantized) st = lq_fail(ctx, LQ_ERR_USAGE, "nothing is left to quantize");
 done:
     lq_free(wants);
+    lq_free(types);
     return st;
 }
 
@@ -246,7 +314,7 @@ void lq_plan_keep(lq_plan *p, const lq_plan_opts *o, lq_row *row, const char *wh
     p->n_quantized--;
     p->weights -= lq_row_elems(row);
     p->bytes_quantized -= lq_scheme_bytes(&row->scheme, lq_row_rows(row), lq_row_cols(row));
-    keep(p, row, o);
+    keep(p, row, o, LQ_NONE);
     row->why_kept = why;
     p->n_kept++;
     p->bytes_kept += lq_row_elems(row) * lq_dtypes[row->out_dtype].bytes;

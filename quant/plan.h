@@ -17,6 +17,12 @@ typedef struct lq_plan_opts {
     lq_strlist tensor_type;  /* REGEX=TYPE, on module names; the last match wins */
     lq_strlist ignore;       /* REGEX */
     int keep_unfit;          /* a linear the format cannot hold stays in its source type instead of being refused */
+    const char *mixture;     /* not an option: lq_mixture_by_name, instead of scheme; NULL: scheme may still name one */
+    const char *output_type, *embed_type; /* of a mixture */
+    int pure, no_fallback, leave_output;
+    bool imatrix;            /* not an option: there is one */
+    bool no_requantize;      /* not an option: what the input has in blocks is copied or refused */
+    const lq_format *const *also; /* not an option: further formats that must accept every scheme; NULL ends; NULL: none */
     int dtype;               /* index of lq_float_choices: type of kept tensors the source holds in no float type */
 } lq_plan_opts;
 extern const lq_opt lq_plan_options[];
@@ -32,6 +38,7 @@ typedef struct lq_plan {
     uint64_t weights, bytes_quantized;       /* of the quantized linears */
     uint64_t bytes_kept, bytes_source;       /* everything else in the output; the whole input */
     int64_t group;                           /* the run's group size, chosen or given */
+    int file_type;                           /* of a mixture: general.file_type; -1: none */
 } lq_plan;
 
 /* Fills plan and the catalog's quantize, scheme, out_dtype and why_kept. The first linear that cannot be done is an

@@ -124,6 +124,12 @@ const char *lq_recipe_type(const lq_recipe *r) {
     return type;
 }
 
+const char *lq_recipe_format(const lq_recipe *r) {
+    for (uint32_t i = r->n_xforms; i-- > 0;)
+        if (r->xform[i].x->format) return r->xform[i].x->format;
+    return r->method->format;
+}
+
 unsigned lq_recipe_xform_needs(const lq_recipe *r) {
     unsigned needs = 0;
     for (uint32_t i = 0; i < r->n_xforms; i++) needs |= lq_xform_needs(r->xform[i].x, r->xform[i].opts);

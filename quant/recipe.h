@@ -26,5 +26,7 @@ uint32_t lq_recipe_sets(const lq_recipe *r, lq_optset sets[LQ_RECIPE_SETS]);
 json_t *lq_recipe_json(const lq_recipe *r);
 /* Default type of the recipe: the method's own, else its last transform's that has one, else NULL. */
 const char *lq_recipe_type(const lq_recipe *r);
+/* Natural format of the recipe: its last transform's that has one, else the method's; NULL: neither has. */
+const char *lq_recipe_format(const lq_recipe *r);
 unsigned lq_recipe_xform_needs(const lq_recipe *r); /* of all transforms; 0 without one */
 #endif

@@ -6,6 +6,8 @@
 #include "core/progress.h"
 #include "calib/stats_file.h"
 #include "quant/gguf_out.h"
+#include "quant/importance.h"
+#include "quant/outputs.h"
 #include "quant/pipeline.h"
 
 typedef struct road {
@@ -18,12 +20,16 @@ typedef struct road {
     unsigned needs;            /* LQ_NEED_* of the method with its options; 0: no calibration */
     lq_rows rows;
     lq_stats_file stats;       /* --stats: read instead of running the model; needs is then 0 */
+    lq_imatrix imatrix;        /* the same from llama.cpp; n 0: none */
     unsigned stats_needs;      /* what the method wants of it */
     lq_stats item;             /* statistics read last, of item_of */
     const lq_row *item_of;
     lq_job job;
+    lq_outputs outs;           /* what is written; outs.format[0] is the plan's */
     lq_sink *sink;
-    lq_gguf_meta *gguf;        /* what a GGUF says of the model; NULL for other formats */
+    lq_gguf_meta *gguf;        /* what a GGUF says of the model; NULL: none is written */
+    const lq_format *writing;  /* of the output being written or read back */
+    lq_dtype *planned;         /* [catalog rows] out_dtype as planned, which the journal's kept tensors have */
     lq_source *back;           /* the written checkpoint, read again */
     lq_source *fisher;         /* --fisher, or NULL */
     float *kv_max;             /* [n_layers][2] of --kv-scales, or NULL */
@@ -70,11 +76,9 @@ float lq_fuse_stage(const lq_stage *stage, uint32_t i);
 /* The same read from the model. */
 lq_status lq_fuse_read(road *r, const lq_row *row, float *out);
 lq_status lq_stream_run(road *r);    /* decides the codes of every linear: all units finished */
-lq_status lq_assemble(road *r);      /* the checkpoint, written from the units into the job's folder */
-lq_status lq_read_back(road *r);     /* read by another code path and compared with the codes the method chose */
+/* Every output, written from the units into the job's folder, read by another code path and compared with the codes the method chose. */
+lq_status lq_assemble(road *r);
 /* A GGUF's rows have other names and places: does the one of this row decode to what the codes mean? */
 lq_status lq_gguf_compare(road *r, const lq_row *row, const lq_qtensor *want, bool *same);
 lq_status lq_gguf_compare_kept(road *r, const lq_row *row, const void *data, size_t n, bool *same);
-/* Name of a one-file format's file in the job's folder; NULL for a folder. Caller frees. */
-char *lq_result_file(const road *r);
 #endif

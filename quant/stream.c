@@ -54,8 +54,7 @@ static lq_status correct_target(road *r, lq_weights *in, const lq_stats *stats, 
     return LQ_OK;
 }
 
-static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, float *w, const lq_stats *stats) {
-    const lq_method *m = r->plan.method;
+static lq_status quantize_by(road *r, const lq_method *m, const void *opts, const lq_row *row, lq_linear *lin, float *w, const lq_stats *stats) {
     lq_weights in = {.slot = row->slot, .name = row->name, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w, .fuse_absmax = r->fuse_absmax};
     lq_outcome o = {.method = m->name, .err_h = -1, .err_h_rtn = -1, .err_w = -1, .damp = -1};
     lq_qtensor q = {0};
@@ -65,7 +64,7 @@ static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, flo
     lq_status st = lq_fisher_read(r, row, &fisher);
     in.fisher = fisher;
     if (!st && stats && stats->cross) st = correct_target(r, &in, stats, &target);
-    if (!st) st = m->quantize(r->ctx, r->run->recipe.opts, &in, &row->scheme, stats, &q, &o);
+    if (!st) st = m->quantize(r->ctx, opts, &in, &row->scheme, stats, &q, &o);
     lq_free(fisher);
     lq_free(target);
     if (st) return lq_note(r->ctx, st, "%s", row->name);
@@ -81,11 +80,22 @@ static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, flo
     return LQ_OK;
 }
 
+static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, float *w, const lq_stats *stats) {
+    return quantize_by(r, r->plan.method, r->run->recipe.opts, row, lin, w, stats);
+}
+
 static double row_cost(const lq_row *row) { return row->quantize ? (double)lq_row_elems(row) : 0; }
 
 /* Statistics of a row's input from the file, read once for all linears that share it; NULL without a file. */
 static lq_status stats_of(road *r, const lq_row *row, const lq_stats **out) {
     char name[256];
+    if (r->imatrix.n) {
+        bool have;
+        lq_stats_free(&r->item);
+        LQ_TRY(lq_importance_stats(r->ctx, &r->imatrix, row, &r->item, &have));
+        *out = have ? &r->item : NULL;
+        return LQ_OK;
+    }
     const lq_row *leader = r->stats.n ? lq_statistics_leader(&r->model->cat, row) : NULL;
     *out = leader ? &r->item : NULL;
     if (!leader || leader == r->item_of) return LQ_OK;
@@ -217,6 +227,23 @@ static lq_status run_head(road *r) {
     return st ? st : lq_unit_finish(r, unit);
 }
 
+/* An embedding is looked up, not multiplied by: no statistics of it exist, whatever the method. */
+static lq_status run_embed(road *r) {
+    const lq_row *row = lq_catalog_find(&r->model->cat, (lq_slot){.block = -1, .role = LQ_R_EMBED, .expert = -1}, LQ_PART_WEIGHT);
+    const lq_method *rtn = lq_method_by_name("rtn");
+    uint32_t unit = r->model->par.n_layers + 1;
+    if (!row || !row->quantize || lq_job_has(&r->job, unit)) return LQ_OK;
+    float *w = lq_calloc(lq_row_elems(row), 4);
+    void *opts = lq_alloc(rtn->opts_size + 1);
+    lq_status st = w && opts ? LQ_OK : lq_oom(r->ctx, 4 * lq_row_elems(row));
+    if (!st) st = lq_opts_defaults(r->ctx, (const lq_optset[]){{rtn->opts, opts, NULL}, {0}});
+    if (!st) st = lq_model_read_f32(r->ctx, r->model, row, w);
+    if (!st) st = quantize_by(r, rtn, opts, row, NULL, w, NULL);
+    lq_free(w);
+    lq_free(opts);
+    return st ? st : lq_unit_finish(r, unit);
+}
+
 static lq_status calibrated(road *r) {
     if (r->run->opts.kv_scales && !(r->kv_max = LQ_NEWN(float, 2 * (size_t)r->model->par.n_layers))) return lq_oom(r->ctx, 8 * (size_t)r->model->par.n_layers);
     LQ_TRY(start_stream(r));
@@ -225,6 +252,7 @@ static lq_status calibrated(road *r) {
         if (st) return lq_note(r->ctx, st, "block %u", b);
     }
     LQ_TRY(run_head(r));
+    LQ_TRY(run_embed(r));
     if (lq_cache_spilled(r->resid)) lq_log(r->ctx, LQ_LOG_INFO, "activations: %.1f MB were kept on disk", (double)lq_cache_spilled(r->resid) / 1e6);
     lq_cache_free(&r->resid);
     lq_cache_free(&r->twin);

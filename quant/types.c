@@ -51,6 +51,8 @@ const lq_type lq_types[] = {
     LQ_BLOCK_LIST(X)
 #undef X
     {"ternary", "-1, 0, 1", G, false, {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = SCALES(128)}},
+    {"b1.58", "BitNet: ternary, one scale; 8-bit activations per token", 0, false,
+     {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = F32_SCALES(0, 0), .act = {DYN = LQ_I8}}},
     {"binary", "-1, 1", G, false, {.grid = TABLE(1, LQ_LUT_SIGN), .scale = SCALES(128)}},
     {"lut2", "4 values chosen for each row", 0, false, ROW_LUT(2)},
     {"lut3", "8 values chosen for each row", 0, false, ROW_LUT(3)},

@@ -20,6 +20,7 @@ typedef struct lq_want {     /* what a linear is to become */
     bool open;               /* the group size is still to be chosen: lq_want_group */
     unsigned knobs;
     lq_scheme scheme;
+    lq_dtype as;             /* keep: the float type it is kept in; NONE: as the input has it */
 } lq_want;
 
 typedef struct lq_type_defaults { int64_t group; int asym; bool f16_scales; } lq_type_defaults; /* group 0: open, -1: one scale per row */

@@ -40,6 +40,7 @@ typedef struct lq_xchoice {     /* goes to the manifest */
 typedef struct lq_xform {
     const char *name, *what, *paper;
     const char *type;           /* default type of recipes it stands in; a method's own comes first */
+    const char *format;         /* default format of recipes it stands in; a method's own comes after it */
     unsigned needs;             /* LQ_NEED_*: what calibration must gather */
     unsigned (*needs_of)(const void *opts); /* instead; NULL */
     const lq_opt *opts;

@@ -340,6 +340,7 @@ static lq_status clip(lq_ctx *ctx, const void *opts, const lq_xsite *x, uint32_t
 
 const lq_xform lq_xform_awq = {
     .name = "awq",
+    .format = "awq",
     .what = "salient channels scaled up, ranges cut, before rounding",
     .paper = "Lin et al. 2023, arXiv 2306.00978",
     .type = "int*-asym",

@@ -209,6 +209,7 @@ static lq_status apply(lq_ctx *ctx, const void *opts, const lq_xsite *x, float *
 
 const lq_xform lq_xform_smoothquant = {
     .name = "smoothquant",
+    .format = "compressed-tensors",
     .what = "activation outliers moved into the weights, for W8A8",
     .paper = "Xiao et al. 2022, arXiv 2211.10438",
     .type = "W8A8",

@@ -80,7 +80,7 @@ static void kept_linears_are_named(void **state) {
     (void)state;
     lq_scheme asym = lq_scheme_int(4, GROUP, false), sym = lq_scheme_int(4, GROUP, true);
     lq_row rows[] = {linear("l.0.q.weight", LQ_R_Q, &asym), linear("l.0.k.weight", LQ_R_K, NULL), linear("l.0.v.weight", LQ_R_V, &sym), linear("e.weight", LQ_R_EMBED, NULL)};
-    json_t *c, *kept = json_pack("[s]", "l.0.k"), *symmetric = json_pack("[s]", "l.0.v");
+    json_t *c, *kept = json_pack("[s, s]", "l.0.k", "lm_head"), *symmetric = json_pack("[s]", "l.0.v");
     GOOD_ST(open_rows(rows, 4, &c));
     assert_true(json_equal(json_object_get(c, "modules_to_not_convert"), kept));
     assert_true(json_equal(json_object_get(json_object_get(c, "meta"), "sym"), symmetric));

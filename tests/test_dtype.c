@@ -16,7 +16,8 @@
 static void every_block_type_decodes_as_the_reference_does(void **state) {
     (void)state;
     static const lq_dtype types[] = {LQ_Q4_0, LQ_Q4_1, LQ_Q5_0, LQ_Q5_1, LQ_Q8_0, LQ_Q2_K, LQ_Q3_K, LQ_Q4_K, LQ_Q5_K, LQ_Q6_K,
-                                      LQ_IQ4_NL, LQ_IQ4_XS, LQ_TQ1_0, LQ_TQ2_0, LQ_MXFP4, LQ_NVFP4};
+                                      LQ_IQ4_NL, LQ_IQ4_XS, LQ_TQ1_0, LQ_TQ2_0, LQ_MXFP4, LQ_NVFP4,
+                                      LQ_IQ1_S, LQ_IQ1_M, LQ_IQ2_XXS, LQ_IQ2_XS, LQ_IQ2_S, LQ_IQ3_XXS, LQ_IQ3_S};
     for (size_t k = 0; k < sizeof types / sizeof *types; k++) {
         const lq_dtype_info *d = &lq_dtypes[types[k]];
         char path[512];

@@ -193,7 +193,7 @@ static void the_second_level_is_that_of_the_fused_matrices(void **state) {
     for (uint32_t i = 0; i < ROWS * COLS; i++) most = fmaxf(most, fabsf(w[i]));
     for (int fused = 0; fused < 2; fused++) {
         lq_qtensor q;
-        float top = fused ? 3 * most : most, parent = top / (6 * 448);
+        float top = fused ? 3 * most : most, parent = exp2f(ceilf(log2f(top / (6 * 448)))); /* a power of two */
         assert_int_equal(lq_qtensor_init(NULL, &q, &s, nowhere, ROWS, COLS), LQ_OK);
         lq_grid_fuse(&q, fused ? top : 0);
         assert_int_equal(lq_grid_fit(NULL, &q, w, NULL, LQ_FIT_MINMAX), LQ_OK);

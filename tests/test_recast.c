@@ -78,7 +78,9 @@ static void check_told(const lq_qtensor *from, const lq_qtensor *to, const lq_lo
     assert_int_equal(seen.weights, told->weights);
     assert_int_equal(seen.changed, told->changed);
     assert_true(seen.max_abs == told->max_abs);
-    assert_int_equal(lq_qtensor_check(NULL, to, LQ_ERR_QUALITY), LQ_OK);
+    lq_ctx ctx = {0};
+    char a[64], b[64];
+    if (lq_qtensor_check(&ctx, to, LQ_ERR_QUALITY)) fail_msg("%s -> %s: %s", lq_scheme_name(&from->sch, a, sizeof a), lq_scheme_name(&to->sch, b, sizeof b), ctx.msg);
 }
 
 static bool type_scheme(size_t i, const char *suffix, lq_scheme *out) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* tool_blocks TYPE minmax|search|signed ROWS COLS WEIGHTS IMPORTANCE|- OUT: F32 weights [ROWS][COLS], fitted under F32 importance [COLS] and
- * rounded, as ggml blocks. For scripts/peers/check_gguf_types.py. */
+ * rounded, as ggml blocks; NVFP4's one F32 is printed. For scripts/peers/check_gguf_types.py. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +28,7 @@ static lq_status run(lq_ctx *ctx, char **arg) {
     LQ_GO(lq_qtensor_init(ctx, &q, &s, (lq_slot){0}, rows, cols));
     LQ_GO(lq_grid_fit(ctx, &q, (const float *)(const void *)w.v, h.n ? (const float *)(const void *)h.v : NULL, how));
     lq_grid_round(&q, (const float *)(const void *)w.v);
+    if (t == LQ_NVFP4) printf("%.9g\n", (double)*(float *)q.scale.parent);
     for (uint32_t r = 0; r < rows; r++) {
         LQ_GO(lq_gguf_pack_row(ctx, t, &q, r, row));
         if (fwrite(row, 1, bytes, out) != bytes) LQ_GO(lq_fail(ctx, LQ_ERR_RESOURCE, "%s: not written", arg[7]));

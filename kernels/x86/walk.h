@@ -55,6 +55,7 @@ static inline uint32_t lq_walk_tile(const lq_plane_desc *d, uint32_t cols) {
 
 static inline lq_walk_kind lq_walk_kind_of(const lq_plane_desc *d, const lq_plane *p) {
     bool final = d->parent == LQ_NONE;
+    if (d->divides) return LQ_WALK_OTHER;
     if (d->dtype == LQ_U8 && p->lut) return d->parent == LQ_F32 ? LQ_WALK_TABLE : LQ_WALK_OTHER;
     if (d->dtype == LQ_E4M3) return final || d->parent == LQ_F32 ? LQ_WALK_E4M3 : LQ_WALK_OTHER;
     if (!final) return LQ_WALK_OTHER;

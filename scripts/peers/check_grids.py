@@ -77,7 +77,7 @@ def nvfp4(w, name, all_weights):
             if part in name:
                 names = [name.replace(part, p) for p in group]
     amax = max(all_weights[n].abs().max() for n in names)
-    return NVFP4Tensor.to_nvfp4(w, per_tensor_scale=per_tensor_amax_to_scale(amax)).dequantize(torch.float32)
+    return NVFP4Tensor.to_nvfp4(w, per_tensor_scale=torch.exp2(torch.ceil(torch.log2(per_tensor_amax_to_scale(amax))))).dequantize(torch.float32)
 
 
 # flags, peer, largest share of weights that may differ (torchao multiplies by reciprocals where the definition divides; bitsandbytes

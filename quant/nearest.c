@@ -2,7 +2,7 @@
  * Copyright the lquant authors */
 /* Every candidate has a cost: below VALUES its values are sure to fit, below ANEW they may, from there the codes are others. Costs of grid,
  * zero, scale, tile, extras and activations add up, so that of two that fit the simpler change wins. */
-#include "quant/fit.h"
+#include "quant/nearest.h"
 
 #include "core/blocks.h"
 #include "quant/types.h"
@@ -106,7 +106,9 @@ static int cost(const search *s, const lq_scheme *b) {
     const lq_scheme *a = s->have;
     int plane = tile_cost(s, &a->scale, &b->scale);
     if (a->zero_kind != LQ_ZERO_NONE && b->zero_kind != LQ_ZERO_NONE) plane += tile_cost(s, &a->zero, &b->zero);
-    return grid_cost(a, b) + zero_cost(a, b) + scale_cost(&a->scale, &b->scale) + plane + extra_cost(a, b) + act_cost(&a->act, &b->act);
+    int grid = grid_cost(a, b);
+    if (grid >= ANEW && b->scale.tile_r == 1) plane += ratio(whole(b->scale.tile_c, s->cols), 128) + ratio(128, whole(b->scale.tile_c, s->cols)); /* a fair group */
+    return grid + zero_cost(a, b) + scale_cost(&a->scale, &b->scale) + plane + extra_cost(a, b) + act_cost(&a->act, &b->act);
 }
 
 /* ---- candidates ---- */
@@ -210,23 +212,23 @@ static void offer_named(search *s) {
         if (lq_gguf_scheme((lq_dtype)t, &b)) offer(s, &b);
 }
 
-lq_fit_class lq_fit(const lq_format *f, const lq_scheme *have, uint32_t rows, uint32_t cols, lq_scheme *want) {
+lq_nearness lq_nearest_scheme(const lq_format *f, const lq_scheme *have, uint32_t rows, uint32_t cols, lq_scheme *want) {
     search s = {f, have, rows, cols, NEVER, {{0}, 0, {0}, {0}, {0}, 0, 0, 0}};
     if (!f->accept(NULL, have, rows, cols)) {
         *want = *have;
-        return LQ_FIT_EXACT;
+        return LQ_NEAR_EXACT;
     }
     if (f->fit && f->fit(have, rows, cols, want) && !f->accept(NULL, want, rows, cols)) {
         int c = cost(&s, want);
-        return c < VALUES ? LQ_FIT_EXACT : LQ_FIT_VALUES;
+        return c < VALUES ? LQ_NEAR_EXACT : LQ_NEAR_VALUES;
     }
     offer_grids(&s);
     offer_named(&s);
     *want = s.found;
-    return s.best < VALUES ? LQ_FIT_EXACT : s.best < ANEW ? LQ_FIT_VALUES : s.best < NEVER ? LQ_FIT_ANEW : LQ_FIT_NONE;
+    return s.best < VALUES ? LQ_NEAR_EXACT : s.best < ANEW ? LQ_NEAR_VALUES : s.best < NEVER ? LQ_NEAR_ANEW : LQ_NEAR_NONE;
 }
 
-const char *lq_fit_formats(const lq_scheme *s, uint32_t rows, uint32_t cols, char *buf, size_t n) {
+const char *lq_nearest_formats(const lq_scheme *s, uint32_t rows, uint32_t cols, char *buf, size_t n) {
     size_t at = 0;
     buf[0] = 0;
     for (const lq_format *const *f = lq_formats; *f && at < n; f++)
