@@ -13,7 +13,7 @@
 #include <signal.h>
 #include <string.h>
 
-static const lq_verb *const verbs[] = {&lq_verb_convert, &lq_verb_llama_quantize, &lq_verb_calibrate, &lq_verb_merge, &lq_verb_eval, &lq_verb_run, &lq_verb_inspect};
+static const lq_verb *const verbs[] = {&lq_verb_convert, &lq_verb_llama_quantize, &lq_verb_calibrate, &lq_verb_merge, &lq_verb_eval, &lq_verb_run, &lq_verb_inspect, &lq_verb_verify, &lq_verb_diff};
 enum { N_VERBS = sizeof verbs / sizeof *verbs };
 
 static volatile int stop_asked;
@@ -113,5 +113,5 @@ int main(int argc, char **argv) {
     lq_status st = dispatch(&ctx, argc, argv);
     if (!st && fflush(stdout)) st = lq_fail(&ctx, LQ_ERR_IO, "stdout: cannot write");
     if (st) fprintf(stderr, "lquant: %s: %s\n", lq_status_text(st), ctx.msg);
-    return (int)st;
+    return st ? (int)st : ctx.answer;
 }

@@ -14,13 +14,13 @@ const lq_opt lq_corpus_option_table[] = {
     {"file", "f,dataset,calib", LQ_OPT_LIST, OFF(files), "FILE", NULL, NULL, 0, 0, 0, "sample text, plain or JSON, .zst, or `random` ids; repeatable [built-in text]"},
     {"nsamples", "calib-size,num-calibration-samples,chunks", LQ_OPT_INT, OFF(nsamples), "N", "128", NULL, 1, 1e6, 0, "rows of sample text"},
     {"seqlen", "ctx-size,max-seq-length,c,l", LQ_OPT_INT, OFF(seqlen), "N", "2048", NULL, 2, 1 << 20, 0, "tokens per row"},
-    {"seed", NULL, LQ_OPT_INT, OFF(seed), "N", "0", NULL, 0, 9e15, 0, "selects the rows when the text has more"},
-    {"bos", NULL, LQ_OPT_CHOICE, OFF(bos), NULL, "auto", "auto|always|never", 0, 0, 0, "rows begin with BOS"},
-    {"chat-template", NULL, LQ_OPT_STRING, OFF(chat_template), "none|FILE", NULL, NULL, 0, 0, 0, "for `messages` [the model's]"},
-    {"parse-special", NULL, LQ_OPT_SET, OFF(parse_special), NULL, NULL, NULL, 0, 0, 1, "read special tokens spelt out in the text"},
-    {"no-concat", NULL, LQ_OPT_SET, OFF(no_concat), NULL, NULL, NULL, 0, 0, 1, "do not join documents into one stream"},
+    {"seed", NULL, LQ_OPT_INT, OFF(seed), "N", "0", NULL, 0, 9e15, 0, "~selects the rows when the text has more"},
+    {"bos", NULL, LQ_OPT_CHOICE, OFF(bos), NULL, "auto", "auto|always|never", 0, 0, 0, "~rows begin with BOS"},
+    {"chat-template", NULL, LQ_OPT_STRING, OFF(chat_template), "none|FILE", NULL, NULL, 0, 0, 0, "~for `messages` [the model's]"},
+    {"parse-special", NULL, LQ_OPT_SET, OFF(parse_special), NULL, NULL, NULL, 0, 0, 1, "~read special tokens spelt out in the text"},
+    {"no-concat", NULL, LQ_OPT_SET, OFF(no_concat), NULL, NULL, NULL, 0, 0, 1, "~do not join documents into one stream"},
     {"concat", NULL, LQ_OPT_SET, OFF(no_concat), NULL, NULL, NULL, 0, 0, 0, NULL},
-    {"save-tokens", NULL, LQ_OPT_STRING, OFF(save_tokens), "FILE", NULL, NULL, 0, 0, 0, "write the rows used as JSON lines"},
+    {"save-tokens", NULL, LQ_OPT_STRING, OFF(save_tokens), "FILE", NULL, NULL, 0, 0, 0, "~write the rows used as JSON lines"},
     {0}};
 
 typedef struct span { size_t off, len; } span;

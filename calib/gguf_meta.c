@@ -19,17 +19,18 @@ enum { /* what llama.cpp's graph of an architecture has or lacks */
     F_GELU = 64,             /* gelu by tanh; else silu */
     F_QKV_BIAS = 128,        /* the fused matrix has a bias */
     F_NO_BIAS = 256,
-    F_MROPE = 512            /* rope.dimension_sections */
+    F_MROPE = 512,           /* rope.dimension_sections */
+    F_SQUARE = 1024          /* all heads together are as wide as the stream */
 };
 
 typedef struct rule { const char *arch, *gguf; unsigned flags; } rule;
 static const rule rules[] = {
     {"llama", "llama", F_DIVISORS | F_LONG}, {"mistral", "llama", F_DIVISORS | F_LONG}, {"mixtral", "llama", F_DIVISORS | F_LONG | F_NORM_TOPK},
-    {"qwen2", "qwen2", 0}, {"qwen3", "qwen3", 0}, {"qwen2_moe", "qwen2moe", F_HEAD}, {"qwen3_moe", "qwen3moe", F_NORM_TOPK},
-    {"olmoe", "olmoe", F_HEAD}, {"gemma", "gemma", F_GELU | F_NO_HEAD}, {"gemma2", "gemma2", F_GELU | F_NO_HEAD | F_WINDOW},
-    {"gemma3", "gemma3", F_GELU | F_WINDOW}, {"granite", "granite", F_DIVISORS | F_LONG}, {"phi3", "phi3", F_LONG}, {"glm", "chatglm", 0},
-    {"glm4", "glm4", 0}, {"bitnet", "bitnet", F_NO_HEAD}, {"gpt2", "gpt2", F_GELU}, {"gpt_neox", "gptneox", F_GELU | F_HEAD | F_QKV_BIAS},
-    {"falcon", "falcon", F_GELU | F_NO_BIAS}, {"phi", "phi2", F_GELU | F_HEAD}, {"qwen2_vl", "qwen2vl", F_MROPE}, {"qwen3_vl", "qwen3vl", F_MROPE},
+    {"qwen2", "qwen2", F_SQUARE}, {"qwen3", "qwen3", 0}, {"qwen2_moe", "qwen2moe", F_HEAD | F_SQUARE}, {"qwen3_moe", "qwen3moe", F_NORM_TOPK},
+    {"olmoe", "olmoe", F_HEAD | F_SQUARE}, {"gemma", "gemma", F_GELU | F_NO_HEAD}, {"gemma2", "gemma2", F_GELU | F_NO_HEAD | F_WINDOW},
+    {"gemma3", "gemma3", F_GELU | F_WINDOW}, {"granite", "granite", F_DIVISORS | F_LONG}, {"phi3", "phi3", F_LONG | F_SQUARE}, {"glm", "chatglm", F_SQUARE},
+    {"glm4", "glm4", 0}, {"bitnet", "bitnet", F_NO_HEAD | F_SQUARE}, {"gpt2", "gpt2", F_GELU | F_SQUARE}, {"gpt_neox", "gptneox", F_GELU | F_HEAD | F_QKV_BIAS | F_SQUARE},
+    {"falcon", "falcon", F_GELU | F_NO_BIAS | F_SQUARE}, {"phi", "phi2", F_GELU | F_HEAD | F_SQUARE}, {"qwen2_vl", "qwen2vl", F_MROPE | F_SQUARE}, {"qwen3_vl", "qwen3vl", F_MROPE},
     {NULL, NULL, 0},
 };
 
@@ -64,6 +65,8 @@ static lq_status check_rope(maker *k) {
     if (r->kind == LQ_ROPE_LONGROPE && !(k->r->flags & F_LONG)) REFUSE(k->ctx, "llama.cpp reads no rope_factors for '%s' (rope type longrope)", name);
     if (r->kind == LQ_ROPE_YARN && (!r->whole || fabs(r->scale - mscale) > 1e-6))
         REFUSE(k->ctx, "llama.cpp's yarn has whole ramp ends and the attention factor 0.1 ln(%g) + 1, not %g", r->factor, r->scale);
+    if (r->kind == LQ_ROPE_YARN && (fabs(r->high - 32) > 1e-6 || fabs(r->low - 1) > 1e-6))
+        REFUSE(k->ctx, "llama.cpp runs yarn of '%s' with beta_fast 32 and beta_slow 1, this model has %g and %g", k->r->gguf, r->high, r->low);
     if (r->kind == LQ_ROPE_DYNAMIC) lq_log(k->ctx, LQ_LOG_WARN, "GGUF: llama.cpp has no dynamic rope scaling; texts beyond %u tokens compute differently there", k->m->par.max_ctx);
     if (k->m->par.two_ropes && k->m->par.local_rope.kind != LQ_ROPE_DEFAULT) REFUSE(k->ctx, "llama.cpp does not scale the rope of layers with a window");
     return LQ_OK;
@@ -76,7 +79,6 @@ static lq_status check_experts(maker *k) {
         REFUSE(k->ctx, "llama.cpp's '%s' %s the probabilities of the chosen experts (norm_topk_prob)", k->r->gguf, p->norm_topk ? "does not normalise" : "normalises");
     for (uint32_t l = 0; l < p->n_layers; l++)
         if (!lq_params_at(p, LQ_FEAT_MOE, l)) REFUSE(k->ctx, "llama.cpp's '%s' has experts in every layer, layer %u has an ordinary MLP", k->r->gguf, l);
-    if (!strcmp(k->r->gguf, "llama") && p->window == 1) return LQ_OK;
     return LQ_OK;
 }
 
@@ -91,7 +93,9 @@ static lq_status check_math(maker *k) {
     if (k->r->flags & F_NO_BIAS && (p->qkv_bias || p->mlp_bias)) REFUSE(k->ctx, "llama.cpp's '%s' has no biases", k->r->gguf);
     if (k->r->flags & F_QKV_BIAS && !p->qkv_bias) REFUSE(k->ctx, "llama.cpp's '%s' wants attention biases", k->r->gguf);
     if (!strcmp(name, "gpt2") && p->attn_scale != 0) REFUSE(k->ctx, "llama.cpp always scales attention scores of GPT-2");
-    if (k->m->rotation && p->norm_plus_one) return LQ_OK;
+    if (!strcmp(name, "olmoe") && (p->clip_qkv != 0 || p->n_kv_heads != p->n_heads)) REFUSE(k->ctx, "llama.cpp's OLMoE has neither clip_qkv nor shared kv heads");
+    if (k->r->flags & F_SQUARE && p->n_heads * p->head_dim != p->hidden)
+        REFUSE(k->ctx, "llama.cpp's '%s' wants heads as wide as the stream: %u x %u, the stream has %u", k->r->gguf, p->n_heads, p->head_dim, p->hidden);
     return LQ_OK;
 }
 
@@ -157,10 +161,6 @@ static void rope(maker *k) {
         f32(k, "rope.scaling.factor", r->factor);
     }
     if (r->kind == LQ_ROPE_YARN || r->kind == LQ_ROPE_LONGROPE) u32(k, "rope.scaling.original_context_length", r->original);
-    if (r->kind == LQ_ROPE_YARN) {
-        f32(k, "rope.scaling.yarn_beta_fast", r->high);
-        f32(k, "rope.scaling.yarn_beta_slow", r->low);
-    }
     if (r->kind == LQ_ROPE_LONGROPE) {
         lq_gguf_put_str(k->out, key(k, "rope.scaling.type"), "longrope");
         f32(k, "rope.scaling.attn_factor", r->scale != 0 ? r->scale : 1);
@@ -270,6 +270,13 @@ static bool by_heads(const maker *k, const lq_row *row) {
     return row->slot.role == LQ_R_QKV && lq_arch_holder(k->m->arch, &k->m->par, LQ_R_Q, &how) == LQ_R_QKV && how == LQ_OP_SPLIT_HEADS;
 }
 
+/* Its rows go by parts there, so the tables do not call ours by that name. */
+static const char *qkv_name(maker *k, const lq_row *row) {
+    char *name = lq_arena_alloc(k->out->mem, 64);
+    if (name) snprintf(name, 64, "blk.%d.attn_qkv.%s", (int)row->slot.block, row->part == LQ_PART_BIAS ? "bias" : "weight");
+    return name;
+}
+
 static lq_status move_rows(maker *k, const lq_row *row, lq_gguf_place *p) {
     const lq_params *par = &k->m->par;
     bool pairs = k->m->arch->gguf_rope_pairs && (row->slot.role == LQ_R_Q || row->slot.role == LQ_R_K), heads = by_heads(k, row);
@@ -286,9 +293,9 @@ static lq_status place_row(maker *k, const lq_row *row, lq_gguf_place *p) {
         lq_log(k->ctx, LQ_LOG_WARN, "GGUF: '%s' is left out: llama.cpp has no such tensor", row->name);
         return LQ_OK;
     }
-    if (!row->gguf_name) REFUSE(k->ctx, "llama.cpp has no place for '%s' in '%s'", row->name, k->r->gguf);
+    p->name = by_heads(k, row) ? qkv_name(k, row) : row->gguf_name;
+    if (!p->name) REFUSE(k->ctx, "llama.cpp has no place for '%s' in '%s'", row->name, k->r->gguf);
     if (row->slot.role == LQ_R_HEAD && k->r->flags & F_NO_HEAD) REFUSE(k->ctx, "llama.cpp's '%s' multiplies by the embedding; this model has a head of its own", k->r->gguf);
-    p->name = row->gguf_name;
     if (lq_role_is_expert((lq_role)row->slot.role)) p->at = (uint32_t)row->slot.expert, p->of = par->n_experts;
     if (par->norm_plus_one && row->ndim == 1 && row->part == LQ_PART_WEIGHT) p->add = 1;
     if (row->slot.role == LQ_R_EMBED && par->tied && k->r->flags & F_HEAD) p->also = "output.weight";

@@ -341,26 +341,6 @@ static void become_unknown(lq_ctx *ctx, lq_model *m) {
     m->arch = NULL;
 }
 
-static lq_status read_kv_steps(lq_ctx *ctx, lq_model *m) {
-    lq_buf text = {0};
-    json_t *v = NULL;
-    LQ_TRY(lq_source_sidecar(ctx, m->src, LQ_KV_SIDECAR, &text));
-    if (!text.v) return LQ_OK;
-    lq_status st = lq_json_parse(ctx, LQ_KV_SIDECAR, text.v, text.n, &v);
-    const json_t *list = json_object_get(v, "k_v_scales");
-    uint32_t n = m->par.n_layers;
-    if (!st && json_array_size(list) != n)
-        st = lq_fail(ctx, LQ_ERR_FORMAT, "%s: scales of %zu blocks, the model has %u", LQ_KV_SIDECAR, json_array_size(list), n);
-    if (!st && !(m->kv_steps = LQ_NEWN(float, 2 * (size_t)n))) st = lq_oom(ctx, 8 * (size_t)n);
-    for (uint32_t i = 0; i < 2 * n && !st; i++) {
-        m->kv_steps[i] = (float)json_number_value(json_array_get(json_array_get(list, i / 2), i % 2));
-        if (!(m->kv_steps[i] > 0 && isfinite(m->kv_steps[i]))) st = lq_fail(ctx, LQ_ERR_FORMAT, "%s: block %u: a scale is not a positive number", LQ_KV_SIDECAR, i / 2);
-    }
-    json_decref(v);
-    lq_buf_free(&text);
-    return st;
-}
-
 lq_status lq_model_open(lq_ctx *ctx, lq_source *src, bool any_arch, lq_model **out) {
     lq_status st;
     lq_model *m = *out = LQ_NEW(lq_model);
@@ -374,7 +354,7 @@ lq_status lq_model_open(lq_ctx *ctx, lq_source *src, bool any_arch, lq_model **o
     if (st) become_unknown(ctx, m);
     LQ_GO(make_catalog(ctx, m));
     if (m->arch) LQ_GO(read_rope_div(ctx, m));
-    if (m->arch) LQ_GO(read_kv_steps(ctx, m));
+    if (m->arch) LQ_GO(lq_model_bind_kv(ctx, m));
     if (m->arch && !(m->layers = LQ_NEWN(lq_layer, m->par.n_layers))) LQ_GO(lq_oom(ctx, m->par.n_layers * sizeof(lq_layer)));
 done:
     if (st) lq_model_free(out);

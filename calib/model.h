@@ -54,7 +54,6 @@ typedef struct lq_model {
     float *kv_steps;       /* [n_layers][2] steps of E4M3 keys and values stored with the model; NULL: none; owned */
 } lq_model;
 
-#define LQ_KV_SIDECAR "kv_scales.json" /* {"k_v_scales": [[k, v] per block]}, steps of E4M3 keys and values */
 /* Architecture by model_type / general.architecture, parameters range-checked, every tensor's name, type and shape checked
  * against them; no tensor data is read (but the few numbers of a GGUF's rope_freqs). Tensors the architecture does not know
  * become rows of role UNKNOWN at the end of the catalog (slot: block -1, expert = their number). An unknown architecture:
@@ -62,6 +61,12 @@ typedef struct lq_model {
  * vocab_size), and nothing can be run. The same for settings that a known one does not run, unless its files store matrices transposed. */
 lq_status lq_model_open(lq_ctx *ctx, lq_source *src, bool any_arch, lq_model **out);
 void lq_model_free(lq_model **m);
+/* Part of lq_model_open: unknown tensors that are scales of keys and values become rows of role K_SCALE and V_SCALE, and kv_steps is read.
+ * A scale that is no positive number: LQ_ERR_FORMAT. */
+lq_status lq_model_bind_kv(lq_ctx *ctx, lq_model *m);
+/* F32 [1] rows K_SCALE and V_SCALE for every block with attention, in the source (whose values no longer count) or not: source -1, the
+ * caller writes them. To be called before anything borrows rows. */
+lq_status lq_model_add_kv(lq_ctx *ctx, lq_model *m);
 
 typedef enum lq_load { LQ_LOAD_STORED, LQ_LOAD_F32 } lq_load; /* keep the stored type, or decode (quantized ones too) to F32 */
 /* Reads the tensors of a block (or, b = -1, the outer ones) into memory; NaN or infinity in a weight: LQ_ERR_FORMAT naming

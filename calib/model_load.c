@@ -249,7 +249,7 @@ static uint64_t row_memory(const lq_model *m, const lq_row *r, lq_load how) {
     return padded((uint64_t)lq_row_rows(r) * lq_dtype_row_bytes(type, lq_row_cols(r)));
 }
 
-static bool belongs(const lq_row *r, int32_t b) { return r->slot.block == b && r->slot.role != LQ_R_UNKNOWN && r->slot.role != LQ_R_ROPE_DIV; }
+static bool belongs(const lq_row *r, int32_t b) { return r->slot.block == b && r->slot.role != LQ_R_UNKNOWN && r->slot.role != LQ_R_ROPE_DIV && !lq_role_is_kv(r->slot.role); }
 
 static uint64_t own_memory(const lq_model *m, int32_t b, lq_load how) {
     uint64_t n = 64;

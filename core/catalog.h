@@ -55,6 +55,7 @@ typedef enum lq_role {
 extern const char *const lq_role_names[LQ_R_N];
 enum { LQ_EXPERT_ROLES = 3 }; /* EXPERT_GATE, _UP and _DOWN follow one another */
 static inline bool lq_role_is_expert(lq_role r) { return r >= LQ_R_EXPERT_GATE && r < LQ_R_EXPERT_GATE + LQ_EXPERT_ROLES; }
+static inline bool lq_role_is_kv(uint32_t r) { return r == LQ_R_K_SCALE || r == LQ_R_V_SCALE; }
 static inline bool lq_role_is_router(lq_role r) { return r == LQ_R_ROUTER || r == LQ_R_SHARED_ROUTER; }
 
 /* How the stored rows differ from the rows of the matrix the model multiplies by. */

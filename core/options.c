@@ -239,11 +239,15 @@ void lq_opts_free(const lq_optset *sets) {
             }
 }
 
-void lq_opts_help(FILE *out, const lq_optset *sets) {
+static uint32_t print_help(FILE *out, const lq_optset *sets, bool all) {
+    uint32_t hidden = 0;
     for (; sets->table; sets++) {
         if (sets->title) fprintf(out, "%s:\n", sets->title);
         for (const lq_opt *o = sets->table; o->name; o++) {
             if (!o->help) continue; /* aliases kept for other tools' users are not listed */
+            bool rare = *o->help == '~';
+            hidden += rare && !all;
+            if (rare && !all) continue;
             char left[64];
             const char *arg = o->kind == LQ_OPT_CHOICE ? o->choices : o->arg;
             char letter = 0;
@@ -254,9 +258,13 @@ void lq_opts_help(FILE *out, const lq_optset *sets) {
             }
             if (letter) snprintf(left, sizeof left, "-%c, --%s%s%s", letter, o->name, arg ? " " : "", arg ? arg : "");
             else snprintf(left, sizeof left, "    --%s%s%s", o->name, arg ? " " : "", arg ? arg : "");
-            fprintf(out, "  %-32s %s", left, o->help);
+            fprintf(out, "  %-32s %s", left, o->help + rare);
             if (o->def && *o->def && o->kind != LQ_OPT_SET) fprintf(out, " [%s]", o->def);
             fputc('\n', out);
         }
     }
+    return hidden;
 }
+
+void lq_opts_help(FILE *out, const lq_optset *sets) { print_help(out, sets, true); }
+uint32_t lq_opts_help_short(FILE *out, const lq_optset *sets) { return print_help(out, sets, false); }

@@ -29,7 +29,7 @@ typedef struct lq_opt {
     const char *choices; /* "auto|always|never" */
     double lo, hi;
     int value;           /* SET */
-    const char *help;    /* one line */
+    const char *help;    /* one line; NULL: not listed; "~...": listed by lq_opts_help alone, without the ~ */
 } lq_opt;
 
 /* A table and the structure it fills; an array of these ends with table NULL. */
@@ -47,4 +47,5 @@ lq_status lq_opts_set(lq_ctx *ctx, const lq_optset *sets, const char *key, const
 json_t *lq_opts_json(const lq_optset *sets, const char *skip);
 void lq_opts_free(const lq_optset *sets);
 void lq_opts_help(FILE *out, const lq_optset *sets); /* aligned, with defaults */
+uint32_t lq_opts_help_short(FILE *out, const lq_optset *sets); /* the same without the rare ones, whose number it returns */
 #endif

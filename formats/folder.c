@@ -111,7 +111,8 @@ void lq_folder_abandon(lq_sink *s) { lq_st_abandon(&((lq_folder *)s->priv)->w); 
 static int common_sig(const lq_catalog *cat) {
     int sig = -1;
     for (size_t i = 0; i < cat->n; i++) {
-        if (!cat->rows[i].quantize) continue;
+        lq_dtype t = cat->rows[i].scheme.scale.dtype;
+        if (!cat->rows[i].quantize || (t != LQ_F16 && t != LQ_BF16 && t != LQ_F32)) continue;
         if (sig >= 0 && sig != cat->rows[i].scheme.scale.sig) return 0;
         sig = cat->rows[i].scheme.scale.sig;
     }
@@ -216,5 +217,46 @@ json_t *lq_folder_skipped(const lq_sink *s) {
     }
     if (head || !json_array_append_new(kept, json_string("lm_head"))) return kept;
     json_decref(kept);
+    return NULL;
+}
+
+void lq_folder_common(const lq_sink *s, bool (*alike)(const lq_scheme *, const lq_scheme *), lq_scheme *out) {
+    const lq_catalog *cat = s->cat;
+    enum { KINDS = 32 };
+    lq_scheme kinds[KINDS];
+    size_t count[KINDS] = {0}, n = 0, best = 0;
+    for (size_t i = 0; i < cat->n; i++) {
+        if (!cat->rows[i].quantize) continue;
+        size_t k = 0;
+        while (k < n && !alike(&kinds[k], &cat->rows[i].scheme)) k++;
+        if (k == KINDS) continue;
+        if (k == n) kinds[n++] = cat->rows[i].scheme;
+        count[k]++;
+    }
+    for (size_t k = 1; k < n; k++)
+        if (count[k] > count[best]) best = k;
+    if (n) *out = kinds[best];
+}
+
+static bool is_sym(const lq_scheme *s) { return s->zero_kind == LQ_ZERO_NONE; }
+
+json_t *lq_folder_sym(const lq_sink *s) {
+    size_t n = 0, sym = 0;
+    for (size_t i = 0; i < s->cat->n; i++) {
+        n += s->cat->rows[i].quantize;
+        sym += s->cat->rows[i].quantize && is_sym(&s->cat->rows[i].scheme);
+    }
+    if (!sym || sym == n) return json_boolean(sym > 0);
+    lq_arena *mem = lq_arena_new();
+    json_t *names = mem ? json_array() : NULL;
+    bool ok = names != NULL;
+    for (size_t i = 0; ok && i < s->cat->n; i++) {
+        if (!s->cat->rows[i].quantize || !is_sym(&s->cat->rows[i].scheme)) continue;
+        const char *module = lq_folder_module(mem, &s->cat->rows[i]);
+        ok = module && !json_array_append_new(names, json_string(module));
+    }
+    lq_arena_free(&mem);
+    if (ok) return names;
+    json_decref(names);
     return NULL;
 }

@@ -58,6 +58,11 @@ void lq_folder_codes(const lq_qtensor *q, void *out);
 lq_status lq_folder_alike(lq_sink *s, bool (*alike)(const lq_scheme *, const lq_scheme *), const char *instead, const lq_row **first);
 /* The same as transformers' own list: null, its default, when only the head is kept; a tied head, which has no row, is named "lm_head". */
 json_t *lq_folder_skipped(const lq_sink *s);
+/* The most common scheme of the quantized rows, of equally common ones the first; *out unchanged when there is none. */
+void lq_folder_common(const lq_sink *s, bool (*alike)(const lq_scheme *, const lq_scheme *), lq_scheme *out);
+/* Which quantized rows have no zero plane, for files that cannot show it: true: all, false: none, else the module names of those that have
+ * none (lq_module_set reads it). New reference; NULL: out of memory. */
+json_t *lq_folder_sym(const lq_sink *s);
 static inline void lq_put_u32(uint8_t *at, uint32_t w) {
     for (int i = 0; i < 4; i++) at[i] = (uint8_t)(w >> 8 * i);
 }

@@ -2,6 +2,8 @@
  * Copyright the lquant authors */
 #include "formats/modules.h"
 
+#include "formats/nameset.h"
+
 #include <string.h>
 
 /* Length of the module name when `name` ends in one of the suffixes (the longest that fits), else 0. */
@@ -169,3 +171,20 @@ lq_status lq_columns_by_group(lq_ctx *ctx, const int32_t *g_idx, lq_qtensor *q, 
     lq_free(fill);
     return st;
 }
+
+lq_status lq_module_set_read(lq_ctx *ctx, const json_t *v, lq_module_set *out) {
+    size_t i;
+    json_t *name;
+    *out = (lq_module_set){.all = json_is_true(v)};
+    if (!json_is_array(v)) return LQ_OK;
+    if (!(out->names = lq_nameset_new())) return lq_oom(ctx, 256);
+    json_array_foreach((json_t *)v, i, name) {
+        lq_status st = json_is_string(name) ? lq_nameset_add(out->names, json_string_value(name), i) : LQ_ERR_FORMAT;
+        if (st == LQ_ERR_RESOURCE) return lq_oom(ctx, 256);
+        if (st) return lq_fail(ctx, st, "'sym': entry %zu is no name, or one that is there twice", i);
+    }
+    return LQ_OK;
+}
+
+bool lq_module_set_has(const lq_module_set *m, const char *name) { return m->all || lq_nameset_find(m->names, name) >= 0; }
+void lq_module_set_free(lq_module_set *m) { lq_nameset_free(&m->names); }

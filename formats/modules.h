@@ -49,6 +49,11 @@ lq_status lq_modules_part(lq_ctx *ctx, lq_source *s, size_t i, size_t part, void
 lq_status lq_modules_codes(lq_ctx *ctx, lq_source *s, size_t i, size_t part, lq_qtensor *q);
 /* The first element of a part, F32, F16 or BF16, as float. */
 lq_status lq_modules_scalar(lq_ctx *ctx, lq_source *s, size_t i, size_t part, float *out);
+/* Modules named by lquant's own "sym" (lq_folder_sym): true, false or an array of names, which is borrowed. */
+typedef struct lq_module_set { bool all; struct lq_nameset *names; } lq_module_set;
+lq_status lq_module_set_read(lq_ctx *ctx, const json_t *v, lq_module_set *out); /* freed by the caller also after a failure */
+bool lq_module_set_has(const lq_module_set *m, const char *name);
+void lq_module_set_free(lq_module_set *m);
 /* LQ_ERR_FORMAT unless e is one element of F32, F16 or BF16, whatever its dimensions. */
 lq_status lq_entry_scalar(lq_ctx *ctx, const lq_entry *e);
 /* LQ_ERR_FORMAT naming the tensor unless it has an allowed type and this shape. */

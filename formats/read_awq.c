@@ -9,7 +9,6 @@
 #include "core/pack.h"
 #include "core/thread.h"
 #include "formats/modules.h"
-#include "formats/nameset.h"
 #include "formats/qcodec.h"
 
 #include <stdio.h>
@@ -22,8 +21,7 @@ typedef struct awq {
     json_t *config;              /* the quantization config; owned */
     int64_t group;               /* -1: all of K */
     uint8_t sig;                 /* lquant says of its own files how many bits the scales have ... */
-    bool all_sym;                /* ... and which modules are symmetric */
-    lq_nameset *sym;
+    lq_module_set sym;           /* ... and which modules are symmetric */
 } awq;
 
 /* -- probe and config ------------------------------------------------------------------------------------------------ */
@@ -62,27 +60,12 @@ static lq_status check_version(lq_ctx *ctx, const awq *f) {
     return LQ_OK;
 }
 
-/* meta.sym is true, false or an array of names. */
-static lq_status read_sym(lq_ctx *ctx, awq *f, const json_t *sym) {
-    size_t i;
-    json_t *v;
-    f->all_sym = json_is_true(sym);
-    if (!json_is_array(sym)) return LQ_OK;
-    if (!(f->sym = lq_nameset_new())) return lq_oom(ctx, 256);
-    json_array_foreach((json_t *)sym, i, v) {
-        lq_status st = json_is_string(v) ? lq_nameset_add(f->sym, json_string_value(v), i) : LQ_ERR_FORMAT;
-        if (st == LQ_ERR_RESOURCE) return lq_oom(ctx, 256);
-        if (st) return lq_fail(ctx, st, "'meta.sym': entry %zu is no name, or one that is there twice", i);
-    }
-    return LQ_OK;
-}
-
 static lq_status read_meta(lq_ctx *ctx, awq *f) {
     const json_t *meta = json_object_get(f->config, "meta");
     int64_t sig;
     LQ_TRY(lq_json_int(ctx, meta, "scale_sig", false, 0, 0, 11, &sig));
     f->sig = (uint8_t)sig;
-    return read_sym(ctx, f, json_object_get(meta, "sym"));
+    return lq_module_set_read(ctx, json_object_get(meta, "sym"), &f->sym);
 }
 
 static lq_status awq_config(lq_ctx *ctx, lq_source *s) {
@@ -102,7 +85,7 @@ static lq_status awq_config(lq_ctx *ctx, lq_source *s) {
 
 static void awq_free(void *priv) {
     awq *f = priv;
-    lq_nameset_free(&f->sym);
+    lq_module_set_free(&f->sym);
     json_decref(f->config);
 }
 
@@ -123,7 +106,7 @@ static lq_status awq_describe(lq_ctx *ctx, lq_source *s, const char *name, const
     e->ndim = 2;
     e->shape[0] = 8 * words;
     e->shape[1] = k;
-    e->scheme = lq_scheme_int(4, f->group > 0 ? (int)group : -1, f->all_sym || lq_nameset_find(f->sym, name) >= 0);
+    e->scheme = lq_scheme_int(4, f->group > 0 ? (int)group : -1, lq_module_set_has(&f->sym, name));
     e->scheme.scale.dtype = sc->dtype;
     e->scheme.scale.sig = sc->dtype == LQ_F16 ? f->sig : 0;
     return LQ_OK;

@@ -15,6 +15,7 @@ const lq_format *const lq_formats[] = {
     &lq_format_ct,
     &lq_format_awq,
     &lq_format_fp8,
+    &lq_format_mlx,
     &lq_format_bnb,
     &lq_format_bitnet,
     &lq_format_squeezellm,
@@ -97,13 +98,15 @@ lq_status lq_sink_put(lq_sink *s, const lq_qtensor *q) {
     return st ? lq_note(s->ctx, st, "writing '%s'", r->name) : LQ_OK;
 }
 
-/* [rows][cols] as [cols][rows] */
+void lq_transpose(const void *data, size_t rows, size_t cols, size_t unit, void *out) {
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) memcpy((char *)out + (j * rows + i) * unit, (const char *)data + (i * cols + j) * unit, unit);
+}
+
 static lq_status put_transposed(lq_sink *s, const lq_row *r, const char *data, size_t bytes) {
-    size_t rows = lq_row_rows(r), cols = lq_row_cols(r), unit = lq_dtypes[r->out_dtype].bytes;
     char *turned = lq_alloc(bytes);
     if (!turned) return lq_oom(s->ctx, bytes);
-    for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < cols; j++) memcpy(turned + (j * rows + i) * unit, data + (i * cols + j) * unit, unit);
+    lq_transpose(data, lq_row_rows(r), lq_row_cols(r), lq_dtypes[r->out_dtype].bytes, turned);
     lq_status st = s->format->put_fp(s, r, turned, bytes);
     lq_free(turned);
     return st;
@@ -144,7 +147,10 @@ static lq_status all_changes(lq_sink *s, json_t **out) {
     if (!*out) return lq_oom(s->ctx, 64);
     if (!s->format->quant_config) return LQ_OK;
     if (!(quant = s->format->quant_config(s)) || json_object_set_new(*out, "quantization_config", quant)) return lq_oom(s->ctx, 64);
-    return LQ_OK;
+    json_t *more = s->format->config ? s->format->config(s) : NULL;
+    bool ok = !s->format->config || (more && !json_object_update(*out, more));
+    json_decref(more);
+    return ok ? LQ_OK : lq_oom(s->ctx, 64);
 }
 
 lq_status lq_sink_config(lq_sink *s, const char *text, size_t n) {

@@ -32,6 +32,7 @@ typedef struct lq_format {   /* one row per output format */
     lq_status (*put_fp)(lq_sink *, const lq_row *, const void *data, size_t bytes); /* data in row->out_dtype, a transposed row as it is stored */
     lq_status (*sidecar)(lq_sink *, const char *name, const void *data, size_t n);
     json_t *(*quant_config)(lq_sink *); /* new reference; NULL function: the format adds nothing to config.json */
+    json_t *(*config)(lq_sink *);       /* further top-level keys of config.json: new reference; NULL function: none */
     lq_status (*sync)(lq_sink *);       /* what was put is on the disk */
     lq_status (*close)(lq_sink *);      /* index, fsync */
     void (*abandon)(lq_sink *);
@@ -48,6 +49,8 @@ struct lq_sink {
     void *priv;
     uint8_t *seen;           /* [cat->n]: put already */
 };
+/* out[cols][rows] of data[rows][cols], `unit` bytes each: a Conv1D matrix as it is stored, or back. */
+void lq_transpose(const void *data, size_t rows, size_t cols, size_t unit, void *out);
 lq_status lq_sink_open(lq_ctx *ctx, const lq_format *f, const char *dir, const lq_catalog *cat, const lq_sink_opts *opts, lq_sink **out);
 lq_status lq_sink_put(lq_sink *s, const lq_qtensor *q);                                     /* row found by slot; any order */
 /* data: [rows][cols] in row->out_dtype, whatever the row's name wants in a file. */

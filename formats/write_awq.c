@@ -119,32 +119,10 @@ static lq_status awq_open(lq_sink *s) {
 
 /* -- config ---------------------------------------------------------------------------------------------------------- */
 
-/* true: all are symmetric, false: none is, else the names of those that are. */
-static json_t *symmetric(const lq_sink *s) {
-    size_t n = 0, sym = 0;
-    for (size_t i = 0; i < s->cat->n; i++) {
-        n += s->cat->rows[i].quantize;
-        sym += s->cat->rows[i].quantize && is_sym(&s->cat->rows[i].scheme);
-    }
-    if (!sym || sym == n) return json_boolean(sym > 0);
-    lq_arena *mem = lq_arena_new();
-    json_t *names = mem ? json_array() : NULL;
-    bool ok = names != NULL;
-    for (size_t i = 0; ok && i < s->cat->n; i++) {
-        if (!s->cat->rows[i].quantize || !is_sym(&s->cat->rows[i].scheme)) continue;
-        const char *module = lq_folder_module(mem, &s->cat->rows[i]);
-        ok = module && !json_array_append_new(names, json_string(module));
-    }
-    lq_arena_free(&mem);
-    if (ok) return names;
-    json_decref(names);
-    return NULL;
-}
-
 static json_t *awq_config(lq_sink *s) {
     const lq_awq *f = s->priv;
     json_t *meta = lq_folder_meta(s), *kept = lq_folder_skipped(s);
-    bool ok = meta && kept && !json_object_set_new(meta, "sym", symmetric(s));
+    bool ok = meta && kept && !json_object_set_new(meta, "sym", lq_folder_sym(s));
     json_t *c = ok ? json_pack("{s:s, s:i, s:i, s:b, s:s, s:b, s:O, s:O}", "quant_method", "awq", "bits", 4, "group_size", f->group ? (int)f->group : -1,
                                "zero_point", 1, "version", "gemm", "lm_head", (int)lq_folder_has_head(s), "modules_to_not_convert", kept, "meta", meta)
                    : NULL;

@@ -24,11 +24,13 @@ static lq_status fp_open(lq_sink *s) {
 }
 
 static lq_status fp_put(lq_sink *s, const lq_row *r, const lq_qtensor *q) {
-    size_t row = (size_t)q->cols * q->sch.grid.bits / 8;
-    char *data = lq_alloc(row * q->rows);
-    if (!data) return lq_oom(s->ctx, row * q->rows);
-    for (uint32_t i = 0; i < q->rows; i++) memcpy(data + i * row, q->codes + i * q->row_bytes, row);
-    lq_status st = lq_st_put(s->ctx, ((lq_fp *)s->priv)->w, r->name, data, row * q->rows);
+    size_t row = (size_t)q->cols * q->sch.grid.bits / 8, bytes = row * q->rows;
+    char *data = lq_alloc(bytes), *turned = r->transposed ? lq_alloc(bytes) : NULL;
+    lq_status st = data && (turned || !r->transposed) ? LQ_OK : lq_oom(s->ctx, bytes);
+    for (uint32_t i = 0; i < q->rows && !st; i++) memcpy(data + i * row, q->codes + i * q->row_bytes, row);
+    if (!st && turned) lq_transpose(data, q->rows, q->cols, q->sch.grid.bits / 8, turned);
+    if (!st) st = lq_st_put(s->ctx, ((lq_fp *)s->priv)->w, r->name, turned ? turned : data, bytes);
+    lq_free(turned);
     lq_free(data);
     return st;
 }
@@ -42,7 +44,7 @@ static lq_status fp_close(lq_sink *s) { return lq_st_finish(s->ctx, &((lq_fp *)s
 static void fp_abandon(lq_sink *s) { lq_st_abandon(&((lq_fp *)s->priv)->w); }
 
 const lq_format lq_format_fp = {
-    .name = "safetensors", .what = "Hugging Face folder of float tensors", .priv_size = sizeof(lq_fp),
+    .name = "safetensors", .what = "Hugging Face folder of float tensors", .priv_size = sizeof(lq_fp), .kv_scales = true,
     .accept = fp_accept, .open = fp_open, .put = fp_put, .put_fp = fp_put_fp, .sidecar = lq_folder_sidecar,
     .sync = fp_sync, .close = fp_close, .abandon = fp_abandon,
 };

@@ -4,6 +4,7 @@
  *
  *   quantized matrix  [rows][cols] -> ne = [cols, rows], a row is its blocks (formats/gguf_pack.c); rows move where the runtime turns other
  *                     coordinates of a head together or wants q, k and v one after the other (lq_gguf_place.rows); codes do not change
+ *   NVFP4             its second-level scale is "<x>.scale" beside "<x>.weight": F32, one for each matrix of a stack
  *   experts           ne = [cols, rows, experts], expert after expert
  *   kept tensor       F32, F16, BF16, or the blocks it was read as; vectors, router and learned positions F32 (kept)
  *
@@ -20,6 +21,7 @@ typedef struct gguf_sink {
     lq_gguf_writer *w;
     lq_gguf_info *infos;
     size_t n;
+    uint64_t *scale_at;      /* [cat->n] where the second-level scale of NVFP4 goes; 0: none */
     uint64_t *at;            /* [cat->n][2] where the row's data begins in the file, and where it lies again (0: nowhere) */
 } gguf_sink;
 
@@ -82,6 +84,19 @@ static lq_gguf_info *find_stack(gguf_sink *g, const lq_gguf_place *p) {
     return NULL;
 }
 
+/* "<x>.scale", behind the matrix or stack "<x>.weight" that infos[of] is. */
+static lq_status place_scale(lq_sink *s, size_t of) {
+    gguf_sink *g = s->priv;
+    const lq_gguf_info *w = &g->infos[of];
+    size_t n = strlen(w->name), stem = n > 7 && !strcmp(w->name + n - 7, ".weight") ? n - 7 : n;
+    char *name = lq_arena_alloc(s->opts.gguf->mem, stem + 7);
+    if (!name) return lq_oom(s->ctx, stem);
+    memcpy(name, w->name, stem);
+    strcpy(name + stem, ".scale");
+    g->infos[g->n++] = (lq_gguf_info){.name = name, .dtype = LQ_F32, .ndim = 1, .ne = {w->ndim > 2 ? w->ne[2] : 1, 1, 1, 1}};
+    return LQ_OK;
+}
+
 /* of_row: [cat->n][2] tensors a row is in; the second one n: none. */
 static lq_status place_row(lq_sink *s, size_t i, size_t (*of_row)[2]) {
     gguf_sink *g = s->priv;
@@ -92,12 +107,14 @@ static lq_status place_row(lq_sink *s, size_t i, size_t (*of_row)[2]) {
     LQ_TRY(row_dtype(s->ctx, r, &t));
     if (r->ndim > 4) return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s': %u dimensions, a GGUF holds 4", r->name, r->ndim);
     lq_gguf_info *stack = find_stack(g, p);
-    if (!stack) *(stack = &g->infos[g->n++]) = info_of(r, p, t);
+    bool fresh = !stack;
+    if (fresh) *(stack = &g->infos[g->n++]) = info_of(r, p, t);
     else if (stack->dtype != t)
         return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s' would be %s, but an expert stacked with it is %s; experts of a layer share a type", r->name, lq_dtypes[t].name,
                        lq_dtypes[stack->dtype].name);
     of_row[i][0] = (size_t)(stack - g->infos);
     of_row[i][1] = SIZE_MAX;
+    if (fresh && t == LQ_NVFP4 && r->quantize) LQ_TRY(place_scale(s, of_row[i][0]));
     if (!p->also) return LQ_OK;
     of_row[i][1] = g->n;
     g->infos[g->n] = info_of(r, p, t);
@@ -118,6 +135,7 @@ static lq_status lay_out(lq_sink *s, size_t (*of_row)[2]) {
         if (!p->name) continue;
         const lq_gguf_info *t = &g->infos[of_row[i][0]];
         g->at[2 * i] = t->offset + (p->of ? t->bytes / p->of * p->at : 0);
+        if (t->dtype == LQ_NVFP4 && s->cat->rows[i].quantize) g->scale_at[i] = t[1].offset + 4 * (uint64_t)(p->of ? p->at : 0);
         if (p->also) g->at[2 * i + 1] = g->infos[of_row[i][1]].offset;
     }
     for (size_t i = 0; i < m->n_extras && !st; i++)
@@ -130,9 +148,10 @@ static lq_status gguf_open(lq_sink *s) {
     const lq_gguf_meta *m = s->opts.gguf;
     if (!m || m->n_places != s->cat->n) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "a GGUF needs metadata of %zu tensors, %zu are described", s->cat->n, m ? m->n_places : 0);
     size_t (*of_row)[2] = lq_calloc(s->cat->n + 1, sizeof *of_row);
-    g->infos = LQ_NEWN(lq_gguf_info, 2 * s->cat->n + m->n_extras + 1);
+    g->infos = LQ_NEWN(lq_gguf_info, 3 * s->cat->n + m->n_extras + 1);
+    g->scale_at = LQ_NEWN(uint64_t, s->cat->n + 1);
     g->at = LQ_NEWN(uint64_t, 2 * s->cat->n + 1);
-    lq_status st = of_row && g->infos && g->at ? lay_out(s, of_row) : lq_oom(s->ctx, s->cat->n * sizeof *g->infos);
+    lq_status st = of_row && g->infos && g->at && g->scale_at ? lay_out(s, of_row) : lq_oom(s->ctx, s->cat->n * sizeof *g->infos);
     lq_free(of_row);
     return st;
 }
@@ -160,6 +179,8 @@ static lq_status gguf_put(lq_sink *s, const lq_row *r, const lq_qtensor *q) {
         else st = lq_gguf_pack_row(s->ctx, t, q, row, out + i * bytes);
     }
     if (!st) st = write_row(s, r, out, bytes * q->rows);
+    uint64_t up = ((const gguf_sink *)s->priv)->scale_at[r - s->cat->rows];
+    if (!st && up) st = lq_gguf_write(s->ctx, ((gguf_sink *)s->priv)->w, up, q->scale.parent, 4);
     lq_free(out);
     return st;
 }
@@ -201,6 +222,7 @@ static void gguf_abandon(lq_sink *s) {
     gguf_sink *g = s->priv;
     lq_gguf_write_abandon(&g->w);
     lq_free(g->infos);
+    lq_free(g->scale_at);
     lq_free(g->at);
 }
 

@@ -63,24 +63,6 @@ static bool same_config(const lq_scheme *a, const lq_scheme *b) {
     return a->grid.bits == b->grid.bits && a->scale.tile_c == b->scale.tile_c && is_sym(a) == is_sym(b);
 }
 
-/* The most common scheme; of equally common ones the first. */
-static lq_scheme common_scheme(const lq_catalog *cat) {
-    enum { KINDS = 32 };
-    lq_scheme kinds[KINDS];
-    size_t count[KINDS] = {0}, n = 0, best = 0;
-    for (size_t i = 0; i < cat->n; i++) {
-        if (!cat->rows[i].quantize) continue;
-        size_t k = 0;
-        while (k < n && !same_config(&kinds[k], &cat->rows[i].scheme)) k++;
-        if (k == KINDS) continue;
-        if (k == n) kinds[n++] = cat->rows[i].scheme;
-        count[k]++;
-    }
-    for (size_t k = 1; k < n; k++)
-        if (count[k] > count[best]) best = k;
-    return n ? kinds[best] : lq_scheme_int(4, -1, true);
-}
-
 static size_t gptq_parts(const lq_sink *s, const lq_row *r, lq_part_spec out[LQ_PARTS_MAX]) {
     uint64_t rows = lq_row_rows(r), cols = lq_row_cols(r), bits = r->scheme.grid.bits, g = groups(&r->scheme, (uint32_t)cols);
     (void)s;
@@ -154,7 +136,8 @@ static lq_status gptq_pack(const lq_sink *s, const lq_row *r, const lq_qtensor *
 static lq_status gptq_open(lq_sink *s) {
     static const lq_layout layout = {gptq_parts, gptq_pack};
     lq_gptq *f = s->priv;
-    f->base = common_scheme(s->cat);
+    f->base = lq_scheme_int(4, -1, true);
+    lq_folder_common(s, same_config, &f->base);
     f->v1 = s->format == &lq_format_gptq && all_sym(s->cat);
     return lq_folder_open(s, &layout);
 }

@@ -178,7 +178,7 @@ static void lqt_abandon(lq_sink *s) {
 static lq_status lqt_sync(lq_sink *s) { return lq_out_sync(s->ctx, ((lq_lqt *)s->priv)->out); }
 
 const lq_format lq_format_lqt = {
-    .name = "lqt", .ext = ".lqt", .what = "lquant's own file: any scheme, lossless, zstd", .priv_size = sizeof(lq_lqt),
+    .name = "lqt", .ext = ".lqt", .what = "lquant's own file: any scheme, lossless, zstd", .priv_size = sizeof(lq_lqt), .kv_scales = true,
     .accept = lqt_accept, .open = lqt_open, .put = lqt_put, .put_fp = lqt_put_fp, .sidecar = lqt_sidecar,
     .sync = lqt_sync, .close = lqt_close, .abandon = lqt_abandon,
 };

@@ -44,6 +44,12 @@ static lq_status put_kept(road *r, const lq_row *row) {
     return st;
 }
 
+/* The step of E4M3 keys or values; a block that saw nothing gets 1. */
+static lq_status put_kv(road *r, const lq_row *row) {
+    float most = r->kv_max[2 * (size_t)row->slot.block + (row->slot.role == LQ_R_V_SCALE)], step = most > 0 ? most / 448 : 1;
+    return lq_sink_put_fp(r->sink, row, &step, sizeof step);
+}
+
 static lq_status note_folded(road *r, json_t *entry, const void *p, size_t n) {
     const lq_row *row = lq_unit_kept_row(r, entry);
     (void)p, (void)n;
@@ -132,8 +138,10 @@ static json_t *meta_of(const road *r) {
 }
 
 static lq_status put_tensors(road *r) {
-    for (size_t i = 0; i < r->model->cat.n; i++)
-        if (!r->model->cat.rows[i].quantize && !r->changed[i]) LQ_TRY(put_kept(r, &r->model->cat.rows[i]));
+    for (size_t i = 0; i < r->model->cat.n; i++) {
+        const lq_row *row = &r->model->cat.rows[i];
+        if (!row->quantize && !r->changed[i]) LQ_TRY(r->kv_max && lq_role_is_kv(row->slot.role) ? put_kv(r, row) : put_kept(r, row));
+    }
     return lq_unit_each_done(r, &(lq_unit_reader){.linear = put_linear, .kept = put_folded, .choice = note_choice});
 }
 
@@ -173,7 +181,6 @@ static lq_status write_one(road *r, const lq_format *format, const char *dir) {
     if (st) goto done;
     LQ_GO(lq_sink_open(r->ctx, format, dir, &r->model->cat, &so, &r->sink));
     LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
-    if (r->kv_max) LQ_GO(lq_sidecars_kv(r->ctx, r->kv_max, r->model->par.n_layers, r->sink));
     LQ_GO(put_tensors(r));
     st = put_manifest(r, format, dir, changes);
 done:
@@ -183,21 +190,25 @@ done:
     return st;
 }
 
-/* A matrix of floats comes back as an ordinary tensor. */
+/* The catalog row a linear's entry is about. */
+static const lq_row *row_of(road *r, lq_slot slot) { return lq_catalog_find(&r->model->cat, slot, LQ_PART_WEIGHT); }
+
+/* A matrix of floats comes back as an ordinary tensor, turned where its name is stored so. */
 static lq_status compare_floats(road *r, const lq_qtensor *want, size_t i, bool *same) {
     const lq_entry *e = &r->back->entries[i];
-    size_t row = (size_t)want->cols * want->sch.grid.bits / 8;
-    *same = e->dtype == lq_grid_dtype(want->sch.grid.kind) && lq_entry_rows(e) == want->rows && lq_entry_cols(e) == want->cols;
+    const lq_row *row = row_of(r, want->slot);
+    size_t unit = want->sch.grid.bits / 8, width = want->cols * unit, bytes = width * want->rows;
+    bool turn = row && row->transposed;
+    *same = e->dtype == lq_grid_dtype(want->sch.grid.kind) && lq_entry_rows(e) == (turn ? want->cols : want->rows) && lq_entry_cols(e) == (turn ? want->rows : want->cols);
     if (!*same) return LQ_OK;
-    char *got = lq_alloc(row * want->rows);
-    lq_status st = got ? lq_source_read(r->ctx, r->back, i, 0, want->rows, got) : lq_oom(r->ctx, row * want->rows);
-    for (uint32_t k = 0; k < want->rows && !st; k++) *same &= !memcmp(got + k * row, want->codes + k * want->row_bytes, row);
+    char *got = lq_alloc(bytes), *back = turn ? lq_alloc(bytes) : NULL;
+    lq_status st = got && (back || !turn) ? lq_source_read(r->ctx, r->back, i, 0, lq_entry_rows(e), got) : lq_oom(r->ctx, bytes);
+    if (!st && turn) lq_transpose(got, want->cols, want->rows, unit, back);
+    for (uint32_t k = 0; k < want->rows && !st; k++) *same &= !memcmp((turn ? back : got) + k * width, want->codes + k * want->row_bytes, width);
+    lq_free(back);
     lq_free(got);
     return st;
 }
-
-/* The catalog row a linear's entry is about. */
-static const lq_row *row_of(road *r, lq_slot slot) { return lq_catalog_find(&r->model->cat, slot, LQ_PART_WEIGHT); }
 
 static lq_status compare_codes(road *r, const lq_qtensor *want, size_t i, bool *same) {
     lq_qtensor got;

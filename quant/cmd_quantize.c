@@ -8,11 +8,14 @@
 
 typedef struct args { lq_common common; lq_run run; } args;
 
-static void help(const char *name, const lq_optset *sets, const lq_recipe *r) {
+/* The usual flags; with -v all of them. */
+static void help(const char *name, const lq_optset *sets, const lq_recipe *r, bool all) {
     printf("lquant %s [flags] IN OUT\n", name);
     for (uint32_t i = 0; i < r->n_xforms; i++) printf("  %s: %s (%s)\n", r->xform[i].x->name, r->xform[i].x->what, r->xform[i].x->paper);
     printf("  %s%s%s (%s)\n\n", r->n_xforms ? r->method->name : "", r->n_xforms ? ": " : "", r->method->what, r->method->paper);
-    lq_opts_help(stdout, sets);
+    uint32_t more = all ? 0 : lq_opts_help_short(stdout, sets);
+    if (all) lq_opts_help(stdout, sets);
+    if (more) printf("  %u more flags: lquant %s --help -v\n", more, name);
     printf("\nexamples:\n"
            "  lquant %s --bits 4 SmolLM2 SmolLM2-4bit\n"
            "  lquant %s --bits 3 --group-size 64 -f calib.txt --nsamples 128 SmolLM2 SmolLM2-3bit\n"
@@ -46,7 +49,7 @@ static lq_status parse(lq_ctx *ctx, const char *name, int argc, char **argv, arg
     LQ_TRY(lq_opts_defaults(ctx, sets + own)); /* the recipe's own defaults were set with it */
     LQ_TRY(lq_opts_parse(ctx, sets, argc, argv, pos, 2, &n));
     if ((*stop = a->common.help)) {
-        help(name, sets, &a->run.recipe);
+        help(name, sets, &a->run.recipe, a->common.level == LQ_LOG_DEBUG);
         return LQ_OK;
     }
     if (n < 2 && !(a->run.opts.dry_run && n == 1)) return lq_fail(ctx, LQ_ERR_USAGE, "lquant %s [flags] IN OUT: %s is missing (--help lists the flags)", name, n ? "OUT" : "IN");

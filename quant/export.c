@@ -89,7 +89,7 @@ static lq_status resolve(const job *j, target *t) {
     for (size_t i = 0; i < from->n; i++) {
         lq_row *r = &t->cat.rows[i];
         r->quantize = false;
-        r->out_dtype = float_type(j, t, r);
+        r->out_dtype = lq_role_is_kv(r->slot.role) ? r->dtype : float_type(j, t, r);
         if (t->format->kept) r->out_dtype = t->format->kept(r, r->out_dtype);
         if (in_codes(r) && may_be_codes(t, r)) LQ_TRY(resolve_codes(j, t, r));
         t->told->quantized += r->quantize;
@@ -265,9 +265,23 @@ done:
     return st;
 }
 
+/* What is carried over counts among the energy that a loss is relative to. */
+static lq_loss carried(const lq_row *is, const void *data) {
+    enum { PIECE = 1024 };
+    float x[PIECE];
+    lq_loss l = {0};
+    uint64_t n = lq_dtype_is_weight(is->out_dtype) && lq_dtypes[is->out_dtype].block == 1 ? lq_row_elems(is) : 0;
+    for (uint64_t at = 0; at < n; at += PIECE) {
+        uint64_t k = n - at < PIECE ? n - at : PIECE;
+        lq_dtype_decode(is->out_dtype, (const char *)data + at * lq_dtypes[is->out_dtype].bytes, x, (size_t)k);
+        lq_loss_measure(&l, x, x, (size_t)k);
+    }
+    return l;
+}
+
 static lq_status put_stored(const job *j, target *t, size_t i, const void *data, size_t bytes) {
     const lq_row *was = &j->m->cat.rows[i], *is = &t->cat.rows[i];
-    lq_loss l = {.weights = lq_dtype_is_weight(is->out_dtype) ? lq_row_elems(is) : 0};
+    lq_loss l = carried(is, data);
     LQ_TRY(tell(j, t, was, is, &l, false));
     LQ_TRY(digest_bytes(j->ctx, data, bytes, t->digest[i]));
     t->told->bytes += bytes;
@@ -356,12 +370,7 @@ static lq_status begin(const job *j, target *t, json_t *changes, json_t *meta) {
     lq_sink_opts so = {.shard_size = j->o->shard_size, .config = changes, .meta = meta, .gguf = t->gguf};
     for (size_t i = 0; i < t->cat.n; i++) j->m->cat.rows[i].out_dtype = t->cat.rows[i].out_dtype; /* config.json of a GGUF says it */
     LQ_TRY(lq_sink_open(j->ctx, t->format, t->dir, &t->cat, &so, &t->sink));
-    LQ_TRY(lq_sidecars_write(j->ctx, j->src, j->m, t->sink));
-    lq_buf kv;
-    LQ_TRY(lq_source_sidecar(j->ctx, j->src, LQ_KV_SIDECAR, &kv));
-    lq_status st = kv.v ? lq_sink_sidecar(t->sink, LQ_KV_SIDECAR, kv.v, kv.n) : LQ_OK;
-    lq_buf_free(&kv);
-    return st;
+    return lq_sidecars_write(j->ctx, j->src, j->m, t->sink);
 }
 
 static lq_status end(const job *j, target *t, const json_t *inputs, const json_t *changes) {
@@ -428,6 +437,7 @@ static lq_status again_stored(lq_ctx *ctx, lq_model *back, const lq_row *r, char
 
 static lq_status compare(lq_ctx *ctx, const target *t, lq_model *back) {
     for (size_t i = 0; i < t->cat.n; i++) {
+        if (t->gguf && !t->gguf->places[i].name) continue; /* left out, and said so */
         const lq_row *want = &t->cat.rows[i], *r = row_again(back, want);
         char hex[65];
         if (!r) return lq_fail(ctx, LQ_ERR_QUALITY, "%s: '%s' is not in the written checkpoint", t->path, want->name);
@@ -450,6 +460,7 @@ static lq_status read_back(lq_ctx *ctx, const lq_model *m, const target *t) {
     if (t->format->gguf && (!m->arch || !m->arch->params_gguf)) return LQ_OK; /* an architecture we do not read from there */
     LQ_GO(lq_source_open(&quiet, t->path, &src));
     LQ_GO(lq_model_open(&quiet, src, true, &back));
+    if (t->format->gguf && !back->arch) goto done; /* a setting we do not read from there */
     st = compare(&quiet, t, back);
 done:
     lq_model_free(&back);

@@ -9,6 +9,23 @@ static lq_status missing(road *r, const char *name) { return lq_fail(r->ctx, LQ_
 
 static const lq_gguf_place *place_of(const road *r, const lq_row *row) { return &r->gguf->places[row - r->model->cat.rows]; }
 
+/* A type whose blocks have a scale beside them: rows as codes. */
+static lq_status compare_scaled(road *r, size_t i, const lq_gguf_place *p, const lq_qtensor *want, bool *same) {
+    lq_qtensor got;
+    float *a = lq_calloc(want->cols, 4), *b = lq_calloc(want->cols, 4);
+    lq_status st = a && b ? LQ_OK : lq_oom(r->ctx, want->cols * 8);
+    if (!st) st = lq_source_read_blocks(r->ctx, r->back, i, (uint64_t)p->at * want->rows, want->rows, NULL, &got);
+    for (uint32_t k = 0; k < want->rows && !st && *same; k++) {
+        lq_qtensor_decode_row(&got, k, a);
+        lq_qtensor_decode_row(want, p->rows ? p->rows[k] : k, b);
+        for (uint32_t c = 0; c < want->cols; c++) *same &= a[c] == b[c];
+    }
+    if (!st) lq_qtensor_free(&got);
+    lq_free(a);
+    lq_free(b);
+    return st;
+}
+
 lq_status lq_gguf_compare(road *r, const lq_row *row, const lq_qtensor *want, bool *same) {
     const lq_gguf_place *p = place_of(r, row);
     long i = lq_source_find(r->back, p->name);
@@ -16,6 +33,7 @@ lq_status lq_gguf_compare(road *r, const lq_row *row, const lq_qtensor *want, bo
     const lq_entry *e = &r->back->entries[i];
     uint64_t first = (uint64_t)p->at * want->rows;
     *same = lq_entry_cols(e) == want->cols && lq_entry_rows(e) == (uint64_t)want->rows * (p->of ? p->of : 1);
+    if (*same && e->block_scale) return compare_scaled(r, (size_t)i, p, want, same);
     size_t bytes = *same ? lq_dtype_row_bytes(e->dtype, want->cols) : 0;
     char *stored = lq_alloc(bytes);
     float *got = lq_calloc(want->cols, 4), *mean = lq_calloc(want->cols, 4);

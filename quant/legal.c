@@ -31,7 +31,7 @@ static lq_status add_part(lq_ctx *ctx, const char *part, size_t n, lq_targets *o
         out->v[out->n++] = (lq_deploy){(lq_runtime)i, 1};
         return LQ_OK;
     }
-    return lq_fail(ctx, LQ_ERR_USAGE, "--target: unknown runtime '%.*s'; known: vllm, transformers, llama.cpp, trtllm, mlx", (int)n, part);
+    return lq_fail(ctx, LQ_ERR_USAGE, "--target: unknown runtime '%.*s'; known: vllm, transformers, gptqmodel, llama.cpp, trtllm, mlx", (int)n, part);
 }
 
 lq_status lq_targets_parse(lq_ctx *ctx, const lq_strlist *texts, lq_targets *out) {
@@ -293,6 +293,19 @@ lq_status lq_legal_plan(lq_ctx *ctx, const lq_legal_run *run, const lq_legal_cas
     if (run->opts->keep_unfit) return keep_unfit(ctx, run, c, out);
     lq_status st = lq_legal_check(ctx, c, run->targets);
     return st ? refuse(ctx, run, c) : LQ_OK;
+}
+
+const char *lq_legal_cell(lq_runtime rt, const char *format, char *buf, size_t n) {
+    size_t at = 0;
+    buf[0] = 0;
+    for (const lq_rule *r = lq_rules; r->says; r++) {
+        if (r->runtime != rt || !strcmp(r->formats, "*") || !listed(r->formats, format)) continue;
+        if (r->scope == LQ_OF_FORMAT && !r->archs) return NULL;
+        int k = snprintf(buf + at, n - at, "%s%s%s%s", at ? "; " : "", r->archs ? r->archs : "", r->archs ? ": " : "", r->says);
+        at = k < 0 || (size_t)k >= n - at ? n - 1 : at + (size_t)k;
+    }
+    for (char *p = buf; (p = strchr(p, '|')); p++) *p = '/'; /* of model types: a bar would end the cell */
+    return buf;
 }
 
 void lq_legal_print(FILE *out) {

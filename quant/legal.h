@@ -5,7 +5,7 @@
 #define LQ_LEGAL_H
 #include "quant/plan.h"
 
-typedef enum lq_runtime { LQ_RT_VLLM, LQ_RT_TRANSFORMERS, LQ_RT_LLAMA_CPP, LQ_RT_TRTLLM, LQ_RT_MLX, LQ_RUNTIMES } lq_runtime;
+typedef enum lq_runtime { LQ_RT_VLLM, LQ_RT_TRANSFORMERS, LQ_RT_GPTQMODEL, LQ_RT_LLAMA_CPP, LQ_RT_TRTLLM, LQ_RT_MLX, LQ_RUNTIMES } lq_runtime;
 
 typedef struct lq_runtime_info {
     const char *name;          /* of --target */
@@ -72,6 +72,9 @@ typedef struct lq_legal_run { const lq_plan_opts *opts; const lq_method *method;
 /* The plan, made so that every target loads the result: an open group size is chosen for it, with --keep-unfit what breaks a rule is kept
  * (with all that is fused with it); otherwise refused with the nearest settings that load. c's catalog is planned. */
 lq_status lq_legal_plan(lq_ctx *ctx, const lq_legal_run *run, const lq_legal_case *c, lq_plan *out);
+/* The constraints of a format in a runtime beyond those of every format there, joined by "; " into buf, which is returned; "": none. NULL: it
+ * does not load the format at all. */
+const char *lq_legal_cell(lq_runtime rt, const char *format, char *buf, size_t n);
 /* The table: `lquant list targets`. */
 void lq_legal_print(FILE *out);
 #endif

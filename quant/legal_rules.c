@@ -10,6 +10,7 @@
 const lq_runtime_info lq_runtimes[LQ_RUNTIMES] = {
     [LQ_RT_VLLM] = {"vllm", "vLLM 0.32 on CUDA", "compressed-tensors|gptq|awq|fp8|modelopt|safetensors", true},
     [LQ_RT_TRANSFORMERS] = {"transformers", "transformers 5.23", "gptq|gptq_v2|compressed-tensors|awq|bitsandbytes|fp8|bitnet|safetensors", false},
+    [LQ_RT_GPTQMODEL] = {"gptqmodel", "GPTQModel 7.6", "gptq|gptq_v2|awq", false},
     [LQ_RT_LLAMA_CPP] = {"llama.cpp", "llama.cpp of October 2026", "gguf", false},
     [LQ_RT_TRTLLM] = {"trtllm", "TensorRT-LLM of 2026, PyTorch backend", "modelopt|fp8|compressed-tensors|gptq|safetensors", true},
     [LQ_RT_MLX] = {"mlx", "mlx-lm 0.32", "mlx|awq|bitnet|modelopt|safetensors", false},
@@ -57,6 +58,17 @@ ASK(splits_blocks, p->s->scale.tile_r == 128 && ((p->parts_c > 1 && p->cols % 12
 
 ASK(unlike, !p->s || !o->s || !lq_scheme_eq(p->s, o->s))
 ASK(heads_split, p->c->n_heads && (p->c->n_heads % p->tp || (p->c->n_kv_heads % p->tp && p->tp % p->c->n_kv_heads)))
+static bool mixed(const lq_piece *p, const lq_piece *o) {
+    const lq_scheme *first = NULL;
+    (void)o;
+    for (size_t i = 0; i < p->c->cat->n; i++) {
+        const lq_row *r = &p->c->cat->rows[i];
+        if (!r->quantize) continue;
+        if (first && !lq_scheme_eq(first, &r->scheme)) return true;
+        first = &r->scheme;
+    }
+    return false;
+}
 ASK(any_experts, lq_role_is_expert((lq_role)p->row->slot.role))
 
 /* -- the table ------------------------------------------------------------------------------------------------------- */
@@ -66,6 +78,7 @@ ASK(any_experts, lq_role_is_expert((lq_role)p->row->slot.role))
 #define NEVER(rt, format, says, source) {rt, format, NULL, LQ_OF_FORMAT, NULL, says, source}
 #define V LQ_RT_VLLM
 #define T LQ_RT_TRANSFORMERS
+#define G LQ_RT_GPTQMODEL
 #define L LQ_RT_LLAMA_CPP
 #define N LQ_RT_TRTLLM
 #define M LQ_RT_MLX
@@ -100,12 +113,11 @@ const lq_rule lq_rules[] = {
     NEVER(V, "lqt", "lquant's own file", ""),
 
     /* transformers, with the package that reads the format */
-    {T, GPTQ, "phi3|glm|glm4", LQ_OF_FORMAT, NULL, "GPTQModel splits gate_up_proj into gate_proj and up_proj and finds neither",
-     "seen: 'Missing required quantized weights ... mlp.gate_proj.qweight'"},
-    {T, GPTQ, "mixtral", LQ_OF_LINEAR, any_experts, "GPTQModel looks for experts.E.gate_proj, the hub's and vLLM's name is w1",
-     "seen: 'Missing required quantized weights ... mlp.experts.0.gate_proj.qweight'"},
-    {T, GPTQ, "qwen2_vl|qwen2_5_vl", LQ_OF_FORMAT, NULL, "GPTQModel looks for model.language_model.layers",
-     "seen: 'Missing required quantized weights ... model.language_model.layers.0'"},
+    {T, GPTQ, NULL, LQ_OF_MODEL, mixed, "one width and group size: optimum knows no `dynamic` (GPTQModel.load does)", "seen: 'You set `ignore_mismatched_sizes` to `False`'"},
+    {T, "gptq|gptq_v2|awq|bitsandbytes", NULL, LQ_OF_LINEAR, any_experts, "experts stay floats: transformers 5 stacks them into one tensor that these do not quantize",
+     "seen: experts left at random, or 'You set `ignore_mismatched_sizes` to `False`'"},
+    {T, GPTQ, "gpt2", LQ_OF_FORMAT, NULL, "no Conv1D", "seen: 'TorchFusedLinear object has no attribute weight'"},
+    {T, GPTQ, "falcon", LQ_OF_FORMAT, NULL, "Falcon's own linear class is not replaced, its weights stay random", "seen: load report, every qweight UNEXPECTED"},
     {T, GPTQ, NULL, LQ_OF_LINEAR, not_power_group, "groups of 16, 32 ... 1024, or one per row", "gptqmodel qlinear/torch.py: SUPPORTS_GROUP_SIZE"},
     {T, "awq", NULL, LQ_OF_LINEAR, not_marlin_group, "groups of 32, 64 or 128, or one per row", "gptqmodel qlinear/torch_awq.py: SUPPORTS_GROUP_SIZE"},
     {T, "fp8", NULL, LQ_OF_LINEAR, not_block, "blocks of 128 x 128", "quantizer_finegrained_fp8.py"},
@@ -116,8 +128,18 @@ const lq_rule lq_rules[] = {
     NEVER(T, "mlx", "no quantizer of this name", "quantizers/auto.py"),
     NEVER(T, "lqt", "lquant's own file", ""),
 
+    /* GPTQModel.load */
+    {G, GPTQ, "phi3|glm|glm4", LQ_OF_FORMAT, NULL, "it splits gate_up_proj into gate_proj and up_proj and finds neither", "seen: 'Missing required quantized weights ... mlp.gate_proj.qweight'"},
+    {G, "gptq|gptq_v2|awq", "mixtral", LQ_OF_LINEAR, any_experts, "it looks for experts.E.gate_proj; the hub's, vLLM's and llama.cpp's name is w1",
+     "seen: 'Missing required quantized weights ... mlp.experts.0.gate_proj.qweight'; awq: silently random"},
+    {G, GPTQ, "qwen2_vl|qwen2_5_vl", LQ_OF_FORMAT, NULL, "it looks for model.language_model.layers", "seen: 'Missing required quantized weights ... model.language_model.layers.0'"},
+    {G, GPTQ, NULL, LQ_OF_LINEAR, not_power_group, "groups of 16, 32 ... 1024, or one per row", "qlinear/torch.py: SUPPORTS_GROUP_SIZE"},
+    {G, "awq", NULL, LQ_OF_LINEAR, not_marlin_group, "groups of 32, 64 or 128, or one per row", "qlinear/torch_awq.py: SUPPORTS_GROUP_SIZE"},
+    NEVER(G, "compressed-tensors|bitsandbytes|fp8|bitnet|modelopt|mlx|squeezellm|gguf|safetensors", "loads GPTQ and AWQ", "models/auto.py"),
+    NEVER(G, "lqt", "lquant's own file", ""),
+
     /* llama.cpp */
-    {L, "gguf", "opt|opt_350m", LQ_OF_FORMAT, NULL, "no OPT architecture", "src/llama-arch.h"},
+    {L, "gguf", "opt", LQ_OF_FORMAT, NULL, "no OPT architecture", "src/llama-arch.h"},
     NEVER(L, "gptq|gptq_v2|compressed-tensors|awq|fp8|modelopt|bitnet|bitsandbytes|mlx|squeezellm|safetensors|lqt", "reads GGUF alone", "src/llama-model-loader.cpp"),
 
     /* TensorRT-LLM */

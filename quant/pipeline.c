@@ -13,30 +13,30 @@
 
 const lq_opt lq_run_options[] = {
     {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "F[,F...]", NULL, NULL, 0, 0, 0, "formats of `lquant list formats`; several go to OUT/F each; default: OUT's suffix, else the method's own"},
-    {"pre", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
+    {"pre", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, pre), "NAME", NULL, NULL, 0, 0, 0, "~gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
     {"target", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, target), "RUNTIME[,tp=N]", NULL, NULL, 0, 0, 0,
-     "refuse what vllm, transformers, llama.cpp, trtllm or mlx will not load (lquant list targets); repeatable"},
-    {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(lq_run_opts, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "largest file of a checkpoint folder"},
-    {"max-memory", NULL, LQ_OPT_SIZE, offsetof(lq_run_opts, max_memory), "SIZE", NULL, NULL, 0, 0, 0, "activations beyond it go to disk; default: a quarter of the machine's"},
-    {"work-dir", "w", LQ_OPT_STRING, offsetof(lq_run_opts, work_dir), "DIR", NULL, NULL, 0, 0, 0, "where they go; default: TMPDIR or /tmp"},
+     "refuse what vllm, transformers, gptqmodel, llama.cpp, trtllm or mlx will not load (lquant list targets); repeatable"},
+    {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(lq_run_opts, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "~largest file of a checkpoint folder"},
+    {"max-memory", NULL, LQ_OPT_SIZE, offsetof(lq_run_opts, max_memory), "SIZE", NULL, NULL, 0, 0, 0, "~activations beyond it go to disk; default: a quarter of the machine's"},
+    {"work-dir", "w", LQ_OPT_STRING, offsetof(lq_run_opts, work_dir), "DIR", NULL, NULL, 0, 0, 0, "~where they go; default: TMPDIR or /tmp"},
     {"stats", "imatrix,hessians", LQ_OPT_STRING, offsetof(lq_run_opts, stats), "FILE", NULL, NULL, 0, 0, 0, "statistics of `lquant calibrate` instead of running the model"},
-    {"resume", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, resume), NULL, "auto", "auto|never|only", 0, 0, 0, "continue an interrupted run"},
+    {"resume", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, resume), NULL, "auto", "auto|never|only", 0, 0, 0, "~continue an interrupted run"},
     {"overwrite", NULL, LQ_OPT_SET, offsetof(lq_run_opts, overwrite), NULL, NULL, NULL, 0, 0, 1, "replace OUT once the new one is complete"},
-    {"fisher", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, fisher), "FILE", NULL, NULL, 0, 0, 0, "squeezellm: sensitivities of every weight (safetensors) instead of calibration"},
-    {"max-fallback", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, max_fallback), "PERCENT", "0.5", NULL, 0, 100, 0, "linears that may fall back before the run fails (exit 6)"},
+    {"fisher", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, fisher), "FILE", NULL, NULL, 0, 0, 0, "~squeezellm: sensitivities of every weight (safetensors) instead of calibration"},
+    {"max-fallback", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, max_fallback), "PERCENT", "0.5", NULL, 0, 100, 0, "~linears that may fall back before the run fails (exit 6)"},
     {"rotate", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, rotate), NULL, "none", LQ_ROTATION_CHOICES, 0, 0, 0, "spread outliers over all channels; the function stays the same"},
-    {"rotate-seed", NULL, LQ_OPT_INT, offsetof(lq_run_opts, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
+    {"rotate-seed", NULL, LQ_OPT_INT, offsetof(lq_run_opts, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "~another random rotation"},
     {"expert-prior", NULL, LQ_OPT_REAL, offsetof(lq_run_opts, experts.prior), "X", "1", NULL, 0, 1000, 0,
-     "weight of the layer's statistics in those of an expert that few tokens reach; 0: none"},
+     "~weight of the layer's statistics in those of an expert that few tokens reach; 0: none"},
     {"expert-prior-tokens", NULL, LQ_OPT_INT, offsetof(lq_run_opts, experts.prior_tokens), "N", "0", NULL, 0, 1 << 30, 0,
-     "an expert with N tokens has half that weight; 0: as many as it has inputs"},
+     "~an expert with N tokens has half that weight; 0: as many as it has inputs"},
     {"expert-weights", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, experts.flat), NULL, "gate", "gate|flat", 0, 0, 0,
-     "tokens of an expert count by their gate probability squared, or alike"},
+     "~tokens of an expert count by their gate probability squared, or alike"},
     {"kv-scales", NULL, LQ_OPT_SET, offsetof(lq_run_opts, kv_scales), NULL, NULL, NULL, 0, 0, 1, "store the calibrated scales of keys and values (eval --kv int8 --kv-scales)"},
     {"target-correction", NULL, LQ_OPT_SET, offsetof(lq_run_opts, target_correction), NULL, NULL, NULL, 0, 0, 1, "aim at what the unquantized model puts out, not at the weights; any method"},
     {"true-sequential", NULL, LQ_OPT_SET, offsetof(lq_run_opts, true_sequential), NULL, NULL, NULL, 0, 0, 1, NULL},
     {"dry-run", NULL, LQ_OPT_SET, offsetof(lq_run_opts, dry_run), NULL, NULL, NULL, 0, 0, 1, "print the plan from headers and stop"},
-    {"report", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, report), "FILE", NULL, NULL, 0, 0, 0, "write the run's JSON report (times, peaks, every linear)"},
+    {"report", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, report), "FILE", NULL, NULL, 0, 0, 0, "~write the run's JSON report (times, peaks, every linear)"},
     {0}};
 
 uint32_t lq_run_sets(lq_run *run, lq_optset sets[LQ_RUN_SETS + 1]) {
@@ -159,6 +159,14 @@ static lq_status plan_for_targets(road *r) {
     return LQ_OK;
 }
 
+static lq_status plan_kv(road *r) {
+    if (!r->run->opts.kv_scales) return LQ_OK;
+    for (size_t i = 0; i < r->outs.n; i++)
+        if (!r->outs.format[i]->kv_scales)
+            return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "--kv-scales: format %s has no place for scales of keys and values; compressed-tensors and lqt have", r->outs.format[i]->name);
+    return lq_model_add_kv(r->ctx, r->model);
+}
+
 static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
@@ -174,6 +182,7 @@ static lq_status open_and_plan(road *r) {
     lq_log(r->ctx, LQ_LOG_INFO, "input %s: %s, %zu tensors", r->run->in, r->src->reader->what, r->src->n);
     LQ_TRY(lq_model_open(r->ctx, r->src, r->needs == 0 && !r->run->opts.stats, &r->model));
     r->model->expert_opts = r->run->opts.experts;
+    LQ_TRY(plan_kv(r));
     if (r->run->opts.stats && lq_imatrix_is(r->run->opts.stats)) LQ_TRY(lq_imatrix_read(r->ctx, r->run->opts.stats, &r->imatrix));
     if (r->imatrix.n && r->run->opts.rotate) return lq_fail(r->ctx, LQ_ERR_USAGE, "--rotate: an importance matrix is of the model as it is");
     r->run->plan_opts.imatrix = r->imatrix.n != 0;

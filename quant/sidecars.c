@@ -26,15 +26,6 @@ static lq_status put_json(lq_ctx *ctx, lq_sink *sink, const char *name, json_t *
     return st;
 }
 
-lq_status lq_sidecars_kv(lq_ctx *ctx, const float *max, uint32_t n_layers, lq_sink *sink) {
-    json_t *list = json_array(), *v = json_pack("{s:i, s:s, s:O}", "schema", 1, "type", "F8_E4M3", "k_v_scales", list);
-    for (uint32_t b = 0; b < n_layers; b++) /* a block that saw nothing gets 1 */
-        json_array_append_new(list, json_pack("[f, f]", max[2 * b] > 0 ? (double)max[2 * b] / 448 : 1, max[2 * b + 1] > 0 ? (double)max[2 * b + 1] / 448 : 1));
-    lq_status st = list && v && json_array_size(list) == n_layers ? put_json(ctx, sink, LQ_KV_SIDECAR, v) : lq_oom(ctx, 64 * (size_t)n_layers);
-    json_decref(list);
-    return st;
-}
-
 static json_t *token_or_null(const lq_tokenizer *t, int32_t id) {
     const char *text = id >= 0 ? lq_tokenizer_token(t, id) : NULL;
     return text ? json_string(text) : json_null();
@@ -77,7 +68,9 @@ json_t *lq_sidecars_changes(const lq_model *m, lq_dtype floats) {
     json_t *v = json_object();
     int bad = !v;
     if (m->rotation && m->rotation->untied) bad |= json_object_set_new(v, "tie_word_embeddings", json_false());
-    if ((decodes(m) || m->par.master) && json_object_get(config, "quantization_config")) bad |= json_object_set_new(v, "quantization_config", json_null());
+    static const char *const codes[] = {"quantization_config", "quantization", "lquant"}; /* the latter two: MLX */
+    for (int i = 0; i < 3; i++)
+        if ((decodes(m) || m->par.master) && json_object_get(config, codes[i])) bad |= json_object_set_new(v, codes[i], json_null());
     for (int i = 0; i < 2 && floats; i++) {
         const char *was = json_string_value(json_object_get(config, types[i]));
         if (was && strcmp(was, float_name(floats))) bad |= json_object_set_new(v, types[i], json_string(float_name(floats)));
@@ -87,10 +80,15 @@ json_t *lq_sidecars_changes(const lq_model *m, lq_dtype floats) {
     return NULL;
 }
 
+/* Says how the tensors of the source are quantized: GPTQ's, AWQ's and modelopt's. */
+static bool is_about_codes(const char *name) {
+    return !strcmp(name, "quantize_config.json") || !strcmp(name, "quant_config.json") || !strcmp(name, "hf_quant_config.json");
+}
+
 lq_status lq_sidecars_write(lq_ctx *ctx, lq_source *src, const lq_model *m, lq_sink *sink) {
     if (!src->gguf) {
         for (size_t i = 0; i < src->n_sidecars; i++)
-            if (strcmp(src->sidecars[i], "lquant-manifest.json") && strcmp(src->sidecars[i], LQ_KV_SIDECAR) && (strcmp(src->sidecars[i], "quantize_config.json") || !decodes(m)))
+            if (strcmp(src->sidecars[i], "lquant-manifest.json") && (!is_about_codes(src->sidecars[i]) || !decodes(m)))
                 LQ_TRY(copy_one(ctx, src, src->sidecars[i], sink));
         return LQ_OK;
     }

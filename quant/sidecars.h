@@ -12,6 +12,4 @@
 json_t *lq_sidecars_changes(const lq_model *m, lq_dtype floats);
 /* All files but the description of a quantization that is gone. */
 lq_status lq_sidecars_write(lq_ctx *ctx, lq_source *src, const lq_model *m, lq_sink *sink);
-/* The calibrated scales of keys and values, max[n_layers][2], as lq_model_open reads them. */
-lq_status lq_sidecars_kv(lq_ctx *ctx, const float *max, uint32_t n_layers, lq_sink *sink);
 #endif

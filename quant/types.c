@@ -13,6 +13,7 @@
 #define INT_GRID(b) {.kind = LQ_GRID_INT, .bits = (b), .vec = 1, .bias = 1 << ((b) - 1)}
 #define INT(b) {.grid = INT_GRID(b), .scale = SCALES(128)}
 #define INT_ROW_ACT(b, tile, ...) {.grid = INT_GRID(b), .scale = SCALES(tile), .act = {__VA_ARGS__}}
+#define MLX(b) {.grid = {.kind = LQ_GRID_INT, .bits = (b), .vec = 1}, .zero_kind = LQ_ZERO_MIN, .scale = SCALES(64), .zero = SCALES(64)}
 #define TABLE(b, id) {.kind = LQ_GRID_LUT, .bits = (b), .vec = 1, .bias = (id)}
 #define FLAT64 {.dtype = LQ_F32, .tile_r = LQ_FLAT, .tile_c = 64}
 #define FLAT64_DQ {.dtype = LQ_U8, .tile_r = LQ_FLAT, .tile_c = 64, .parent = LQ_F32, .span = 256}
@@ -36,6 +37,12 @@ const lq_type lq_types[] = {
     {"W8A16", "int8 under vLLM's naming", GS, false, INT(8)},
     {"W8A8", "8-bit weights per row, 8-bit activations per token", GSA, false, INT_ROW_ACT(8, 0, DYN = LQ_I8)},
     {"W4A8", "4-bit weights, 8-bit activations per token", GSA, false, INT_ROW_ACT(4, 128, DYN = LQ_I8)},
+    {"mlx2", "2-bit integers of MLX: a scale and a bias per group", G, false, MLX(2)},
+    {"mlx3", "3-bit integers of MLX: a scale and a bias per group", G, false, MLX(3)},
+    {"mlx4", "4-bit integers of MLX: a scale and a bias per group", G, false, MLX(4)},
+    {"mlx5", "5-bit integers of MLX: a scale and a bias per group", G, false, MLX(5)},
+    {"mlx6", "6-bit integers of MLX: a scale and a bias per group", G, false, MLX(6)},
+    {"mlx8", "8-bit integers of MLX: a scale and a bias per group", G, false, MLX(8)},
     {"INT8", "LLM.int8: W8A8 with outlier activations apart", 0, false,
      {.grid = {.kind = LQ_GRID_INT, .bits = 8, .vec = 1, .bias = 128}, .scale = F32_SCALES(1, 0), .act = {DYN = LQ_I8, .outlier = 6, .scope = 1}}},
     {"NF4", "bitsandbytes NormalFloat, blocks of 64", G, false, {.grid = TABLE(4, LQ_LUT_NF4), .scale = FLAT64}},

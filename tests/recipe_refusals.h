@@ -3,14 +3,9 @@
 /* Which recipe cannot be had for which architecture, and why: a refusal outside this table fails test_matrix. */
 #ifndef LQ_TESTS_RECIPE_REFUSALS_H
 #define LQ_TESTS_RECIPE_REFUSALS_H
+#include "matrix.h"
 
-typedef struct refusal {
-    const char *model, *recipe; /* fnmatch patterns: folder of tests/golden/forward, recipe with its flags */
-    const char *says;           /* part of the sentence lquant prints */
-    const char *why;
-} refusal;
-
-static const refusal refusals[] = {
+static const refusal recipe_refusals[] = {
     {"*", "mxfp4*", "do not divide its", "a block of 32 weights shares a scale and rows are stored apart: narrow golden models have widths it does not divide"},
     {"*", "nvfp4*", "do not divide its", "the same with blocks of 16"},
     {"*", "* --rotate hadamard", "its LayerNorms subtract a mean", "rotation would make RMSNorms of them: another architecture"},

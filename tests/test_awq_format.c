@@ -187,7 +187,7 @@ static void other_layouts_and_false_configs_are_refused(void **state) {
         {CONFIG(", \"version\": \"gemv\""), LQ_ERR_UNSUPPORTED, "'gemv'"},
         {CONFIG(", \"version\": \"gemv_fast\""), LQ_ERR_UNSUPPORTED, "'gemv_fast'"},
         {CONFIG(", \"version\": 3"), LQ_ERR_FORMAT, "version"},
-        {CONFIG(", \"meta\": {\"sym\": [1]}"), LQ_ERR_FORMAT, "meta.sym"},
+        {CONFIG(", \"meta\": {\"sym\": [1]}"), LQ_ERR_FORMAT, "'sym'"},
         {CONFIG(", \"meta\": {\"sym\": [\"m\", \"m\"]}"), LQ_ERR_FORMAT, "twice"},
         {CONFIG(", \"meta\": {\"scale_sig\": 40}"), LQ_ERR_FORMAT, "scale_sig"},
         {"{\"quantization_config\": {\"quant_method\": \"awq\", \"bits\": 8, \"group_size\": 16}}", LQ_ERR_UNSUPPORTED, "8 bits"},

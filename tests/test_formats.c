@@ -324,6 +324,10 @@ static bool holds(const lq_format *f, const lq_scheme *s, bool odd) {
     }
     if (!strcmp(f->name, "safetensors") || !strcmp(f->name, "bitsandbytes") || !strcmp(f->name, "bitnet")) return false; /* tests/test_bnb.c */
     if (!strcmp(f->name, "awq")) return !odd && s->grid.bits == 4;
+    if (!strcmp(f->name, "mlx")) {
+        if (odd) return s->scale.dtype == LQ_BF16 || (s->grid.kind == LQ_GRID_E2M1 && s->scale.dtype == LQ_E8M0);
+        return s->zero_kind == LQ_ZERO_NONE && s->scale.tile_c >= 32;
+    }
     if (!strcmp(f->name, "squeezellm")) return odd && s->grid.kind == LQ_GRID_LUT && s->extra == LQ_X_LUT_PER_ROW;
     if (!strcmp(f->name, "fp8")) return false; /* its types: every_named_type_round_trips_where_it_is_accepted */
     return !odd && s->grid.bits != 5;
@@ -626,7 +630,7 @@ static void a_full_disk_is_an_output_error(void **state) {
 static void every_failed_allocation_is_reported(void **state) {
     (void)state;
     lq_scheme fp8 = {.grid = {LQ_GRID_E4M3, 8, 1, 0}, .scale = {.dtype = LQ_F32}, .act = {.kind = LQ_ACT_STATIC, .dtype = LQ_E4M3}};
-    lq_scheme pairs[][2] = {{lq_scheme_int(3, 32, false), lq_scheme_int(4, 32, true)}, {lq_scheme_int(4, 32, false), lq_scheme_int(4, 32, true)}, {fp8, fp8}};
+    lq_scheme pairs[][2] = {{lq_scheme_int(3, 32, false), lq_scheme_int(4, 32, true)}, {lq_scheme_int(4, 32, false), lq_scheme_int(4, 32, true)}, {fp8, fp8}, {lq_scheme_int(4, 32, true), lq_scheme_int(8, 64, true)}};
     EACH_FORMAT(f) {
         size_t p = 0;
         while (p < sizeof pairs / sizeof *pairs && ((*f)->accept(NULL, &pairs[p][0], HIDDEN, WIDE) || (*f)->accept(NULL, &pairs[p][1], HIDDEN, WIDE))) p++;

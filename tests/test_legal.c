@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "calib/corpus.h"
 #include "quant/legal.h"
 
 #include <string.h>
@@ -16,6 +17,7 @@ typedef struct model {
     lq_row rows[ROWS];
     lq_catalog cat;
     lq_legal_case c;
+    char arch[32];
 } model;
 
 /* A block of q and k (fused), down and one expert; hidden x ffn. */
@@ -29,7 +31,11 @@ static void build(model *m, const char *format, const char *type, const char *ar
     for (int i = 0; i < ROWS; i++)
         m->rows[i] = (lq_row){.slot = {0, (uint16_t)roles[i], (int16_t)(i == 3 ? 0 : -1)}, .name = names[i], .dtype = LQ_F32, .out_dtype = LQ_F32, .ndim = 2, .linear = true,
                               .shape = {i == 3 ? ffn : hidden, i == 2 ? ffn : hidden}, .fuse = i < 2 ? 0 : -1, .stage = 0, .quantize = !w.keep, .scheme = w.scheme};
-    m->c = (lq_legal_case){&m->cat, format, arch, 32, 8};
+    char *kind = strchr(strcpy(m->arch, arch), ':'); /* "llama:dense": no experts; ":mixed": of two types */
+    if (kind) *kind++ = 0;
+    if (kind) m->rows[3].slot = (lq_slot){1, LQ_R_UP, -1};
+    if (kind && !strcmp(kind, "mixed")) m->rows[3].scheme.grid.bits = 8, m->rows[3].scheme.grid.bias = 128;
+    m->c = (lq_legal_case){&m->cat, format, m->arch, 32, 8};
 }
 
 typedef struct bad { lq_runtime rt; uint32_t tp; const char *format, *type, *arch; uint32_t hidden, ffn; const char *says; } bad;
@@ -57,11 +63,20 @@ static const bad bads[] = {
     {LQ_RT_VLLM, 1, "squeezellm", "lut4", "llama", 4096, 8192, "removed in 2024"},
     {LQ_RT_VLLM, 1, "mlx", "int4", "llama", 4096, 8192, "no loader"},
     {LQ_RT_VLLM, 1, "lqt", "int4", "llama", 4096, 8192, "own file"},
-    {LQ_RT_TRANSFORMERS, 1, "gptq", "int4", "phi3", 4096, 8192, "splits gate_up_proj"},
-    {LQ_RT_TRANSFORMERS, 1, "gptq", "int4", "mixtral", 4096, 8192, "experts.E.gate_proj"},
-    {LQ_RT_TRANSFORMERS, 1, "gptq", "int4", "qwen2_vl", 4096, 8192, "language_model"},
-    {LQ_RT_TRANSFORMERS, 1, "gptq", "int4-g96", "llama", 4096, 8192, "groups of 16, 32 ... 1024"},
-    {LQ_RT_TRANSFORMERS, 1, "awq", "int4-asym-g256", "llama", 4096, 8192, "groups of 32, 64 or 128"},
+    {LQ_RT_GPTQMODEL, 1, "gptq", "int4", "phi3", 4096, 8192, "splits gate_up_proj"},
+    {LQ_RT_GPTQMODEL, 1, "gptq", "int4", "mixtral", 4096, 8192, "experts.E.gate_proj"},
+    {LQ_RT_GPTQMODEL, 1, "gptq", "int4", "qwen2_vl", 4096, 8192, "language_model"},
+    {LQ_RT_GPTQMODEL, 1, "gptq", "int4-g96", "llama", 4096, 8192, "groups of 16, 32 ... 1024"},
+    {LQ_RT_GPTQMODEL, 1, "awq", "int4-asym-g256", "llama", 4096, 8192, "groups of 32, 64 or 128"},
+    {LQ_RT_GPTQMODEL, 1, "fp8", "FP8-block", "llama", 4096, 8192, "GPTQ and AWQ"},
+    {LQ_RT_GPTQMODEL, 1, "lqt", "int4", "llama", 4096, 8192, "own file"},
+    {LQ_RT_TRANSFORMERS, 1, "gptq", "int4", "olmoe", 4096, 8192, "experts stay floats"},
+    {LQ_RT_TRANSFORMERS, 1, "bitsandbytes", "NF4", "mixtral", 4096, 8192, "experts stay floats"},
+    {LQ_RT_TRANSFORMERS, 1, "gptq", "int4", "gpt2:dense", 4096, 8192, "no Conv1D"},
+    {LQ_RT_TRANSFORMERS, 1, "gptq", "int4", "falcon:dense", 4096, 8192, "stay random"},
+    {LQ_RT_TRANSFORMERS, 1, "gptq", "int4-g96", "llama:dense", 4096, 8192, "groups of 16, 32 ... 1024"},
+    {LQ_RT_TRANSFORMERS, 1, "awq", "int4-asym-g256", "llama:dense", 4096, 8192, "groups of 32, 64 or 128"},
+    {LQ_RT_TRANSFORMERS, 1, "gptq", "int4", "llama:mixed", 4096, 8192, "one width and group size"},
     {LQ_RT_TRANSFORMERS, 1, "fp8", "FP8-tensor", "llama", 4096, 8192, "blocks of 128 x 128"},
     {LQ_RT_TRANSFORMERS, 1, "gguf", "int4", "olmoe", 4096, 8192, "no such GGUF"},
     {LQ_RT_TRANSFORMERS, 1, "modelopt", "FP8", "llama", 4096, 8192, "no quantizer"},
@@ -153,8 +168,10 @@ static const good goods[] = {
     {LQ_RT_VLLM, 2, "compressed-tensors", "W8A8-row", "llama", 4096, 14336},
     {LQ_RT_VLLM, 2, "compressed-tensors", "FP8", "llama", 4096, 14336},
     {LQ_RT_VLLM, 2, "fp8", "FP8-block", "llama", 4096, 14336},
-    {LQ_RT_TRANSFORMERS, 1, "gptq", "int3-asym-g64", "llama", 4096, 14336},
-    {LQ_RT_TRANSFORMERS, 1, "bitsandbytes", "NF4", "llama", 4096, 14336},
+    {LQ_RT_TRANSFORMERS, 1, "gptq", "int3-asym-g64", "phi3:dense", 4096, 14336},
+    {LQ_RT_TRANSFORMERS, 1, "bitsandbytes", "NF4", "llama:dense", 4096, 14336},
+    {LQ_RT_GPTQMODEL, 1, "gptq", "int4", "qwen2_moe", 4096, 14336},
+    {LQ_RT_GPTQMODEL, 1, "gptq", "int4", "llama:mixed", 4096, 14336},
     {LQ_RT_LLAMA_CPP, 1, "gguf", "int4", "llama", 4096, 14336},
     {LQ_RT_TRTLLM, 8, "modelopt", "FP8-tensor", "llama", 8192, 28672},
     {LQ_RT_MLX, 1, "mlx", "int8-asym-g64", "qwen3", 4096, 14336},
@@ -250,6 +267,29 @@ static void targets_are_names_with_tp(void **state) {
     }
 }
 
+/* -- the README's table ---------------------------------------------------------------------------------------------- */
+
+static void the_readme_says_what_the_table_says(void **state) {
+    (void)state;
+    lq_buf readme;
+    assert_int_equal(lq_text_load(NULL, LQ_SOURCE_ROOT "/README.md", &readme), LQ_OK);
+    for (const lq_format *const *f = lq_formats; *f; f++)
+        for (int rt = 0; rt < LQ_RUNTIMES; rt++) {
+            char cell[1024], head[80];
+            const char *says = lq_legal_cell((lq_runtime)rt, (*f)->name, cell, sizeof cell);
+            snprintf(head, sizeof head, "| %s | %s |", (*f)->name, lq_runtimes[rt].name);
+            const char *line = strstr(readme.v, head), *end = line ? strchr(line, '\n') : NULL;
+            if (!says != !line) fail_msg("README: a line '%s' is %s", head, line ? "there, but the runtime does not load the format" : "missing");
+            if (!says) continue;
+            char want[1100];
+            int n = snprintf(want, sizeof want, "| %s |", says);
+            if (end - line < n || memcmp(end - n, want, (size_t)n)) fail_msg("README: '%s' does not end with: %s", head, want);
+        }
+    for (const lq_rule *r = lq_rules; r->says; r++)
+        if (!strcmp(r->formats, "*") && !strstr(readme.v, r->says)) fail_msg("README does not say of %s: %s", lq_runtimes[r->runtime].name, r->says);
+    lq_buf_free(&readme);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_rule_refuses_what_it_speaks_of),
@@ -259,6 +299,7 @@ int main(void) {
         cmocka_unit_test(a_refusal_names_settings_that_load),
         cmocka_unit_test(keep_unfit_keeps_what_a_target_cannot_load),
         cmocka_unit_test(targets_are_names_with_tp),
+        cmocka_unit_test(the_readme_says_what_the_table_says),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

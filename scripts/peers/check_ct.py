@@ -6,9 +6,11 @@
     check_ct.py FOLDER TEXT [--lquant BIN] [--tool build/tests/tool_dequant] [--ctx 256] [--chunks N] [--dtype float32] [--tol 5e-4] [--no-model] [--dequantize]
 
 First every module is decompressed by compressed-tensors' own compressor from the tensors of the file: our f32 value rounded once to their
-type must be their weight, bit for bit (--slack ULPS for types their arithmetic rounds more than once). Then transformers loads the folder unmodified, its decompressed weights are
-compared in the same way, and the NLL of TEXT is compared with `lquant eval`. Exit status 1 on a difference. compressed-tensors 0.20,
-transformers 5.23, torch 2.13."""
+type must be their weight, bit for bit. Then transformers loads the folder unmodified, its decompressed weights are compared in the same way, and the NLL of TEXT is
+compared with `lquant eval` (--tol 5e-3 where activations are quantized: they divide by 127.5, vLLM and we by 127). --dequantize: what transformers
+needs for asymmetric packed weights, whose zero points it expects unpacked, and for experts. --kv: keys and values in
+E4M3 with the stored scales on both sides. Exit status 1 on a difference.
+compressed-tensors 0.20, transformers 5.23, torch 2.13."""
 import argparse
 import json
 import os
@@ -103,6 +105,7 @@ def main():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--no-model", action="store_true")
     p.add_argument("--dequantize", action="store_true")
+    p.add_argument("--kv", action="store_true")
     a = p.parse_args()
     import torch
     torch.set_num_threads(a.threads)
@@ -111,7 +114,7 @@ def main():
     bad, seen = 0, {}
     for module, w in decompress(a.folder, config):
         v = ours(a.tool, a.folder, module + ".weight", w.shape)
-        seen[module] = v
+        seen[module] = v.to(w.dtype) if a.dequantize else v  # dequantize=True rounds to the type of the scales, then to the model's
         n = differ(w, v.to(w.dtype))
         if n:
             print(f"compressed-tensors: {module}: {n} of {w.numel()} differ, at most {(w.float() - v.to(w.dtype).float()).abs().max().item():g}")
@@ -121,7 +124,7 @@ def main():
     print(f"compressed-tensors: {len(seen)} matrices ({', '.join(sorted(set(listed.values())))}), {w.dtype}: {bad} differ", flush=True)
     if a.no_model:
         sys.exit(bad > 0)
-    run = json.loads(subprocess.run([a.lquant, "eval", a.folder, "-f", a.text, "--ctx", str(a.ctx), "--json", "-q", "--chunks", str(a.chunks), "-t", str(a.threads)],
+    run = json.loads(subprocess.run([a.lquant, "eval", a.folder, "-f", a.text, "--ctx", str(a.ctx), "--json", "-q", "--chunks", str(a.chunks), "-t", str(a.threads)] + (["--kv", "fp8", "--kv-scales"] if a.kv else []),
                                     check=True, stdout=subprocess.PIPE).stdout)
     model = load(a.folder, a)
     ids = torch.tensor(tokenizer(a.folder)(open(a.text, encoding="utf-8", newline="").read(), verbose=False)["input_ids"])

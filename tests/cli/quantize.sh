@@ -151,4 +151,25 @@ dequantize_gives_the_decoded_weights_as_an_ordinary_folder() { # test
     grep -q '"quantization_config"' "$tmp/f32-gptq/lquant-manifest.json" || fail "the dropped key is not in the manifest"
 }
 
+perplexity() { sed -n 's/.*"perplexity": \([0-9.]*\).*/\1/p' "$tmp/stdout"; }
+
+scales_of_keys_and_values_travel_as_tensors() { # test
+    ok "$lquant" gptq --bits 4 --kv-scales $quick --format compressed-tensors "$tiny" "$tmp/ct"
+    grep -q '"kv_cache_scheme": {' "$tmp/ct/config.json" || fail "config.json does not announce them"
+    ok "$lquant" eval "$tmp/ct" -f "$text" --chunks 2 --json --kv fp8 --kv-scales
+    perplexity >"$tmp/want"
+    ok "$lquant" convert "$tmp/ct" "$tmp/back.lqt" --format lqt
+    ok "$lquant" convert "$tmp/back.lqt" "$tmp/again" --format compressed-tensors
+    ok "$lquant" convert --dequantize f32 "$tmp/again" "$tmp/f32"
+    for q in back.lqt again f32; do
+        ok "$lquant" eval "$tmp/$q" -f "$text" --chunks 2 --json --kv fp8 --kv-scales
+        perplexity | cmp -s - "$tmp/want" || fail "$q: $(perplexity), expected $(cat "$tmp/want")"
+    done
+    cmp -s "$tmp/ct/model.safetensors" "$tmp/again/model.safetensors" || fail "there and back is not the same file"
+    ok "$lquant" rtn --bits 4 -q --format compressed-tensors "$tiny" "$tmp/none"
+    expect 2 "stores no scales" "$lquant" eval "$tmp/none" -f "$text" --chunks 1 --kv fp8 --kv-scales
+    expect 4 "format gptq has no place" "$lquant" gptq --bits 4 --kv-scales $quick --format gptq "$tiny" "$tmp/gptq"
+    absent "$tmp/gptq" "$tmp/gptq.partial"
+}
+
 run_all

@@ -3,16 +3,30 @@
 . "$2/tests/cli/lib.sh"
 
 help_fits_a_screen_and_has_examples() { # test
-    for verb in gptq rtn convert eval run inspect; do
+    for verb in gptq awq rtn convert eval run inspect verify diff; do
         ok "$lquant" $verb --help
-        [ "$(wc -l <"$tmp/stdout")" -le 64 ] || fail "$verb --help has $(wc -l <"$tmp/stdout") lines"
+        [ "$(wc -l <"$tmp/stdout")" -le 56 ] || fail "$verb --help has $(wc -l <"$tmp/stdout") lines"
         [ "$(grep -c "^  lquant $verb" "$tmp/stdout")" -ge 3 ] || fail "$verb --help has fewer than three examples"
     done
     ok "$lquant" --help
+    ok "$lquant" awq --help -v
+    grep -q -- --save-tokens "$tmp/stdout" || fail "--help -v does not list every flag"
+}
+
+a_target_refuses_before_work_starts() { # test
+    expect 4 "nearest that loads: --bits 4" "$lquant" gptq --bits 3 --target vllm --format gptq "$tiny" "$tmp/out"
+    expect 4 "--group-size 64, or tp=1" "$lquant" rtn --bits 4 --group-size 128 --target vllm,tp=2 --format gptq "$tiny" "$tmp/out"
+    expect 2 "unknown runtime" "$lquant" rtn --target vlm "$tiny" "$tmp/out"
+    expect 2 "is for vllm and trtllm" "$lquant" rtn --target mlx,tp=2 "$tiny" "$tmp/out"
+    [ ! -e "$tmp/out.partial" ] || fail "work was begun"
+    ok "$lquant" rtn --bits 4 --target vllm,tp=2 --dry-run "$tiny" "$tmp/out"
+    grep -q 'int4-sym-g64' "$tmp/stdout" || fail "no group size was chosen: $(cat "$tmp/stdout" "$tmp/stderr")"
+    ok "$lquant" rtn --bits 4 --dry-run "$tiny" "$tmp/out"
+    grep -q '^llama.cpp will not load it: reads GGUF alone' "$tmp/stderr" || fail "no note: $(cat "$tmp/stderr")"
 }
 
 lists_come_from_the_registries() { # test
-    for what in methods formats archs types protocols kernels; do
+    for what in methods formats targets archs types protocols kernels; do
         ok "$lquant" list $what
         [ -s "$tmp/stdout" ] || fail "lquant list $what is empty"
     done

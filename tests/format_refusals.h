@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Which method's own type a format cannot hold, and which format cannot hold which architecture, and why: a refusal outside these
+ * tables fails test_format_matrix. What one runtime or another makes of a checkpoint is quant/legal_rules.c. */
+#ifndef LQ_TESTS_FORMAT_REFUSALS_H
+#define LQ_TESTS_FORMAT_REFUSALS_H
+#include "matrix.h"
+
+static const refusal method_format_refusals[] = { /* format, method with its flags */
+    {"gptq*", "*", "it holds integer weights alone", "a GPTQ linear is codes, scales and zero points"},
+    {"gptq*", "hqq*", "zero points are codes of one byte per scale", "HQQ's zero points lie between codes; --asym rounds them"},
+    {"gptq*", "ternary*", "scales are F16, one per row and group", "one F32 scale for a matrix; --group-size gives it groups"},
+    {"awq", "*", "it holds", "AWQ's one layout: 4-bit integers with zero points"},
+    {"awq", "hqq*", "zero points are codes of one byte per scale", "as GPTQ"},
+    {"awq", "ternary*", "2 bits do not fit", "AWQ's one layout"},
+    {"mlx", "*", "", "affine integers with F16 scales and biases"},
+    {"compressed-tensors", "*", "it holds integers of 2 to 8 bits, FP8, MXFP4 and NVFP4", "no tables of values, no floats"},
+    {"compressed-tensors", "int8*", "activations with outliers apart do not fit", "LLM.int8 is bitsandbytes'"},
+    {"compressed-tensors", "hqq*", "zero points are codes of one byte per scale", "as GPTQ"},
+    {"compressed-tensors", "ternary*", "zero points are codes of one byte per scale", "-1, 0, 1 around zero is no zero point of two bits"},
+    {"fp8", "*", "it holds E4M3 weights alone", "FP8"},
+    {"fp8", "fp8*", "scales are F32, for blocks or for the whole matrix", "the method's own is one scale per row: --scheme FP8-block"},
+    {"modelopt", "*", "", "FP8, NVFP4, W4A16_AWQ"},
+    {"bitsandbytes", "*", "it holds NF4, FP4 and LLM.int8", "bitsandbytes' three"},
+    {"bitsandbytes", "*", "integers are 8 bits, symmetric, with one F32 scale per row", "LLM.int8"},
+    {"bitnet", "*", "", "one F32 scale and -1, 0, 1"},
+    {"squeezellm", "*", "", "tables of values for each row"},
+    {"gguf", "*", "a GGUF has no block type for", "ggml's block types are types of their own"},
+    {"safetensors", "*", "it holds float tensors only", "an ordinary folder"},
+    {0},
+};
+
+/* A type that a format takes, whose values the method at hand need not make. */
+static const refusal value_refusals[] = { /* format, method with its flags */
+    {"bitsandbytes", "*INT8*", "is no F32 number divided by 127", "bitsandbytes stores a row's largest weight: `lquant int8` makes such scales, a search does not"},
+    {"bitnet", "*", "is no reciprocal of an F32 number", "BitNet stores 1 / scale: --scheme b1.58 makes such scales"},
+    {0},
+};
+
+static const refusal arch_format_refusals[] = { /* format, architecture */
+    {"gguf", "opt*", "llama.cpp has no architecture for 'opt'", ""},
+    {"gguf", "bitnet", "this model has relu2", "llama.cpp's bitnet is that of the first models"},
+    {"gguf", "falcon*", "has no biases", "llama.cpp's Falcon"},
+    {"gguf", "falcon*", "has no place for", "norms of Falcon 40B's two branches"},
+    {"gguf", "gpt_neox*", "has no place for", ""},
+    {"gguf", "gpt_neox*", "wants attention biases", "golden model without them"},
+    {"gguf", "gemma*", "scales attention scores", "llama.cpp knows the scale of the released sizes alone"},
+    {"gguf", "qwen*_moe", "has experts in every layer", "mlp_only_layers and decoder_sparse_step are not in its loader"},
+    {"gguf", "*", "written, but does not run: architecture", "written for llama.cpp; lquant reads GGUF of the Llama family and the mixtures back into a model"},
+    {"gguf", "mistral*", "its logits are off", "llama.cpp's llama has no sliding window: the golden model's is 10 tokens"},
+    {"gguf", "mixtral*", "its logits are off", "the same"},
+    {0},
+};
+#endif

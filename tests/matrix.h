@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* What test_matrix and test_format_matrix share: a folder in memory with a model in it, runs of the pipeline, logits of what came out. */
+#ifndef LQ_TESTS_MATRIX_H
+#define LQ_TESTS_MATRIX_H
+#include "eval/loaded.h"
+#include "golden_forward.h"
+#include "quant/pipeline.h"
+
+#include <dirent.h>
+#include <fnmatch.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct refusal {
+    const char *model, *recipe; /* fnmatch patterns: folder of tests/golden/forward or format, recipe with its flags */
+    const char *says;           /* part of the sentence lquant prints */
+    const char *why;
+} refusal;
+
+typedef struct tally { unsigned works, refused, wrong; } tally;
+
+static char matrix_dir[] = "/dev/shm/lquant_matrix_XXXXXX"; /* every run syncs its files: in memory where there is such a folder */
+
+static inline void matrix_open(void) {
+    char path[64];
+    if (access("/dev/shm", W_OK)) strcpy(matrix_dir, "/tmp/lquant_matrix_XXXXXX");
+    assert_non_null(mkdtemp(matrix_dir));
+    snprintf(path, sizeof path, "%s/in", matrix_dir);
+    assert_int_equal(lq_mkdir(NULL, path), LQ_OK);
+}
+
+static inline void matrix_close(void) { assert_int_equal(lq_remove_tree(NULL, matrix_dir), LQ_OK); }
+
+static inline void copy_file(const char *from, const char *name, const char *as) {
+    char path[600];
+    lq_buf b;
+    snprintf(path, sizeof path, "%s/%s", from, name);
+    assert_int_equal(lq_text_load(NULL, path, &b), LQ_OK);
+    snprintf(path, sizeof path, "%s/in/%s", matrix_dir, as);
+    unlink(path);
+    assert_int_equal(lq_write_file(NULL, path, b.v, b.n), LQ_OK);
+    lq_buf_free(&b);
+}
+
+static inline void copy_golden(const char *model, const char *tokenizer) {
+    char from[512];
+    snprintf(from, sizeof from, GOLDEN "%s", model);
+    copy_file(from, "config.json", "config.json");
+    copy_file(from, "model.safetensors", "model.safetensors");
+    copy_file(LQ_SOURCE_ROOT "/tests/cli", tokenizer, "tokenizer.json");
+}
+
+/* "DIR/out" or "DIR/out.gguf", as the format wants it. */
+static inline const char *matrix_out(const char *format, char buf[64]) {
+    const lq_format *f = lq_format_by_name(format);
+    assert_non_null(f);
+    snprintf(buf, 64, "%s/out%s", matrix_dir, f->ext ? f->ext : "");
+    return buf;
+}
+
+/* `lquant TEXT --format FORMAT FLAGS DIR/in DIR/out`: reads back what it wrote and compares every code. */
+static inline lq_status quantize(lq_ctx *ctx, const char *text, const char *format, const char *const *flags) {
+    char in[64], out[64];
+    snprintf(in, sizeof in, "%s/in", matrix_dir);
+    char *argv[28] = {"--calib", "random", "--nsamples", "8", "--seqlen", "40", "--resume", "never", "--overwrite", "--format", (char *)(uintptr_t)format};
+    int argc = 11;
+    for (; *flags; flags++) argv[argc++] = (char *)(uintptr_t)*flags;
+    argv[argc++] = in;
+    argv[argc++] = (char *)(uintptr_t)matrix_out(format, out);
+    lq_run run = {0};
+    json_t *report = NULL;
+    LQ_TRY(lq_recipe_parse(ctx, text, &run.recipe));
+    lq_optset sets[LQ_RUN_SETS + 1];
+    const char *pos[2];
+    size_t n;
+    uint32_t own = lq_run_sets(&run, sets); /* the recipe's, set by its parser */
+    lq_status st = lq_opts_defaults(ctx, sets + own);
+    if (!st) st = lq_opts_parse(ctx, sets, argc, argv, pos, 2, &n);
+    if (!st) {
+        run.in = pos[0];
+        run.out = pos[1];
+        st = lq_pipeline_run(ctx, &run, &report);
+    }
+    json_decref(report);
+    lq_opts_free(sets);
+    lq_recipe_free(&run.recipe);
+    return st;
+}
+
+/* *logits [n][vocab] of the model at path; the caller frees. A logit that is not finite is LQ_ERR_QUALITY. */
+static inline lq_status logits_at(lq_ctx *ctx, const char *path, const int32_t *ids, uint32_t n, size_t *count, float **out) {
+    lq_loaded l;
+    lq_state *s = NULL;
+    float *hidden = NULL, *logits = NULL;
+    *count = 0;
+    *out = NULL;
+    lq_status st = lq_loaded_open(ctx, path, false, &l);
+    if (!st) st = lq_loaded_read(ctx, &l);
+    if (!st) st = lq_state_new(ctx, l.m, n, &s);
+    if (!st) {
+        *count = (size_t)n * l.m->par.vocab;
+        hidden = LQ_NEWN(float, (size_t)n * l.m->par.hidden);
+        logits = LQ_NEWN(float, *count);
+        st = lq_forward(ctx, s, ids, n, hidden);
+    }
+    if (!st) st = lq_logits(ctx, l.m, hidden, n, logits);
+    for (size_t i = 0; i < *count && !st; i++)
+        if (!isfinite(logits[i])) st = lq_fail(ctx, LQ_ERR_QUALITY, "logit %zu is not finite", i);
+    if (st) lq_note(ctx, st, "written, but does not run");
+    else *out = logits;
+    if (st) lq_free(logits);
+    lq_state_free(&s);
+    lq_loaded_close(&l);
+    lq_free(hidden);
+    return st;
+}
+
+/* The row of an array (model NULL ends) that knows this refusal. */
+static inline bool refusal_known(const refusal *list, const char *model, const char *cell, const char *message) {
+    for (; list->model; list++)
+        if (!fnmatch(list->model, model, 0) && !fnmatch(list->recipe, cell, 0) && strstr(message, list->says)) return true;
+    return false;
+}
+
+/* One folder for each architecture: the first of its name, and those whose tables have another form. fn is called with them in order. */
+static inline bool stands_for_more(const char *model) {
+    static const char *const forms[] = {"opt_350m", "falcon_40b", "gemma3_kinds", "gpt_neox_serial", "mixtral_stacked", "qwen2", "qwen3_moe", NULL};
+    for (const char *const *f = forms; *f; f++)
+        if (!strcmp(*f, model)) return true;
+    return false;
+}
+
+static inline int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+static inline size_t each_architecture(void (*fn)(const char *model, tally *t), tally *t) {
+    DIR *d = opendir(GOLDEN);
+    char *names[256];
+    const lq_arch *seen[256];
+    size_t n = 0, n_seen = 0;
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d)) && n < 256;)
+        if (e->d_name[0] != '.') names[n++] = lq_strdup(e->d_name);
+    closedir(d);
+    qsort(names, n, sizeof *names, by_name);
+    for (size_t i = 0; i < n; i++) {
+        fixture f;
+        open_golden(&f, names[i]);
+        bool fresh = true;
+        for (size_t k = 0; k < n_seen; k++) fresh = fresh && seen[k] != f.m->arch;
+        if (fresh) seen[n_seen++] = f.m->arch;
+        close_golden(&f);
+        if (fresh || stands_for_more(names[i])) fn(names[i], t);
+    }
+    for (size_t i = 0; i < n; i++) lq_free(names[i]);
+    return n_seen;
+}
+#endif
