@@ -239,7 +239,7 @@ static void warn_crossing(const lq_sink *s, const lq_row *r, size_t n) {
 }
 
 static lq_status bnb_open(lq_sink *s) {
-    static const lq_layout layout = {parts, pack};
+    static const lq_layout layout = {.parts = parts, .pack = pack};
     bnb *f = s->priv;
     const lq_row *crossing = NULL;
     size_t n = 0;
