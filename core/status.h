@@ -37,6 +37,7 @@ typedef struct lq_ctx {
     lq_log_fn log;              /* NULL: silent */
     void *log_user;
     lq_level level;             /* lines above it are dropped */
+    int answer;                 /* exit code of a verb that did not fail: what diff says */
     const volatile int *cancel; /* NULL, or a flag set by a signal handler: long loops stop with LQ_STOPPED */
 } lq_ctx;
 

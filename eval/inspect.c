@@ -29,7 +29,7 @@ static json_t *tensor_json(const lq_source *src, size_t i, const lq_row *row) {
     json_t *shape = json_array();
     for (uint32_t d = 0; d < e->ndim; d++) json_array_append_new(shape, json_integer((json_int_t)e->shape[d]));
     json_t *v = json_pack("{s:s, s:s, s:o, s:I, s:f, s:b}", "name", e->name, "type", type, "shape", shape, "bytes", (json_int_t)e->bytes,
-                          "bits_per_weight", entry_bpw(e), "quantized", e->dtype == LQ_NONE);
+                          "bits_per_weight", entry_bpw(e), "quantized", e->dtype == LQ_NONE || lq_dtypes[e->dtype].block > 1);
     if (v && row && row->slot.role < LQ_R_N) json_object_set_new(v, "role", json_string(lq_role_names[row->slot.role]));
     if (v && row && row->slot.block >= 0) json_object_set_new(v, "block", json_integer(row->slot.block));
     return v;

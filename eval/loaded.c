@@ -41,10 +41,11 @@ lq_weight lq_weight_of(const lq_model *m) {
     for (size_t i = 0; i < m->cat.n; i++) {
         const lq_row *r = &m->cat.rows[i];
         w.params += lq_row_elems(r);
-        bool quantized = r->dtype == LQ_NONE;
-        if (quantized) {
+        const lq_entry *e = &m->src->entries[r->source];
+        bool blocks = lq_dtypes[e->dtype].block > 1;
+        if (blocks || r->dtype == LQ_NONE) {
             w.quantized++;
-            q_bits += 8.0 * (double)lq_entry_q_bytes(&m->src->entries[r->source]);
+            q_bits += 8.0 * (double)(blocks ? lq_weight_row_bytes(m, r) : lq_entry_q_bytes(e));
             q_elems += (double)lq_row_elems(r);
         }
         if (!r->linear || r->slot.block < 0) continue;

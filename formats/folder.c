@@ -61,7 +61,10 @@ lq_status lq_folder_open(lq_sink *s, const lq_layout *layout) {
     for (size_t i = 0; i < s->cat->n; i++) {
         const lq_row *r = &s->cat->rows[i];
         if (r->quantize) LQ_GO(describe(s, layout, r, mem, t, &n));
-        else t[n++] = lq_st_tensor_of_row(r);
+        else {
+            t[n++] = lq_st_tensor_of_row(r);
+            if (layout->kept_name && !(t[n - 1].name = layout->kept_name(mem, r))) { st = lq_oom(s->ctx, 256); goto done; }
+        }
     }
     st = lq_st_create(s->ctx, s->dir, t, n, s->opts.shard_size, &f->w);
 done:
@@ -92,7 +95,13 @@ lq_status lq_folder_put(lq_sink *s, const lq_row *r, const lq_qtensor *q) {
 }
 
 lq_status lq_folder_put_fp(lq_sink *s, const lq_row *r, const void *data, size_t bytes) {
-    return lq_st_put(s->ctx, ((lq_folder *)s->priv)->w, r->name, data, bytes);
+    const lq_folder *f = s->priv;
+    if (!f->layout->kept_name) return lq_st_put(s->ctx, f->w, r->name, data, bytes);
+    lq_arena *mem = lq_arena_new();
+    const char *name = mem ? f->layout->kept_name(mem, r) : NULL;
+    lq_status st = name ? lq_st_put(s->ctx, f->w, name, data, bytes) : lq_oom(s->ctx, 256);
+    lq_arena_free(&mem);
+    return st;
 }
 
 lq_status lq_folder_sidecar(lq_sink *s, const char *name, const void *data, size_t n) {

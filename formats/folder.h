@@ -24,6 +24,8 @@ typedef struct lq_layout {
     size_t (*parts)(const lq_sink *s, const lq_row *r, lq_part_spec out[LQ_PARTS_MAX]);
     /* Part i of the row in its stored bytes (little-endian, row-major); out holds them all and is zeroed. */
     lq_status (*pack)(const lq_sink *s, const lq_row *r, const lq_qtensor *q, size_t i, void *out);
+    /* Another name of a kept row in this format, in the arena; NULL: out of memory. NULL function: the row's own. */
+    const char *(*kept_name)(lq_arena *mem, const lq_row *r);
 } lq_layout;
 
 typedef struct lq_folder { const lq_layout *layout; lq_st_writer *w; } lq_folder;

@@ -16,6 +16,7 @@ const lq_format *const lq_formats[] = {
     &lq_format_awq,
     &lq_format_fp8,
     &lq_format_mlx,
+    &lq_format_modelopt,
     &lq_format_bnb,
     &lq_format_bitnet,
     &lq_format_squeezellm,

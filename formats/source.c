@@ -21,6 +21,7 @@ const lq_reader *const lq_readers[] = {
     &lq_reader_awq,
     &lq_reader_fp8,
     &lq_reader_mlx,
+    &lq_reader_modelopt,
     &lq_reader_bnb,
     &lq_reader_bitnet,
     &lq_reader_squeezellm,

@@ -81,7 +81,7 @@ char *lq_source_dir(const lq_source *s);              /* the folder, or the one 
  * under an explicit reader, so the quantization_config does not get in the way. */
 lq_status lq_source_open_as(lq_ctx *ctx, const lq_reader *reader, const char *path, lq_source **out);
 lq_status lq_source_inherit(lq_ctx *ctx, lq_source *s, const lq_source *raw);
-extern const lq_reader lq_reader_fp8, lq_reader_mlx;
+extern const lq_reader lq_reader_fp8, lq_reader_mlx, lq_reader_modelopt;
 extern const lq_reader lq_reader_ct;
 extern const lq_reader lq_reader_awq, lq_reader_gguf, lq_reader_gptq, lq_reader_lqt, lq_reader_safetensors;
 extern const lq_reader lq_reader_bitnet, lq_reader_bnb, lq_reader_squeezellm;

@@ -10,7 +10,7 @@ extern const lq_format lq_format_ct;
 extern const lq_format lq_format_awq, lq_format_gptq, lq_format_gptq_v2, lq_format_lqt, lq_format_fp;
 extern const lq_format lq_format_bnb, lq_format_gguf;
 extern const lq_format lq_format_bitnet, lq_format_squeezellm;
-extern const lq_format lq_format_fp8, lq_format_mlx;
+extern const lq_format lq_format_fp8, lq_format_mlx, lq_format_modelopt;
 /* A sidecar as a file of sink->dir; refuses to overwrite. */
 lq_status lq_folder_sidecar(lq_sink *s, const char *name, const void *data, size_t n);
 /* A kept row, or one on a grid of floats, as a tensor of a safetensors folder; the name stays the catalog's. */

@@ -109,7 +109,7 @@ static lq_status awq_pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q
 }
 
 static lq_status awq_open(lq_sink *s) {
-    static const lq_layout layout = {awq_parts, awq_pack};
+    static const lq_layout layout = {.parts = awq_parts, .pack = awq_pack};
     const lq_row *first;
     LQ_TRY(lq_folder_alike(s, same_group, "--format gptq has several group sizes", &first));
     ((lq_awq *)s->priv)->group = first ? first->scheme.scale.tile_c : 0;

@@ -69,7 +69,7 @@ static lq_status pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q, si
 }
 
 static lq_status bitnet_open(lq_sink *s) {
-    static const lq_layout layout = {parts, pack};
+    static const lq_layout layout = {.parts = parts, .pack = pack};
     return lq_folder_open(s, &layout);
 }
 

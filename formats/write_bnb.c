@@ -231,15 +231,27 @@ static lq_status same_kind(lq_ctx *ctx, const lq_row *a, const lq_row *b) {
     return LQ_OK;
 }
 
+/* Seen in 0.50.2: wrong weights from its vectorized kernel, also of its own files; CUDA and the plain kernels read the layout as it is. */
+static void warn_crossing(const lq_sink *s, const lq_row *r, size_t n) {
+    if (n)
+        lq_log(s->ctx, LQ_LOG_WARN, "blocks of %u run across the rows of %zu matrices (first '%s', %u inputs): bitsandbytes' AVX-512 kernel for CPUs dequantizes such wrongly",
+               r->scheme.scale.tile_c, n, r->name, lq_row_cols(r));
+}
+
 static lq_status bnb_open(lq_sink *s) {
-    static const lq_layout layout = {parts, pack};
+    static const lq_layout layout = {.parts = parts, .pack = pack};
     bnb *f = s->priv;
+    const lq_row *crossing = NULL;
+    size_t n = 0;
     for (size_t i = 0; i < s->cat->n; i++) {
         const lq_row *r = &s->cat->rows[i];
         if (!r->quantize) continue;
         if (!f->first) f->first = r;
         LQ_TRY(same_kind(s->ctx, f->first, r));
+        if (is_int8(&r->scheme) || lq_row_cols(r) % r->scheme.scale.tile_c == 0) continue;
+        if (!n++) crossing = r;
     }
+    warn_crossing(s, crossing, n);
     return lq_folder_open(s, &layout);
 }
 

@@ -108,7 +108,7 @@ static lq_status ct_pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q,
 }
 
 static lq_status ct_open(lq_sink *s) {
-    static const lq_layout layout = {ct_parts, ct_pack};
+    static const lq_layout layout = {.parts = ct_parts, .pack = ct_pack};
     return lq_folder_open(s, &layout);
 }
 

@@ -67,7 +67,7 @@ static lq_status fp8_pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q
 }
 
 static lq_status fp8_open(lq_sink *s) {
-    static const lq_layout layout = {fp8_parts, fp8_pack};
+    static const lq_layout layout = {.parts = fp8_parts, .pack = fp8_pack};
     const lq_row *first;
     LQ_TRY(lq_folder_alike(s, lq_scheme_eq, "--format compressed-tensors mixes them", &first));
     if (first) ((lq_fp8 *)s->priv)->base = first->scheme;

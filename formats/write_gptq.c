@@ -134,7 +134,7 @@ static lq_status gptq_pack(const lq_sink *s, const lq_row *r, const lq_qtensor *
 }
 
 static lq_status gptq_open(lq_sink *s) {
-    static const lq_layout layout = {gptq_parts, gptq_pack};
+    static const lq_layout layout = {.parts = gptq_parts, .pack = gptq_pack};
     lq_gptq *f = s->priv;
     f->base = lq_scheme_int(4, -1, true);
     lq_folder_common(s, same_config, &f->base);

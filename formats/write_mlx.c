@@ -116,7 +116,7 @@ static bool same_config(const lq_scheme *a, const lq_scheme *b) {
 }
 
 static lq_status mlx_open(lq_sink *s) {
-    static const lq_layout layout = {mlx_parts, mlx_pack};
+    static const lq_layout layout = {.parts = mlx_parts, .pack = mlx_pack};
     lq_mlx *f = s->priv;
     size_t floats = 0, bf16 = 0, wide = 0;
     for (size_t i = 0; i < s->cat->n; i++) {

@@ -88,7 +88,7 @@ static lq_status pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q, si
 }
 
 static lq_status squeeze_open(lq_sink *s) {
-    static const lq_layout layout = {parts, pack};
+    static const lq_layout layout = {.parts = parts, .pack = pack};
     squeeze *f = s->priv;
     for (size_t i = 0; i < s->cat->n && !f->base; i++)
         if (s->cat->rows[i].quantize) f->base = &s->cat->rows[i];

@@ -283,6 +283,17 @@ static void try_scales(const lq_tile *t, const lq_tile_stats *v, const float *ba
     }
 }
 
+/* The largest weight on the last code of either side: where weights that lie on a grid already have it. */
+static void try_ends(const lq_tile *t, const lq_tile_stats *v, const float *base, bool negative, best *b) {
+    lq_tile_sums sums;
+    float half = (float)t->s->grid.bias;
+    for (int k = 0; k < (negative ? 4 : 2); k++) {
+        lq_tile_guess g = {{0}, {0}};
+        for (int l = 0; l < LANES; l++) g.scale[l] = place(t, l, base[l] * (k & 2 ? -1 : 1) * (k & 1 ? half / (half - 1) : 1));
+        consider(t, v, &g, b, &sums);
+    }
+}
+
 /* A real zero: the range centred on the codes, then moved to where the codes' error has its bottom. */
 static void try_real_zeros(const lq_tile *t, const lq_tile_stats *v, const float *base, const sweep *w, best *b) {
     lq_tile_sums sums;
@@ -369,6 +380,7 @@ static void search(const lq_tile *t, const lq_tile_stats *v, lq_tile_guess *g) {
     else
         for (int dz = -asym; dz <= asym; dz++) try_scales(t, v, base, zero, (float)dz, &w, 1, &b);
     if (w.negative) try_scales(t, v, base, zero, 0, &w, -1, &b);
+    if (is_int(t->s) && t->s->zero_kind == LQ_ZERO_NONE && t->s->grid.bias > 1) try_ends(t, v, base, w.negative, &b);
     if (has_min(t->s)) try_edges(t, v, base, &b);
     refit(t, v, &b);
     if (has_min(t->s)) {

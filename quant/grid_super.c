@@ -138,18 +138,20 @@ static int moved_scale(const super *z, int s, int by) {
     return !s || !v || (z->t->how != LQ_FIT_SEARCH_SIGNED && v < 1) ? s : v;
 }
 
-/* Every S and M one step on, where the tile's own error falls. */
-static bool move(super *z, state *best) {
-    static const int ds[] = {1, -1, 0, 0, 1, -1, 1, -1}, dm[] = {0, 0, 1, -1, 1, -1, -1, 1};
+/* Every S and M one step on, where the tile's own error falls; `far`: fine scales alone (8 bits) more steps, the error has many bottoms. */
+static bool move(super *z, state *best, bool far) {
+    static const int near_s[] = {1, -1, 0, 0, 1, -1, 1, -1}, near_m[] = {0, 0, 1, -1, 1, -1, -1, 1};
+    static const int far_s[] = {1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6, 7, -7, 8, -8};
     bool any = false;
+    state from = *best;
     double e[LANES];
     judge(z, best);
     memcpy(e, z->lane, sizeof e);
-    for (int k = 0; k < (z->mins ? 8 : 2); k++) {
-        state s = *best;
+    for (int k = 0; k < (far ? 16 : z->mins ? 8 : 2); k++) {
+        state s = far ? from : *best;
         for (uint32_t l = 0; l < z->count * z->span; l++) {
-            s.s[l] = moved_scale(z, s.s[l], ds[k]);
-            s.m[l] = s.dmin[l / z->span] ? clampi(s.m[l] + dm[k], 0, z->min_top) : 0;
+            s.s[l] = moved_scale(z, s.s[l], far ? far_s[k] : near_s[k]);
+            s.m[l] = s.dmin[l / z->span] ? clampi(s.m[l] + (far ? 0 : near_m[k]), 0, z->min_top) : 0;
         }
         judge(z, &s);
         for (uint32_t l = 0; l < z->count * z->span; l++) {
@@ -244,7 +246,8 @@ void lq_super_fit(const lq_tile *t, lq_qtensor *q, uint32_t lanes) {
         loosen(&z);
         try_supers(&z, &best);
         for (int k = 0; k < ROUNDS; k++) {
-            for (int i = 0; i < MOVES && move(&z, &best); i++) {}
+            if (!z.mins && range > 128) move(&z, &best, true);
+            for (int i = 0; i < MOVES && move(&z, &best, false); i++) {}
             refit(&z, &best);
         }
     }

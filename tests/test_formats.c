@@ -329,6 +329,10 @@ static bool holds(const lq_format *f, const lq_scheme *s, bool odd) {
         return s->zero_kind == LQ_ZERO_NONE && s->scale.tile_c >= 32;
     }
     if (!strcmp(f->name, "squeezellm")) return odd && s->grid.kind == LQ_GRID_LUT && s->extra == LQ_X_LUT_PER_ROW;
+    if (!strcmp(f->name, "modelopt")) {
+        if (odd) return s->scale.dtype == LQ_BF16 || (s->grid.kind == LQ_GRID_E2M1 && s->scale.parent == LQ_F32 && !s->scale.divides);
+        return s->zero_kind == LQ_ZERO_NONE && s->grid.bits == 4 && s->scale.tile_c;
+    }
     if (!strcmp(f->name, "fp8")) return false; /* its types: every_named_type_round_trips_where_it_is_accepted */
     return !odd && s->grid.bits != 5;
 }

@@ -17,7 +17,6 @@
 
 /* ---- a file in the making ---- */
 
-typedef struct tensor { char name[48]; uint32_t ndim; uint64_t ne[3]; lq_dtype dtype; } tensor;
 typedef struct maker { lq_buf head, info, data; uint64_t keys, tensors; lq_rng rng; } maker;
 
 static void put(lq_buf *b, const void *p, size_t n) { assert_true(lq_buf_add(b, p, n)); }
@@ -86,10 +85,10 @@ static void finish(maker *m, const char *path) {
     fwrite(&version, 4, 1, f);
     fwrite(&m->tensors, 8, 1, f);
     fwrite(&m->keys, 8, 1, f);
-    fwrite(m->head.v, 1, m->head.n, f);
-    fwrite(m->info.v, 1, m->info.n, f);
+    if (m->head.n) fwrite(m->head.v, 1, m->head.n, f);
+    if (m->info.n) fwrite(m->info.v, 1, m->info.n, f);
     while (ftell(f) % 32) fputc(0, f);
-    fwrite(m->data.v, 1, m->data.n, f);
+    if (m->data.n) fwrite(m->data.v, 1, m->data.n, f);
     assert_int_equal(fclose(f), 0);
     lq_buf_free(&m->head);
     lq_buf_free(&m->info);
@@ -170,8 +169,8 @@ static void rows_are_the_same_as_blocks_and_as_codes(void **state) {
     (void)state;
     for (int experts = 0; experts < 2; experts++) {
         lq_ctx ctx = {0};
-        lq_source *s;
-        lq_model *m;
+        lq_source *s = NULL;
+        lq_model *m = NULL;
         size_t seen = 0;
         make_model(experts);
         if (lq_source_open(&ctx, path, &s) || lq_model_open(&ctx, s, false, &m)) fail_msg("%s", ctx.msg);
@@ -233,10 +232,56 @@ static void broken_scales_are_refused_by_name(void **state) {
     }
 }
 
+static void make_part(const char *name, uint32_t no, uint32_t count, const char *tensor) {
+    maker m = {0};
+    lq_rng_seed(&m.rng, no, 9);
+    key_u32(&m, "split.no", no);
+    key_u32(&m, "split.count", count);
+    key_u32(&m, "split.tensors.count", 2);
+    add(&m, tensor, LQ_Q4_1, 2, 64, 2 + no, 1);
+    finish(&m, name);
+}
+
+/* All parts are one model, whichever is opened; a part that is missing, another's or the same again is refused. */
+static void a_model_in_parts_is_one_model(void **state) {
+    (void)state;
+    static const struct { uint32_t no, count; const char *tensor, *word; } second[] = {
+        {1, 2, "b", NULL}, {0, 2, "b", "part 1 of 2, expected 2 of 2"}, {1, 3, "b", "part 2 of 3"}, {1, 2, "a", "'a' is in two parts"}, {1, 2, NULL, "00002-of-00002"}};
+    char parts[2][96];
+    for (int i = 0; i < 2; i++) snprintf(parts[i], sizeof parts[i], "%s-%05d-of-00002.gguf", path, i + 1);
+    for (size_t k = 0; k < sizeof second / sizeof *second; k++) {
+        make_part(parts[0], 0, 2, "a");
+        unlink(parts[1]);
+        if (second[k].tensor) make_part(parts[1], second[k].no, second[k].count, second[k].tensor);
+        for (int given = 0; given < 2; given++) {
+            lq_ctx ctx = {0};
+            lq_source *s = NULL;
+            lq_status st = lq_source_open(&ctx, parts[given], &s);
+            if (!second[k].word) {
+                uint8_t row[40], want[40];
+                FILE *f = fopen(parts[1], "rb");
+                assert_true(!st && s->n == 2 && s->n_weight_files == 2 && s->entries[1].shape[0] == 3);
+                assert_int_equal(lq_source_read(NULL, s, 1, 2, 1, row), LQ_OK);
+                assert_true(f && !fseek(f, -40, SEEK_END) && fread(want, 1, 40, f) == 40 && !memcmp(row, want, 40));
+                fclose(f);
+            } else if (!st || (!given && !strstr(ctx.msg, second[k].word))) fail_msg("%zu: %s", k, ctx.msg);
+            lq_source_free(&s);
+        }
+    }
+    make_part(path, 0, 2, "a");
+    lq_ctx ctx = {0};
+    lq_source *s = NULL;
+    assert_int_equal(lq_source_open(&ctx, path, &s), LQ_ERR_UNSUPPORTED);
+    assert_non_null(strstr(ctx.msg, "another name"));
+    unlink(parts[0]);
+    unlink(parts[1]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(rows_are_the_same_as_blocks_and_as_codes, fresh, gone),
         cmocka_unit_test_setup_teardown(a_scale_beside_the_blocks_is_part_of_the_weights, fresh, gone),
+        cmocka_unit_test_setup_teardown(a_model_in_parts_is_one_model, fresh, gone),
         cmocka_unit_test_setup_teardown(broken_scales_are_refused_by_name, fresh, gone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

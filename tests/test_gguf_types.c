@@ -8,8 +8,10 @@
 #include <cmocka.h>
 
 #include "core/num.h"
+#include "core/pack.h"
 #include "formats/gguf_blocks.h"
 #include "formats/qcodec.h"
+#include "quant/grid.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -180,12 +182,113 @@ static void a_scale_that_is_no_number_is_refused_by_row_and_block(void **state) 
     }
 }
 
+/* ---- how well they are fitted ---- */
+
+static double tile_error(const lq_scheme *s, const float *w, const float *h, uint32_t n, float scale, float zero) {
+    lq_qtensor q = {.sch = *s, .rows = 1, .cols = 1};
+    float lut[16] = {0};
+    double sum = 0;
+    if (s->grid.kind == LQ_GRID_LUT) lq_lut_fill(&s->grid, q.lut = lut);
+    for (uint32_t i = 0; i < n; i++) {
+        double best = HUGE_VAL;
+        for (uint32_t code = 0; code < (s->grid.kind == LQ_GRID_INT && s->grid.bits == 2 && s->grid.bias ? 3 : 1u << s->grid.bits); code++)
+            best = fmin(best, fabs((double)w[i] - ((double)scale * (double)lq_grid_value(&q, 0, code) - (double)zero)));
+        sum += (double)h[i] * best * best;
+    }
+    return sum;
+}
+
+/* What no scale and minimum can be much better than: a fine sweep of real ones, tile by tile. */
+static double least_error(const lq_scheme *s, const float *w, const float *h, uint32_t n) {
+    float most = 0, low = 0, high = 0;
+    double best = HUGE_VAL;
+    int steps = s->grid.bits > 5 ? 150 : 60;
+    for (uint32_t i = 0; i < n; i++) most = fmaxf(most, fabsf(w[i])), low = fminf(low, w[i]), high = fmaxf(high, w[i]);
+    float top = s->zero_kind == LQ_ZERO_MIN ? (high - low) / (float)((1 << s->grid.bits) - 1) : most / lq_grid_top(s);
+    for (int i = 0; i <= steps; i++) {
+        float scale = top * (0.3f + 0.9f * (float)i / (float)steps);
+        for (int k = 0; k <= (s->zero_kind == LQ_ZERO_MIN ? 40 : 0); k++) best = fmin(best, tile_error(s, w, h, n, scale, -low * (0.4f + 0.7f * (float)k / 40)));
+        if (s->zero_kind == LQ_ZERO_NONE) best = fmin(best, tile_error(s, w, h, n, -scale, 0));
+    }
+    return best;
+}
+
+static double error_of(const lq_scheme *s, const float *w, const float *h, uint32_t cols, lq_fit how) {
+    lq_qtensor q;
+    float v[256];
+    double sum = 0;
+    assert_int_equal(lq_qtensor_init(NULL, &q, s, nowhere, 1, cols), LQ_OK);
+    assert_int_equal(lq_grid_fit(NULL, &q, w, h, how), LQ_OK);
+    lq_grid_round(&q, w);
+    assert_int_equal(lq_qtensor_check(NULL, &q, LQ_ERR_QUALITY), LQ_OK);
+    lq_qtensor_decode_row(&q, 0, v);
+    for (uint32_t c = 0; c < cols; c++) sum += (double)h[c] * ((double)w[c] - (double)v[c]) * ((double)w[c] - (double)v[c]);
+    lq_qtensor_free(&q);
+    return sum;
+}
+
+static void a_block_is_fitted_nearly_as_well_as_its_tiles_could_be(void **state) {
+    (void)state;
+    enum { WIDTH = 256 };
+    lq_rng rng;
+    lq_rng_seed(&rng, 5, 0);
+    for (int k = 0; k < TYPES; k++) {
+        const lq_scheme *s = &types[k].scheme;
+        if (s->grid.kind == LQ_GRID_E2M1 || s->grid.bits == 8) continue; /* scales of a few bits; too fine for a sweep */
+        double fit = 0, plain = 0, least = 0;
+        for (int round = 0; round < 4; round++) {
+            float w[WIDTH], h[WIDTH];
+            for (int c = 0; c < WIDTH; c++) {
+                w[c] = lq_rng_normal(&rng) * (0.01f + 0.005f * (float)(c / 32));
+                h[c] = round < 2 ? 1 : expf(lq_rng_normal(&rng));
+            }
+            double one = error_of(s, w, h, WIDTH, LQ_FIT_SEARCH_SIGNED), minmax = error_of(s, w, h, WIDTH, LQ_FIT_MINMAX);
+            if (!(one <= minmax * (1 + 1e-6))) fail_msg("%s: %g by search, %g by min-max", lq_dtypes[types[k].type].name, one, minmax);
+            fit += one;
+            plain += minmax;
+            for (uint32_t c = 0; c < WIDTH; c += s->scale.tile_c) least += least_error(s, w + c, h + c, s->scale.tile_c);
+        }
+        double slack = s->scale.sig == 4 || s->grid.bits == 6 ? 1.25 : s->scale.parent != LQ_NONE ? 1.12 : 1.06;
+        if (!(fit <= slack * least)) fail_msg("%s: error %g, its tiles alone could have %g (min-max %g)", lq_dtypes[types[k].type].name, fit, least, plain);
+    }
+}
+
+static void weights_on_the_grid_are_found_again(void **state) {
+    (void)state;
+    lq_rng rng;
+    lq_rng_seed(&rng, 6, 0);
+    for (int k = 0; k < TYPES; k++) {
+        lq_dtype t = types[k].type;
+        const lq_scheme *s = &types[k].scheme;
+        if (t != LQ_Q4_0 && t != LQ_Q4_1 && t != LQ_Q5_0 && t != LQ_Q5_1 && t != LQ_Q8_0 && t != LQ_Q1_0 && t != LQ_TQ1_0 && t != LQ_TQ2_0 && t != LQ_Q2_0 && t != LQ_IQ4_NL) continue;
+        float w[256], h[256];
+        lq_qtensor q;
+        assert_int_equal(lq_qtensor_init(NULL, &q, s, nowhere, 1, 256), LQ_OK);
+        for (size_t i = 0; i < lq_plane_count(&s->scale, 1, 256); i++) {
+            lq_plane_set(&s->scale, &q.scale, i, 0.01f + 0.01f * lq_rng_unit(&rng));
+            if (s->zero_kind == LQ_ZERO_MIN) lq_plane_set(&s->zero, &q.zero, i, 0.1f * lq_rng_unit(&rng));
+        }
+        for (uint32_t c = 0; c < 256; c++) { /* the ends of the grid in every tile */
+            uint32_t codes = t == LQ_TQ1_0 ? 3 : 1u << s->grid.bits, code = lq_rng_u32(&rng) % codes;
+            lq_code_put(q.codes, s->grid.bits, c, c % 32 == 3 ? 0 : c % 32 == 9 ? codes - 1 : code);
+        }
+        lq_qtensor_decode_row(&q, 0, w);
+        double all = 0;
+        for (int c = 0; c < 256; c++) h[c] = 1, all += (double)w[c] * (double)w[c];
+        double e = error_of(s, w, h, 256, LQ_FIT_SEARCH_SIGNED);
+        if (!(e <= 1e-7 * all)) fail_msg("%s: error %g of weights that lie on a grid", lq_dtypes[t].name, e / all);
+        lq_qtensor_free(&q);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_become_codes_and_the_same_blocks_again),
         cmocka_unit_test(codes_mean_what_the_blocks_decode_to),
         cmocka_unit_test(every_code_and_scale_survives_its_blocks),
         cmocka_unit_test(a_type_and_its_scheme_name_each_other),
+        cmocka_unit_test(a_block_is_fitted_nearly_as_well_as_its_tiles_could_be),
+        cmocka_unit_test(weights_on_the_grid_are_found_again),
         cmocka_unit_test(a_scale_that_is_no_number_is_refused_by_row_and_block),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
