@@ -37,7 +37,7 @@ static void help(FILE *out) {
     for (const lq_xform *const *x = lq_xforms; *x; x++) fprintf(out, "  %-14s %s\n", (*x)->name, (*x)->what);
     fprintf(out, "\nother verbs:\n");
     for (int i = 0; i < N_VERBS; i++) fprintf(out, "  %-14s %s\n", verbs[i]->name, verbs[i]->what);
-    fprintf(out, "  %-14s %s\n  %-14s %s\n\n", "list", "methods, formats, targets, archs, types, protocols or kernels", "help VERB", "the flags of a verb; also VERB --help");
+    fprintf(out, "  %-14s %s\n  %-14s %s\n  %-14s %s\n\n", "plan METHOD", "the same as METHOD --dry-run: sizes, what is kept, which runtimes load it", "list", "methods, formats, targets, archs, types, protocols or kernels", "help VERB", "the flags of a verb; also VERB --help");
     fprintf(out, "examples:\n"
                  "  lquant gptq --bits 4 SmolLM2 SmolLM2-4bit\n"
                  "  lquant eval SmolLM2-4bit --base SmolLM2 -f wiki.test.raw --kld\n"
@@ -99,6 +99,11 @@ static lq_status dispatch(lq_ctx *ctx, int argc, char **argv) {
     if (!strcmp(name, "list")) return list(ctx, argc > 2 ? argv[2] : "");
     for (int i = 0; i < N_VERBS; i++)
         if (answers(verbs[i], name)) return verbs[i]->run(ctx, verbs[i]->name, argc - 2, argv + 2);
+    if (!strcmp(name, "plan") && argc > 2 && lq_recipe_is(argv[2])) { /* plan RECIPE ...: RECIPE --dry-run ... */
+        char *recipe = argv[2];
+        argv[2] = (char[]){"--dry-run"};
+        return lq_verb_quantize.run(ctx, recipe, argc - 2, argv + 2);
+    }
     if (lq_recipe_is(name)) return lq_verb_quantize.run(ctx, name, argc - 2, argv + 2);
     return lq_fail(ctx, LQ_ERR_USAGE, "unknown verb '%s'; lquant --help lists the verbs", name);
 }

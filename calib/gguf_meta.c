@@ -206,6 +206,7 @@ static void general(maker *k, const lq_gguf_opts *o) {
     lq_gguf_put_str(k->out, "general.architecture", k->r->gguf);
     lq_gguf_put_str(k->out, "general.type", "model");
     lq_gguf_put_str(k->out, "general.name", o->name ? o->name : lq_path_base(k->m->src->path));
+    lq_gguf_put_str(k->out, "lquant.version", LQ_VERSION);
 }
 
 void lq_gguf_meta_types(lq_gguf_meta *m, uint32_t file_type) {
@@ -310,7 +311,7 @@ static lq_status places(maker *k) {
 /* -- a GGUF as input --------------------------------------------------------------------------------------------------- */
 
 static bool is_ours(const char *name) { /* said anew, or true of the old file alone */
-    static const char *const names[] = {"general.file_type", "general.quantization_version", "general.alignment", "split.", "quantize.imatrix.", "lquant."};
+    static const char *const names[] = {"general.file_type", "general.quantization_version", "general.alignment", "split.", "quantize.imatrix."};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!strncmp(name, names[i], strlen(names[i]))) return true;
     return false;
@@ -333,11 +334,26 @@ static lq_status copy(maker *k) {
 
 /* -- all --------------------------------------------------------------------------------------------------------------- */
 
+/* Files whose content is in the keys; what else stands beside the weights has no place in a GGUF. */
+static void name_dropped(const maker *k) {
+    static const char *const said[] = {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+                                       "tokenizer.model", "chat_template.jinja", "chat_template.json", "quantize_config.json"};
+    lq_buf list = {0};
+    for (size_t i = 0; i < k->m->src->n_sidecars; i++) {
+        bool in = false;
+        for (size_t n = 0; n < sizeof said / sizeof *said; n++) in |= !strcmp(k->m->src->sidecars[i], said[n]);
+        if (!in) lq_buf_addf(&list, "%s%s", list.n ? ", " : "", k->m->src->sidecars[i]);
+    }
+    if (list.n) lq_log(k->ctx, LQ_LOG_INFO, "GGUF: left out, a file of one format has no place for it: %s", list.v);
+    lq_buf_free(&list);
+}
+
 static lq_status make(maker *k, const lq_gguf_opts *o) {
     if (!k->m->arch) REFUSE(k->ctx, "the architecture is unknown; a GGUF names every tensor by what it does (lquant list archs)");
     for (k->r = rules; k->r->arch && strcmp(k->r->arch, k->m->arch->name); k->r++) continue;
     if (!k->r->arch) REFUSE(k->ctx, "llama.cpp has no architecture for '%s'", k->m->arch->name);
     LQ_TRY(check_all(k));
+    name_dropped(k);
     general(k, o);
     sizes(k);
     rope(k);

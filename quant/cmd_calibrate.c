@@ -127,23 +127,22 @@ done:
     return st;
 }
 
+static void help(const lq_optset *sets) {
+    printf("lquant calibrate [flags] IN -o STATS\n  statistics of the activations, for --stats of every method and for merge; also called imatrix\n\n");
+    lq_opts_help(stdout, sets);
+    printf("\nexamples:\n  lquant calibrate SmolLM2 -f calib.txt -o smol.stats\n  lquant calibrate --hessians SmolLM2 -o smol.stats\n  lquant imatrix --seqlen 512 SmolLM2 -f calib.txt -o smol.imatrix.gguf\n  lquant gptq --bits 4 --stats smol.stats SmolLM2 OUT\n");
+}
+
 static lq_status run_calibrate(lq_ctx *ctx, const char *name, int argc, char **argv) {
     args a = {0};
     const char *pos[2];
     size_t n;
     const lq_optset sets[] = {{options, &a, "statistics"}, {lq_corpus_option_table, &a.corpus, "calibration"}, {lq_common_options, &a.common, NULL}, {0}};
     lq_status st;
-    LQ_TRY(lq_opts_defaults(ctx, sets));
-    LQ_GO(lq_opts_parse(ctx, sets, argc, argv, pos, 2, &n));
-    if (a.common.help) {
-        printf("lquant %s [flags] IN -o STATS\n  statistics of the activations, for --stats of every method and for merge\n\n", name);
-        lq_opts_help(stdout, sets);
-        printf("\nexamples:\n  lquant calibrate SmolLM2 -f calib.txt -o smol.stats\n  lquant calibrate --hessians SmolLM2 -o smol.stats\n  lquant imatrix --seqlen 512 SmolLM2 -f calib.txt -o smol.imatrix.gguf\n  lquant gptq --bits 4 --stats smol.stats SmolLM2 OUT\n");
-        goto done;
-    }
+    LQ_GO(lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, 2, &n, help));
+    if (a.common.help) goto done;
     if (n > 1 && !a.output) a.output = pos[1];
     if (!n || !a.output) LQ_GO(lq_fail(ctx, LQ_ERR_USAGE, "lquant %s [flags] IN -o STATS: %s is missing", name, n ? "-o STATS" : "IN"));
-    LQ_GO(lq_common_apply(ctx, &a.common));
     st = calibrate(ctx, &a, pos[0], a.output);
 done:
     lq_opts_free(sets);
@@ -182,20 +181,20 @@ static lq_status merge(lq_ctx *ctx, const merge_args *a, const char **in, size_t
     return st;
 }
 
+static void merge_help(const lq_optset *sets) {
+    printf("lquant merge STATS... -o OUT\n  statistics of disjoint texts (lquant calibrate) added up\n\n");
+    lq_opts_help(stdout, sets);
+}
+
 static lq_status run_merge(lq_ctx *ctx, const char *name, int argc, char **argv) {
     merge_args a = {0};
     const char **pos = LQ_NEWN(const char *, MERGE_MAX);
-    size_t n;
+    size_t n = 0;
     const lq_optset sets[] = {{merge_options, &a, "merge"}, {lq_common_options, &a.common, NULL}, {0}};
     lq_status st = pos ? LQ_OK : lq_oom(ctx, MERGE_MAX * sizeof *pos);
-    if (!st) st = lq_opts_defaults(ctx, sets);
-    if (!st) st = lq_opts_parse(ctx, sets, argc, argv, pos, MERGE_MAX, &n);
-    if (!st && a.common.help) {
-        printf("lquant %s STATS... -o OUT\n  statistics of disjoint texts (lquant calibrate) added up\n\n", name);
-        lq_opts_help(stdout, sets);
-    } else if (!st) {
+    if (!st) st = lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, MERGE_MAX, &n, merge_help);
+    if (!st && !a.common.help) {
         if (!n || !a.output) st = lq_fail(ctx, LQ_ERR_USAGE, "lquant %s STATS... -o OUT: %s is missing", name, n ? "-o OUT" : "STATS");
-        if (!st) st = lq_common_apply(ctx, &a.common);
         if (!st) st = merge(ctx, &a, pos, n);
     }
     lq_free(pos);

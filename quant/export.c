@@ -65,6 +65,11 @@ static lq_status resolve_codes(const job *j, target *t, lq_row *r) {
     lq_nearness c = again ? LQ_NEAR_EXACT : lq_nearest_scheme(t->format, &r->scheme, rows, cols, &t->fit);
     if (c == LQ_NEAR_NONE) return no_place(j->ctx, t, r, NULL);
     if (c == LQ_NEAR_ANEW && !j->o->lossy) return no_place(j->ctx, t, r, &t->fit);
+    if (!r->scheme.act.kind && t->fit.act.kind && !j->o->lossy) {
+        char name[64];
+        return lq_fail(j->ctx, LQ_ERR_UNSUPPORTED, "%s: format %s holds these weights as %s only, which also quantizes activations, and the input does not; --lossy takes it", r->name,
+                       t->format->name, lq_scheme_name(&t->fit, name, sizeof name));
+    }
     t->fit_of = r->scheme;
     t->fit_rows = rows;
     t->fit_cols = cols;
@@ -94,6 +99,8 @@ static lq_status resolve(const job *j, target *t) {
         if (in_codes(r) && may_be_codes(t, r)) LQ_TRY(resolve_codes(j, t, r));
         t->told->quantized += r->quantize;
     }
+    lq_legal_case c = {&t->cat, t->format->name, from->model_type ? from->model_type : "", j->m->par.n_heads, j->m->par.n_kv_heads};
+    LQ_TRY(lq_legal_check(j->ctx, &c, &j->o->targets));
     bool lists_codes = t->format->quant_config != NULL;
     if (!lists_codes || t->told->quantized) return LQ_OK;
     return lq_fail(j->ctx, LQ_ERR_UNSUPPORTED, "%s: no matrix of it is quantized; `lquant rtn --format %s` chooses codes, convert does not", j->src->path, t->format->name);
@@ -126,6 +133,7 @@ static lq_status tell(const job *j, target *t, const lq_row *was, const lq_row *
     if (!k) return lq_oom(j->ctx, sizeof *k);
     k->tensors++;
     k->anew |= anew;
+    if (in_codes(was) && is->quantize) k->act = !was->scheme.act.kind == !is->scheme.act.kind ? "" : is->scheme.act.kind ? "activations are quantized now" : "activations are quantized no longer";
     lq_loss_add(&k->loss, l);
     if (l->max_abs > t->told->loss.max_abs) snprintf(t->told->worst, sizeof t->told->worst, "%s", was->name);
     lq_loss_add(&t->told->loss, l);

@@ -6,6 +6,7 @@
 #define LQ_EXPORT_H
 #include "calib/model.h"
 #include "core/recast.h"
+#include "quant/legal.h"
 #include "quant/outputs.h"
 
 typedef struct lq_export_opts {
@@ -13,10 +14,11 @@ typedef struct lq_export_opts {
     lq_dtype dtype;          /* of float tensors in the output; LQ_NONE: as they are stored, BF16 for decoded ones */
     uint64_t shard_size;
     const char *pre;         /* gguf: tokenizer.ggml.pre when the tokenizer's is not recognised; NULL */
+    lq_targets targets;      /* runtimes that are to load every output */
     const json_t *about;     /* keys for the manifest; borrowed, may be NULL */
 } lq_export_opts;
 
-typedef struct lq_export_kind { char from[80], to[80]; size_t tensors; lq_loss loss; bool anew; } lq_export_kind;
+typedef struct lq_export_kind { char from[80], to[80]; size_t tensors; lq_loss loss; bool anew; const char *act; } lq_export_kind; /* act: "", or what changes about activations */
 typedef struct lq_exported {     /* one output */
     const lq_format *format;
     lq_export_kind *kinds;       /* by type in and type out, in order of appearance */

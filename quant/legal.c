@@ -139,6 +139,14 @@ lq_status lq_legal_check(lq_ctx *ctx, const lq_legal_case *c, const lq_targets *
 
 void lq_legal_notes(lq_ctx *ctx, const lq_legal_case *c) {
     lq_breach b;
+    const char *same = NULL; /* a reason that holds everywhere is said once */
+    int n = 0;
+    for (int i = 0; i < LQ_RUNTIMES; i++)
+        if (lq_legal_breach(c, (lq_deploy){(lq_runtime)i, 1}, &b) && (!same || !strcmp(same, b.rule->says))) same = b.rule->says, n++;
+    if (n == LQ_RUNTIMES) {
+        lq_log(ctx, LQ_LOG_INFO, "no other runtime loads it: %s", same);
+        return;
+    }
     for (int i = 0; i < LQ_RUNTIMES; i++) {
         if (!lq_legal_breach(c, (lq_deploy){(lq_runtime)i, 1}, &b)) continue;
         lq_log(ctx, LQ_LOG_INFO, "%s will not load it: %s%s%s", lq_runtimes[i].name, b.rule->says, b.row ? ", unlike " : "", b.row ? b.row->name : "");

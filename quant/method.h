@@ -39,6 +39,7 @@ typedef struct lq_method {
     unsigned (*needs_of)(const void *opts); /* instead of needs where options decide; NULL */
     bool (*searches)(const void *opts); /* are its scales searched rather than min-max? NULL: yes, or something as good. What transforms reckon with */
     void (*refine)(const void *opts, lq_scheme *); /* what the options add to a linear's scheme (outliers, rank ...); NULL */
+    bool tries_first;                 /* ruins most models and says so: the plan quantizes one linear, without statistics, and stops when it refuses */
     bool takes_fisher;                /* --fisher makes sense, and then takes the place of needs */
     const lq_opt *opts;               /* the method's own options; may be NULL */
     size_t opts_size;

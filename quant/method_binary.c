@@ -95,6 +95,7 @@ const lq_method lq_method_binary = {
     .paper = "Rastegari et al. 2016, arXiv 1603.05279; Xing et al. 2023, arXiv 2312.08937",
     .type = "binary",
     .needs_of = needs_of,
+    .tries_first = true,
     .refine = refine,
     .opts = options,
     .opts_size = sizeof(binary_opts),

@@ -105,6 +105,7 @@ const lq_method lq_method_ternary = {
     .paper = "Ma et al. 2024, arXiv 2402.17764; Li et al. 2016, arXiv 1605.04711",
     .type = "ternary",
     .needs_of = needs_of,
+    .tries_first = true,
     .refine = refine,
     .opts = options,
     .opts_size = sizeof(ternary_opts),

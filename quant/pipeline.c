@@ -167,6 +167,23 @@ static lq_status plan_kv(road *r) {
     return lq_model_add_kv(r->ctx, r->model);
 }
 
+/* A method that ruins most models is asked before work starts. */
+static lq_status try_first(road *r) {
+    const lq_method *m = r->plan.method;
+    const lq_row *row = NULL;
+    for (size_t i = 0; i < r->model->cat.n && !row; i++)
+        if (r->model->cat.rows[i].quantize) row = &r->model->cat.rows[i];
+    if (!m->tries_first || !row || r->model->par.master) return LQ_OK;
+    lq_qtensor q;
+    lq_outcome o;
+    float *w = LQ_NEWN(float, lq_row_elems(row));
+    lq_status st = w ? lq_model_read_f32(r->ctx, r->model, row, w) : lq_oom(r->ctx, 4 * lq_row_elems(row));
+    lq_weights in = {.slot = row->slot, .name = row->name, .rows = lq_row_rows(row), .cols = lq_row_cols(row), .w = w};
+    if (!st && !(st = m->quantize(r->ctx, r->run->recipe.opts, &in, &row->scheme, NULL, &q, &o))) lq_qtensor_free(&q);
+    lq_free(w);
+    return st;
+}
+
 static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
@@ -189,6 +206,7 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(plan_for_targets(r));
+    LQ_TRY(try_first(r));
     for (size_t i = 0; i < r->outs.n && !r->gguf; i++) LQ_TRY(lq_gguf_out_make(r->ctx, r->outs.format[i], r->model, &(lq_gguf_opts){.pre = r->run->opts.pre}, &r->gguf));
     LQ_TRY(lq_xforms_check(r));
     LQ_TRY(static_needs(r));

@@ -31,7 +31,14 @@ static json_t *token_or_null(const lq_tokenizer *t, int32_t id) {
     return text ? json_string(text) : json_null();
 }
 
+static bool has_no_tokenizer(const lq_gguf *g) {
+    size_t n;
+    const char *model = lq_gguf_str(lq_gguf_find(g, "tokenizer.ggml.model"), 0, &n);
+    return model && !strcmp(model, "none");
+}
+
 static lq_status tokenizer_files(lq_ctx *ctx, lq_source *src, lq_sink *sink) {
+    if (has_no_tokenizer(src->gguf)) return LQ_OK;
     lq_tokenizer *t = NULL;
     lq_buf chat = {0};
     json_t *v = NULL;

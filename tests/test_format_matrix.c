@@ -157,7 +157,7 @@ static void try_types(const lq_method *m, const void *opts, const lq_format *f, 
     static const int64_t groups[] = {128, 64, 32, -1};
     uint32_t seen[64];
     size_t n_seen = 0;
-    bool all = !strcmp(m->name, "rtn") || !strcmp(m->name, "gptq"); /* of other methods one type that the format has will do */
+    bool all = !strcmp(m->name, "rtn"); /* of other methods one type that the format has will do */
     for (const lq_type *type = lq_types; type->name && (all || !*any); type++)
         for (size_t g = 0; g < 4; g++) {
             lq_scheme s;

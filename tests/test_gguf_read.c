@@ -169,8 +169,8 @@ static void rows_are_the_same_as_blocks_and_as_codes(void **state) {
     (void)state;
     for (int experts = 0; experts < 2; experts++) {
         lq_ctx ctx = {0};
-        lq_source *s;
-        lq_model *m;
+        lq_source *s = NULL;
+        lq_model *m = NULL;
         size_t seen = 0;
         make_model(experts);
         if (lq_source_open(&ctx, path, &s) || lq_model_open(&ctx, s, false, &m)) fail_msg("%s", ctx.msg);
