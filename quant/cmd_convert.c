@@ -12,6 +12,7 @@
 typedef struct args {
     lq_common common;
     const char *format, *pre;
+    lq_strlist target;
     int lossy, dtype, overwrite, rotate, dequantize;
     int64_t rotate_seed;
     uint64_t shard_size;
@@ -20,6 +21,7 @@ typedef struct args {
 static const lq_opt options[] = {
     {"format", NULL, LQ_OPT_STRING, offsetof(args, format), "F[,F...]", NULL, NULL, 0, 0, 0, "formats of `lquant list formats`; several go to OUT/F each; default: OUT's suffix, else safetensors (floats)"},
     {"pre", NULL, LQ_OPT_STRING, offsetof(args, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
+    {"target", NULL, LQ_OPT_LIST, offsetof(args, target), "RUNTIME[,tp=N]", NULL, NULL, 0, 0, 0, "refuse what a runtime will not load (lquant list targets); repeatable"},
     {"lossy", NULL, LQ_OPT_SET, offsetof(args, lossy), NULL, NULL, NULL, 0, 0, 1, "go on where a weight has no exact place, and say what it costs"},
     {"dequantize", NULL, LQ_OPT_CHOICE, offsetof(args, dequantize), NULL, NULL, "no|" LQ_FLOAT_CHOICES, 0, 0, 0, "every weight as its codes say, an ordinary folder of this float type"},
     {"dtype", NULL, LQ_OPT_CHOICE, offsetof(args, dtype), NULL, "auto", "auto|" LQ_FLOAT_CHOICES, 0, 0, 0, "type of float tensors in OUT; auto: as stored, bf16 for decoded ones"},
@@ -106,12 +108,14 @@ static lq_status convert(lq_ctx *ctx, const args *a, const char *in, const char 
     lq_exported told[LQ_OUTPUTS] = {0};
     json_t *keys = about(a);
     lq_status st;
+    lq_targets targets;
+    LQ_GO(lq_targets_parse(ctx, &a->target, &targets));
     LQ_GO(choose(ctx, a, out, &outs));
     LQ_GO(lq_source_open(ctx, in, &src));
     LQ_GO(lq_model_open(ctx, src, !a->rotate, &m));
     if (a->rotate) LQ_GO(lq_rotation_set(ctx, m, a->rotate, a->rotate_seed));
     LQ_GO(lq_job_open(ctx, &job, in, out, "convert", LQ_RESUME_NEVER, a->overwrite));
-    lq_export_opts o = {.lossy = a->lossy, .dtype = a->dtype ? lq_float_choice(a->dtype - 1) : LQ_NONE, .shard_size = a->shard_size, .pre = a->pre, .about = keys};
+    lq_export_opts o = {.lossy = a->lossy, .dtype = a->dtype ? lq_float_choice(a->dtype - 1) : LQ_NONE, .shard_size = a->shard_size, .pre = a->pre, .targets = targets, .about = keys};
     st = lq_export(ctx, src, m, &outs, &job, &o, told);
     if (!st) st = lq_outputs_finish(ctx, &outs, &job);
     if (st) {
@@ -146,11 +150,12 @@ static lq_status run_convert(lq_ctx *ctx, const char *name, int argc, char **arg
     size_t n = 0;
     const lq_optset sets[] = {{options, &a, "convert"}, {lq_common_options, &a.common, NULL}, {0}};
     (void)name;
-    LQ_TRY(lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, 2, &n, help));
-    if (a.common.help) return LQ_OK;
-    if (n < 2) return lq_fail(ctx, LQ_ERR_USAGE, "lquant convert IN OUT: %s is missing", n ? "OUT" : "IN");
+    lq_status st = lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, 2, &n, help);
+    if (!st && !a.common.help && n < 2) st = lq_fail(ctx, LQ_ERR_USAGE, "lquant convert IN OUT: %s is missing", n ? "OUT" : "IN");
     if (a.dequantize) a.dtype = a.dequantize;
-    return convert(ctx, &a, pos[0], pos[1]);
+    if (!st && !a.common.help) st = convert(ctx, &a, pos[0], pos[1]);
+    lq_opts_free(sets);
+    return st;
 }
 
 const lq_verb lq_verb_convert = {"convert", NULL, "IN OUT", "a checkpoint in another format, or as floats, without quantizing again", run_convert};

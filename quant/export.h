@@ -6,6 +6,7 @@
 #define LQ_EXPORT_H
 #include "calib/model.h"
 #include "core/recast.h"
+#include "quant/legal.h"
 #include "quant/outputs.h"
 
 typedef struct lq_export_opts {
@@ -13,6 +14,7 @@ typedef struct lq_export_opts {
     lq_dtype dtype;          /* of float tensors in the output; LQ_NONE: as they are stored, BF16 for decoded ones */
     uint64_t shard_size;
     const char *pre;         /* gguf: tokenizer.ggml.pre when the tokenizer's is not recognised; NULL */
+    lq_targets targets;      /* runtimes that are to load every output */
     const json_t *about;     /* keys for the manifest; borrowed, may be NULL */
 } lq_export_opts;
 

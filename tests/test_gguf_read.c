@@ -85,10 +85,10 @@ static void finish(maker *m, const char *path) {
     fwrite(&version, 4, 1, f);
     fwrite(&m->tensors, 8, 1, f);
     fwrite(&m->keys, 8, 1, f);
-    fwrite(m->head.v, 1, m->head.n, f);
-    fwrite(m->info.v, 1, m->info.n, f);
+    if (m->head.n) fwrite(m->head.v, 1, m->head.n, f);
+    if (m->info.n) fwrite(m->info.v, 1, m->info.n, f);
     while (ftell(f) % 32) fputc(0, f);
-    fwrite(m->data.v, 1, m->data.n, f);
+    if (m->data.n) fwrite(m->data.v, 1, m->data.n, f);
     assert_int_equal(fclose(f), 0);
     lq_buf_free(&m->head);
     lq_buf_free(&m->info);
@@ -169,8 +169,8 @@ static void rows_are_the_same_as_blocks_and_as_codes(void **state) {
     (void)state;
     for (int experts = 0; experts < 2; experts++) {
         lq_ctx ctx = {0};
-        lq_source *s;
-        lq_model *m;
+        lq_source *s = NULL;
+        lq_model *m = NULL;
         size_t seen = 0;
         make_model(experts);
         if (lq_source_open(&ctx, path, &s) || lq_model_open(&ctx, s, false, &m)) fail_msg("%s", ctx.msg);

@@ -21,6 +21,10 @@ a_target_refuses_before_work_starts() { # test
     [ ! -e "$tmp/out.partial" ] || fail "work was begun"
     ok "$lquant" rtn --bits 4 --target vllm,tp=2 --dry-run "$tiny" "$tmp/out"
     grep -q 'int4-sym-g64' "$tmp/stdout" || fail "no group size was chosen: $(cat "$tmp/stdout" "$tmp/stderr")"
+    ok "$lquant" rtn --bits 3 -q "$tiny" "$tmp/three"
+    expect 4 "4 or 8 bits, symmetric" "$lquant" convert --format gptq_v2 --target vllm "$tmp/three" "$tmp/out"
+    ok "$lquant" convert --format gptq_v2 --target gptqmodel "$tmp/three" "$tmp/out"
+    rm -rf "$tmp/out"
     ok "$lquant" plan rtn --bits 4 "$tiny" "$tmp/out"
     grep -q '^llama.cpp will not load it: reads GGUF alone' "$tmp/stderr" || fail "no note: $(cat "$tmp/stderr")"
 }
