@@ -114,10 +114,12 @@ const lq_rule lq_rules[] = {
 
     /* transformers, with the package that reads the format */
     {T, GPTQ, NULL, LQ_OF_MODEL, mixed, "one width and group size: optimum knows no `dynamic` (GPTQModel.load does)", "seen: 'You set `ignore_mismatched_sizes` to `False`'"},
-    {T, "gptq|gptq_v2|awq|bitsandbytes", NULL, LQ_OF_LINEAR, any_experts, "experts stay floats: transformers 5 stacks them into one tensor that these do not quantize",
+    {T, "gptq|gptq_v2|awq|bitsandbytes|bitnet", NULL, LQ_OF_LINEAR, any_experts, "experts stay floats: transformers 5 stacks them into one tensor that these do not quantize",
      "seen: experts left at random, or 'You set `ignore_mismatched_sizes` to `False`'"},
     {T, GPTQ, "gpt2", LQ_OF_FORMAT, NULL, "no Conv1D", "seen: 'TorchFusedLinear object has no attribute weight'"},
     {T, GPTQ, "falcon", LQ_OF_FORMAT, NULL, "Falcon's own linear class is not replaced, its weights stay random", "seen: load report, every qweight UNEXPECTED"},
+    {T, "bitsandbytes", "falcon", LQ_OF_FORMAT, NULL, "Falcon's own linear class is not replaced", "seen: 'You set `ignore_mismatched_sizes` to `False`'"},
+    {T, "bitnet", "gpt2", LQ_OF_FORMAT, NULL, "no Conv1D", "seen: 'You set `ignore_mismatched_sizes` to `False`'"},
     {T, GPTQ, NULL, LQ_OF_LINEAR, not_power_group, "groups of 16, 32 ... 1024, or one per row", "gptqmodel qlinear/torch.py: SUPPORTS_GROUP_SIZE"},
     {T, "awq", NULL, LQ_OF_LINEAR, not_marlin_group, "groups of 32, 64 or 128, or one per row", "gptqmodel qlinear/torch_awq.py: SUPPORTS_GROUP_SIZE"},
     {T, "fp8", NULL, LQ_OF_LINEAR, not_block, "blocks of 128 x 128", "quantizer_finegrained_fp8.py"},

@@ -86,9 +86,9 @@ static void finish(maker *m, const char *path) {
     fwrite(&m->tensors, 8, 1, f);
     fwrite(&m->keys, 8, 1, f);
     if (m->head.n) fwrite(m->head.v, 1, m->head.n, f);
-    fwrite(m->info.v, 1, m->info.n, f);
+    if (m->info.n) fwrite(m->info.v, 1, m->info.n, f);
     while (ftell(f) % 32) fputc(0, f);
-    fwrite(m->data.v, 1, m->data.n, f);
+    if (m->data.n) fwrite(m->data.v, 1, m->data.n, f);
     assert_int_equal(fclose(f), 0);
     lq_buf_free(&m->head);
     lq_buf_free(&m->info);

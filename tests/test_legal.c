@@ -74,6 +74,8 @@ static const bad bads[] = {
     {LQ_RT_TRANSFORMERS, 1, "bitsandbytes", "NF4", "mixtral", 4096, 8192, "experts stay floats"},
     {LQ_RT_TRANSFORMERS, 1, "gptq", "int4", "gpt2:dense", 4096, 8192, "no Conv1D"},
     {LQ_RT_TRANSFORMERS, 1, "gptq", "int4", "falcon:dense", 4096, 8192, "stay random"},
+    {LQ_RT_TRANSFORMERS, 1, "bitsandbytes", "NF4", "falcon:dense", 4096, 8192, "own linear class"},
+    {LQ_RT_TRANSFORMERS, 1, "bitnet", "b1.58", "gpt2:dense", 4096, 8192, "no Conv1D"},
     {LQ_RT_TRANSFORMERS, 1, "gptq", "int4-g96", "llama:dense", 4096, 8192, "groups of 16, 32 ... 1024"},
     {LQ_RT_TRANSFORMERS, 1, "awq", "int4-asym-g256", "llama:dense", 4096, 8192, "groups of 32, 64 or 128"},
     {LQ_RT_TRANSFORMERS, 1, "gptq", "int4", "llama:mixed", 4096, 8192, "one width and group size"},

@@ -74,8 +74,11 @@ def token_ids(a, path):
 def perplexity(a, path):
     # F32 keys and values: lquant's eval keeps them so
     cmd = [os.path.join(a.bin, "llama-perplexity"), "-m", path, "-f", a.text, "-c", str(a.ctx), "-b", str(a.ctx), "--chunks", str(a.chunks), "-t", str(a.threads), "-ctk", "f32", "-ctv", "f32", "-fa", "off"]
-    r = subprocess.run(cmd, capture_output=True, text=True)
-    said = re.search(r"Final estimate: PPL = ([0-9.]+) \+/- ([0-9.]+)", r.stdout + r.stderr)
+    for _ in range(3):  # its log is written by a thread that the exit sometimes overtakes
+        r = subprocess.run(cmd, capture_output=True, text=True)
+        said = re.search(r"Final estimate: PPL = ([0-9.]+) \+/- ([0-9.]+)", r.stdout + r.stderr)
+        if r.returncode or said:
+            break
     if r.returncode or not said:
         raise SystemExit(f"{' '.join(cmd)}: exit {r.returncode}: {(r.stdout + r.stderr)[-800:]}")
     return float(said[1]), float(said[2])

@@ -4,20 +4,23 @@
 """Does a runtime load a checkpoint that lquant wrote, unmodified, and does it mean the same by it?
 
     check_runtime.py RUNTIME CHECKPOINT [CHECKPOINT ...] -f TEXT [--lquant BIN] [--ctx 256] [--chunks 4] [--dtype float32]
-                     [--tol NATS] [--no-weights] [--threads 2] [--json FILE]
+                     [--tol NATS] [--no-weights] [--rename REGEX=NAME ...] [--threads 2] [--json FILE]
 
 RUNTIME: transformers, gptqmodel, vllm or mlx, each run by the Python of its own environment (scripts/peers_env.sh DIR RUNTIME). GGUF:
 check_llamacpp.py. Two things are compared: the NLL of the same ids cut into the same chunks (protocol gptq-N) against `lquant eval`,
 within --tol (default 5e-4 nats where the runtime computes in fp32 on exact weights, else 5e-3); and every matrix the runtime can
 show against `lquant convert --dequantize f32`, bit for bit after one rounding to the runtime's type. --dtype: the type it is asked to
 compute in (default: its own choice). Prints one line for a checkpoint; exit status 1 when one fails, 2 when one does not load.
---json adds one object a checkpoint to FILE.
+--rename: the runtime gets a copy whose tensors are
+renamed; that checks the bytes where a runtime does not know the hub's names, and is said in the line. --json adds one object a checkpoint to FILE.
 """
 import argparse
 import importlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -35,6 +38,7 @@ def arguments():
     a.add_argument("--chunks", type=int, default=4)
     a.add_argument("--dtype", default="")
     a.add_argument("--tol", type=float, default=0)
+    a.add_argument("--rename", action="append", default=[])
     a.add_argument("--no-weights", action="store_true")
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--json", default="")
@@ -53,7 +57,10 @@ def check(runtime, folder, a):
     positions = common.config_of(folder).get("max_position_embeddings", a.ctx + 1)
     ctx = min(a.ctx, runtime.longest(positions))
     ours = common.evaluated(a.lquant, folder, a.text, ctx, a.chunks, a.threads)
-    model = runtime.load(folder, a.dtype, a.threads)
+    given = folder
+    if a.rename:
+        given = common.renamed(folder, [r.split("=", 1) for r in a.rename], a.scratch)
+    model = runtime.load(given, a.dtype, a.threads)
     theirs = runtime.nlls(model, common.text_ids(folder, a.text, ctx, a.chunks))
     dtype = runtime.dtype_of(model)
     tol = a.tol or (5e-4 if dtype == "float32" and not activations_rounded(folder) else 5e-3)
@@ -62,14 +69,14 @@ def check(runtime, folder, a):
            "nll_runtime": mean, "difference": ours["nll"] - mean, "bound": tol,
            "worst_chunk": max(abs(x - y) for x, y in zip(theirs, ours["chunk_nll"], strict=True)), "bits_per_weight": ours.get("bits_per_weight")}
     out["ok"] = abs(out["difference"]) <= tol
-    said = ""
+    said = "; tensors renamed" if a.rename else ""
     if not a.no_weights:
         known = common.decoded(a.lquant, folder)
         w = common.matrices(runtime.weights(model, known), known)
         out |= w
         out["ok"] &= not w["bad_matrices"]
         kinds = ", ".join(f"{n} {k}" for k, n in sorted(w["kinds"].items()))
-        said = f"; {w['weights_differing']} of {w['weights']} weights differ in {w['bad_matrices']} of {w['matrices']} matrices ({kinds}), {len(w['not_compared'])} not compared"
+        said += f"; {w['weights_differing']} of {w['weights']} weights differ in {w['bad_matrices']} of {w['matrices']} matrices ({kinds}), {len(w['not_compared'])} not compared"
     print(f"{folder}: {runtime.version()}, {dtype}, {out['protocol']}, {len(theirs)} chunks: nll {mean:.6f} there, {ours['nll']:.6f} lquant, "
           f"difference {out['difference']:+.2e} (bound {tol:g}), worst chunk {out['worst_chunk']:.2e}{said}: {'ok' if out['ok'] else 'FAILED'}", flush=True)
     return out
@@ -79,6 +86,7 @@ def main():
     a = arguments()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["OMP_NUM_THREADS"] = str(a.threads)
+    a.scratch = tempfile.mkdtemp()
     runtime, status = importlib.import_module(f"runtime_{a.runtime}"), 0
     for folder in a.checkpoint:
         try:
@@ -92,6 +100,7 @@ def main():
             with open(a.json, "a") as f:
                 f.write(json.dumps(out) + "\n")
     sys.stdout.flush()
+    shutil.rmtree(a.scratch)
     os._exit(status)  # peers' threads outlive main
 
 

@@ -50,6 +50,19 @@ def text_ids(folder, text, ctx, chunks):
     return [ids[c * ctx:(c + 1) * ctx] for c in range(have)]
 
 
+def renamed(folder, rules, scratch):
+    """A copy of a folder of one file whose tensors are renamed by (regex, replacement) pairs."""
+    import shutil
+    from safetensors.torch import load_file, save_file
+    out = tempfile.mkdtemp(dir=scratch)
+    shutil.copytree(folder, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = load_file(os.path.join(folder, "model.safetensors"))
+    for pattern, name in rules:
+        tensors = {re.sub(pattern, name, k): v for k, v in tensors.items()}
+    save_file(tensors, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
+    return out
+
+
 def decoded(lquant, checkpoint):
     """Every matrix of a checkpoint as lquant decodes it, F32, by its one spelling: {name without .weight: array [rows, cols]}."""
     from safetensors import safe_open

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright the lquant authors
-"""mlx-lm on MLX's CPU backend. A quantized module's matrix is mx.dequantize of its own arrays, in the type of its scales."""
+"""mlx-lm on MLX's CPU backend. A quantized module's matrix is mx.dequantize of its own arrays in the type the model
+computes in: with F16 arrays and F32 activations MLX's products promote them, while mx.dequantize alone would round every step to half."""
 import numpy as np
 
 NAME = "mlx"
@@ -44,12 +45,14 @@ def nlls(model, chunks):
 
 def weights(model, known):
     import mlx.core as mx
+    computes = getattr(mx, dtype_of(model))
     for name, m in model.named_modules():
         if not hasattr(m, "weight") or m.weight.ndim < 2:
             continue
         w, dtype = m.weight, m.weight.dtype
         if hasattr(m, "scales"):
-            w = mx.dequantize(m.weight, m.scales, getattr(m, "biases", None), group_size=m.group_size, bits=m.bits, mode=m.mode)
+            biases = m.biases.astype(computes) if getattr(m, "biases", None) is not None else None
+            w = mx.dequantize(m.weight, m.scales.astype(computes), biases, group_size=m.group_size, bits=m.bits, mode=m.mode)
             dtype = w.dtype
         w = np.array(w.astype(mx.float32))
         kind = f"{type(m).__name__}{getattr(m, 'bits', '')}"

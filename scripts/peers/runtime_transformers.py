@@ -31,7 +31,11 @@ def load(folder, dtype, threads):
     if q.get("quant_method") == "gptq":  # its default for CPUs is a fused kernel of torch whose sums are rounded another way
         from transformers import GPTQConfig
         settings["quantization_config"] = GPTQConfig(bits=q["bits"], backend="gptq_torch")
-    return AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", **settings).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", **settings).eval()
+    for m in model.modules():
+        if dtype == "float32" and hasattr(m, "support_avx512bf16_for_cpu"):  # bitsandbytes: its fused kernel computes in bfloat16 whatever is asked
+            m.support_avx512bf16_for_cpu = False
+    return model
 
 
 def dtype_of(model):
@@ -89,15 +93,24 @@ def weights(model, known):
 def quantized(m, named):
     kind = type(m).__name__
     if hasattr(m, "quantization_scheme"):
-        from compressed_tensors.compressors import decompress_module  # what its own loader would do
-        import copy
-        c = copy.deepcopy(m)
-        decompress_module(c)
-        return str(c.weight.dtype).removeprefix("torch."), c.weight.detach().float().numpy()
-    if kind == "Linear8bitLt":
+        w = getattr(m, "weight", None)  # the first forward has decompressed it
+        if w is None or not w.dtype.is_floating_point or w.dtype.itemsize == 1:
+            from compressed_tensors.compressors import decompress_module
+            decompress_module(m)
+            w = m.weight
+        return str(w.dtype).removeprefix("torch."), w.detach().float().numpy()
+    if kind == "Linear8bitLt":  # codes and row maxima decide; its own products never form the weight
+        scb = m.weight.SCB if m.weight.SCB is not None else m.state.SCB
+        return "float32", (m.weight.data.float() * (scb.float() / 127)[:, None]).numpy()
+    if kind == "BitLinear":  # divides its outputs by the scale
+        from transformers.integrations.bitnet import unpack_weights
+        return "float32", (unpack_weights(m.weight, dtype=torch.float32) / m.weight_scale.float()).numpy()
+    if kind == "Linear4bit":
         import bitsandbytes.functional as F
-        w = F.int8_vectorwise_dequant(m.weight.data, m.weight.SCB if m.weight.SCB is not None else m.state.SCB)
-        return "float32", w.float().numpy()
+        data, state = m.weight.data, m.weight.quant_state
+        if getattr(state, "packing_format_for_cpu", False):
+            data, state = F._convert_weight_packed_for_cpu_inverse(data, state)
+        return str(state.dtype).removeprefix("torch."), F.dequantize_4bit(data, state).float().numpy()
     dtype = getattr(torch, named)
     return named, applied(m, m.in_features, dtype).float().numpy()
 

@@ -6,7 +6,7 @@
     tiny_models.py OUT_DIR [--tokenizer FOLDER] [--dtype bfloat16] [NAME ...]
 
 NAME: mixtral, qwen2 (biases, untied head), qwen3 (norms of queries and keys, tied head), qwen2_moe (shared expert), llama. The weights
-are scaled so that logits differ by whole nats: an NLL tells a wrong weight. Experts are written one matrix each, as on the hub.
+are scaled so that the predictions hang on every matrix, without making the NLL of a thousand tokens jump when one expert is swapped. Experts are written one matrix each, as on the hub.
 TOKENIZER: any folder with tokenizer.json (default: models/tiny of this repository). Needs torch and transformers 5.
 """
 import argparse
@@ -46,7 +46,7 @@ def values(model, gen):
         elif "embed" in key:
             state[key] = torch.randn(p.shape, generator=gen) * 0.15
         else:
-            state[key] = torch.randn(p.shape, generator=gen) * (2.0 if "lm_head" in key else 1.0) * p.shape[-1] ** -0.5
+            state[key] = torch.randn(p.shape, generator=gen) * (0.5 if "lm_head" in key else 1.0) * p.shape[-1] ** -0.5
     return state
 
 
