@@ -179,6 +179,7 @@ static void rows_are_the_same_as_blocks_and_as_codes(void **state) {
             if (m->cat.rows[i].scheme.grid.bits) check_row(m, &m->cat.rows[i]), seen++;
         assert_int_equal(seen, experts ? 14 : 8);
         lq_model_free(&m);
+        lq_source_free(&s);
     }
 }
 
@@ -205,6 +206,7 @@ static void a_scale_beside_the_blocks_is_part_of_the_weights(void **state) {
     lq_free(blocks);
     lq_free(all);
     lq_model_free(&m);
+    lq_source_free(&s);
 }
 
 static void expect_refused(maker *m, lq_status want, const char *word) {
