@@ -6,7 +6,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-enum { HEADER_MAX = 100000000 };
+enum { HEADER_MAX = 100000000, TREE_MAX = 32 << 20 }; /* what the format allows; what is parsed: a tree takes forty times its text */
 static const char index_name[] = "model.safetensors.index.json";
 
 static bool ends_with(const char *s, const char *tail) {
@@ -37,6 +37,7 @@ static void one_header(verify *v, const char *name, const char *path, json_t **o
         for (int i = 0; i < 8; i++) n |= (uint64_t)head[i] << 8 * i;
     if (n > HEADER_MAX || n > f.size - 8) lq_verify_find(v, LQ_SEV_ERROR, "header", name, "a header of %" PRIu64 " bytes in a file of %" PRIu64, n, f.size), n = 0;
     if (n % 8) lq_verify_find(v, LQ_SEV_WARNING, "header", name, "a header of %" PRIu64 " bytes, no multiple of 8: tensors are not aligned", n);
+    if (n > TREE_MAX) lq_verify_find(v, LQ_SEV_NOTE, "header", name, "a header of %" PRIu64 " bytes is not looked at here", n), n = 0;
     if (n && !(text = lq_alloc((size_t)n))) v->st = lq_oom(v->ctx, (size_t)n);
     if (text && lq_verify_ok(v, lq_file_read(&v->quiet, &f, 8, text, (size_t)n), LQ_SEV_ERROR, "header", name) &&
         lq_verify_ok(v, lq_json_parse(&v->quiet, name, text, (size_t)n, out), LQ_SEV_ERROR, "header", name))

@@ -64,7 +64,12 @@ static const lq_module_format parts = {
     .suffix = {".weight", ".weight_scale"}, .required = 1u << WEIGHT, .priv_size = sizeof(bitnet), .config = bitnet_config, .describe = bitnet_describe,
 };
 
-static lq_status bitnet_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
+static lq_status bitnet_open(lq_ctx *ctx, lq_source *s) {
+    LQ_TRY(lq_modules_open(ctx, s, &parts));
+    for (size_t i = 0; i < s->n; i++)
+        if (s->entries[i].dtype == LQ_NONE) return LQ_OK;
+    return lq_fail(ctx, LQ_ERR_FORMAT, "the configuration says packed offline (bitnet), but no tensor is");
+}
 
 static lq_status read_codes(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q) {
     void *data = NULL;

@@ -231,11 +231,21 @@ static lq_status choose_better(const job *j, const lq_row *r, const lq_qtensor *
     return LQ_OK;
 }
 
+/* The scheme it has: nothing to say again. */
+static lq_status put_same(const job *j, target *t, size_t i, const lq_qtensor *q) {
+    lq_loss l = {.weights = (uint64_t)q->rows * q->cols};
+    LQ_TRY(tell(j, t, &j->m->cat.rows[i], &t->cat.rows[i], &l, false));
+    LQ_TRY(t->format->gguf ? digest_values(j->ctx, q, t->digest[i]) : digest_codes(j->ctx, q, t->digest[i]));
+    t->told->bytes += lq_qtensor_bytes(q);
+    return lq_sink_put(t->sink, q);
+}
+
 static lq_status put_codes(const job *j, target *t, size_t i, const lq_qtensor *q) {
     const lq_row *was = &j->m->cat.rows[i], *is = &t->cat.rows[i];
     lq_qtensor made = {0};
     lq_loss l;
     bool anew = false;
+    if (!j->o->lossy && lq_scheme_eq(&q->sch, &is->scheme)) return put_same(j, t, i, q); /* lossy: its energy counts */
     lq_status st = lq_recast(j->ctx, q, &is->scheme, &made, &l);
     if (st == LQ_ERR_UNSUPPORTED && !j->o->lossy) st = no_place(j->ctx, t, was, &is->scheme);
     else if (j->o->lossy && (st == LQ_ERR_UNSUPPORTED || (!st && l.changed))) st = choose_better(j, was, q, &is->scheme, st, &made, &l, &anew);

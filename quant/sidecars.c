@@ -75,8 +75,8 @@ json_t *lq_sidecars_changes(const lq_model *m, lq_dtype floats) {
     json_t *v = json_object();
     int bad = !v;
     if (m->rotation && m->rotation->untied) bad |= json_object_set_new(v, "tie_word_embeddings", json_false());
-    static const char *const codes[] = {"quantization_config", "quantization", "lquant"}; /* the latter two: MLX */
-    for (int i = 0; i < 3; i++)
+    static const char *const codes[] = {"quantization_config", "compression_config", "quantization", "lquant"}; /* the second: early compressed-tensors; the latter two: MLX */
+    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
         if ((decodes(m) || m->par.master) && json_object_get(config, codes[i])) bad |= json_object_set_new(v, codes[i], json_null());
     for (int i = 0; i < 2 && floats; i++) {
         const char *was = json_string_value(json_object_get(config, types[i]));

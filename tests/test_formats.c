@@ -634,7 +634,7 @@ static void a_full_disk_is_an_output_error(void **state) {
 static void every_failed_allocation_is_reported(void **state) {
     (void)state;
     lq_scheme fp8 = {.grid = {LQ_GRID_E4M3, 8, 1, 0}, .scale = {.dtype = LQ_F32}, .act = {.kind = LQ_ACT_STATIC, .dtype = LQ_E4M3}};
-    lq_scheme pairs[][2] = {{lq_scheme_int(3, 32, false), lq_scheme_int(4, 32, true)}, {lq_scheme_int(4, 32, false), lq_scheme_int(4, 32, true)}, {fp8, fp8}, {lq_scheme_int(4, 32, true), lq_scheme_int(8, 64, true)}};
+    lq_scheme pairs[][2] = {{lq_scheme_int(3, 32, false), lq_scheme_int(4, 32, true)}, {lq_scheme_int(4, 32, false), lq_scheme_int(4, 32, true)}, {fp8, fp8}, {lq_scheme_int(4, 32, true), lq_scheme_int(8, 64, true)}, {lq_scheme_int(4, 32, true), lq_scheme_int(4, 32, true)}};
     EACH_FORMAT(f) {
         size_t p = 0;
         while (p < sizeof pairs / sizeof *pairs && ((*f)->accept(NULL, &pairs[p][0], HIDDEN, WIDE) || (*f)->accept(NULL, &pairs[p][1], HIDDEN, WIDE))) p++;

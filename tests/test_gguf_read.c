@@ -85,10 +85,10 @@ static void finish(maker *m, const char *path) {
     fwrite(&version, 4, 1, f);
     fwrite(&m->tensors, 8, 1, f);
     fwrite(&m->keys, 8, 1, f);
-    fwrite(m->head.v, 1, m->head.n, f);
-    fwrite(m->info.v, 1, m->info.n, f);
+    if (m->head.n) fwrite(m->head.v, 1, m->head.n, f);
+    if (m->info.n) fwrite(m->info.v, 1, m->info.n, f);
     while (ftell(f) % 32) fputc(0, f);
-    fwrite(m->data.v, 1, m->data.n, f);
+    if (m->data.n) fwrite(m->data.v, 1, m->data.n, f);
     assert_int_equal(fclose(f), 0);
     lq_buf_free(&m->head);
     lq_buf_free(&m->info);
@@ -179,6 +179,7 @@ static void rows_are_the_same_as_blocks_and_as_codes(void **state) {
             if (m->cat.rows[i].scheme.grid.bits) check_row(m, &m->cat.rows[i]), seen++;
         assert_int_equal(seen, experts ? 14 : 8);
         lq_model_free(&m);
+        lq_source_free(&s);
     }
 }
 
@@ -205,6 +206,7 @@ static void a_scale_beside_the_blocks_is_part_of_the_weights(void **state) {
     lq_free(blocks);
     lq_free(all);
     lq_model_free(&m);
+    lq_source_free(&s);
 }
 
 static void expect_refused(maker *m, lq_status want, const char *word) {

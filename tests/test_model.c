@@ -121,7 +121,7 @@ static const struct { const char *variant, *key, *value; lq_status want; const c
     {"phi3", "num_key_value_heads", "2", LQ_ERR_FORMAT, "qkv_proj.weight': shape [96, 32], the configuration says [64, 32]"},
     {"glm", "partial_rotary_factor", "2", LQ_ERR_FORMAT, "partial_rotary_factor"},
     {"glm4", "intermediate_size", "50", LQ_ERR_FORMAT, "gate_up_proj.weight': shape [96, 32], the configuration says [100, 32]"},
-    {"bitnet_online", "quantization_config", "{\"quant_method\": \"bitnet\", \"quantization_mode\": \"offline\"}", LQ_ERR_UNSUPPORTED, "'bitnet'"},
+    {"bitnet_online", "quantization_config", "{\"quant_method\": \"bitnet\", \"quantization_mode\": \"offline\"}", LQ_ERR_FORMAT, "(bitnet), but no tensor"},
     {"bitnet_online", "quantization_config", "{\"quant_method\": \"bitnet\", \"quantization_mode\": \"online\", \"use_rms_norm\": true}", LQ_ERR_UNSUPPORTED, "use_rms_norm"},
     {"bitnet_online", "quantization_config", "{\"quant_method\": \"bitnet\", \"quantization_mode\": \"online\", \"modules_to_not_convert\": [\"x\"]}",
      LQ_ERR_UNSUPPORTED, "modules_to_not_convert"},

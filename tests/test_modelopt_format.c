@@ -150,7 +150,7 @@ static void exports_of_modelopt_read_and_are_written_again(void **state) {
 
 #define CONFIG(algo) "{\"quantization_config\": {\"quant_method\": \"modelopt\", \"quant_algo\": \"" algo "\"}}"
 static uint8_t bytes[N * K];
-static float floats[N * K / 16];
+static float floats[N * K];
 
 typedef struct piece { const char *name; lq_dtype dtype; uint32_t ndim; uint64_t d0, d1; } piece;
 

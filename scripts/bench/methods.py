@@ -52,6 +52,8 @@ def cells():
         yield f"{recipe}-W8A8", recipe, ["--scheme", "W8A8"], []
         yield f"{recipe}-W8A8-static", recipe, ["--scheme", "W8A8-static"], []
         yield f"{recipe}-W4A8", recipe, ["--scheme", "W4A8-g64"], []
+    for recipe in ("rtn", "gptq"):
+        yield f"{recipe}-rotated-W8A8", recipe, ["--scheme", "W8A8", "--rotate", "hadamard"], []
     yield "int8", "int8", [], []
     yield "int8-static", "int8", ["--static"], []
     yield "zeroquant-W8A8", "zeroquant", ["--scheme", "W8A8"], []
@@ -94,7 +96,7 @@ def measure(a, model, name, recipe, flags, eval_flags):
     log = work / "log" / re.sub(r"[^\w.-]", "_", f"{Path(model).name}-{name}")
     if recipe:
         path, report = work / "out.lqt", work / "report.json"
-        for p in (path, report):
+        for p in (path, report, work / "out.lqt.partial"):  # the last: of a run that was killed
             shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
         command = [a.lquant, recipe, *flags, "--nsamples", str(a.nsamples), "-l", str(a.seqlen), "-t", str(a.threads), "-q", "--report", str(report)]
         command += ["--format", "safetensors" if recipe in ("sparsegpt", "wanda") and "--scheme" not in flags else "lqt", "--max-fallback", "100"]
