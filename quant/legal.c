@@ -169,9 +169,11 @@ static bool takes(const char *format, const lq_scheme *s, const lq_targets *t) {
 
 const char *lq_legal_choose(const char *natural, const lq_scheme *s, const lq_targets *t) {
     if (!t->n || (natural && takes(natural, s, t))) return natural;
-    char name[32];
-    for (const char *p = lq_runtimes[t->v[0].runtime].formats; *p; p += strcspn(p, "|"), p += *p == '|') {
-        snprintf(name, sizeof name, "%.*s", (int)strcspn(p, "|"), p);
+    const char *p = lq_runtimes[t->v[0].runtime].formats;
+    for (size_t n; *p; p += n + (p[n] == '|')) {
+        char name[32] = "";
+        n = strcspn(p, "|");
+        if (n < sizeof name) memcpy(name, p, n);
         if (takes(name, s, t)) return lq_format_by_name(name)->name;
     }
     return NULL;

@@ -13,7 +13,7 @@ const lq_runtime_info lq_runtimes[LQ_RUNTIMES] = {
     [LQ_RT_GPTQMODEL] = {"gptqmodel", "GPTQModel 7.6", "gptq|gptq_v2|awq", false},
     [LQ_RT_LLAMA_CPP] = {"llama.cpp", "llama.cpp of October 2026", "gguf", false},
     [LQ_RT_TRTLLM] = {"trtllm", "TensorRT-LLM of 2026, PyTorch backend", "modelopt|fp8|compressed-tensors|gptq|safetensors", true},
-    [LQ_RT_MLX] = {"mlx", "mlx-lm 0.32", "mlx|awq|bitnet|modelopt|safetensors", false},
+    [LQ_RT_MLX] = {"mlx", "mlx-lm 0.32", "mlx|awq|bitnet|safetensors", false},
 };
 
 /* -- what rules ask -------------------------------------------------------------------------------------------------- */
@@ -45,7 +45,6 @@ ASK(int_in_trt, is_int(p->s))
 ASK(asym_or_awq, is_int(p->s))
 ASK(not_trt_fp8, p->s->grid.kind == LQ_GRID_E4M3 && (p->s->act.kind != LQ_ACT_DYNAMIC || (p->s->scale.tile_r != 1 && p->s->scale.tile_r != 128)))
 ASK(not_block, p->s->scale.tile_r != 128 || p->s->scale.tile_c != 128)
-ASK(not_nvfp4, p->s->grid.kind != LQ_GRID_E2M1 || p->s->scale.dtype != LQ_E4M3)
 ASK(not_mlx_group, is_int(p->s) && !group_in(p->s, G32 | G64 | G128))
 
 ASK(not_whole, lq_row_rows(p->row) % p->parts_r || lq_row_cols(p->row) % p->parts_c)
@@ -69,6 +68,8 @@ static bool mixed(const lq_piece *p, const lq_piece *o) {
     }
     return false;
 }
+ASK(asym_alone, weights_alone(p->s) && !is_sym(p->s))
+ASK(integer_act_experts, is_int(p->s) && has_act(p->s) && lq_role_is_expert((lq_role)p->row->slot.role))
 ASK(any_experts, lq_role_is_expert((lq_role)p->row->slot.role))
 
 /* -- the table ------------------------------------------------------------------------------------------------------- */
@@ -120,6 +121,10 @@ const lq_rule lq_rules[] = {
     {T, GPTQ, "falcon", LQ_OF_FORMAT, NULL, "Falcon's own linear class is not replaced, its weights stay random", "seen: load report, every qweight UNEXPECTED"},
     {T, "bitsandbytes", "falcon", LQ_OF_FORMAT, NULL, "Falcon's own linear class is not replaced", "seen: 'You set `ignore_mismatched_sizes` to `False`'"},
     {T, "bitnet", "gpt2", LQ_OF_FORMAT, NULL, "no Conv1D", "seen: 'You set `ignore_mismatched_sizes` to `False`'"},
+    {T, "compressed-tensors", NULL, LQ_OF_LINEAR, asym_alone, "weights alone: symmetric (asymmetric ones load with CompressedTensorsConfig(dequantize=True) only)",
+     "seen: 'weight_zero_point MISMATCH', with llm-compressor's own files too"},
+    {T, "compressed-tensors", NULL, LQ_OF_LINEAR, integer_act_experts, "no experts with integer activations", "seen: 'experts.gate_up_proj | CONVERSION'"},
+    {T, "compressed-tensors", "gpt2", LQ_OF_FORMAT, NULL, "no Conv1D", "compressed_tensors targets Linear"},
     {T, GPTQ, NULL, LQ_OF_LINEAR, not_power_group, "groups of 16, 32 ... 1024, or one per row", "gptqmodel qlinear/torch.py: SUPPORTS_GROUP_SIZE"},
     {T, "awq", NULL, LQ_OF_LINEAR, not_marlin_group, "groups of 32, 64 or 128, or one per row", "gptqmodel qlinear/torch_awq.py: SUPPORTS_GROUP_SIZE"},
     {T, "fp8", NULL, LQ_OF_LINEAR, not_block, "blocks of 128 x 128", "quantizer_finegrained_fp8.py"},
@@ -162,10 +167,10 @@ const lq_rule lq_rules[] = {
     /* mlx-lm */
     {M, "mlx", NULL, LQ_OF_LINEAR, not_mlx_group, "groups of 32, 64 or 128", "mlx: quantize"},
     {M, "awq", NULL, LQ_OF_LINEAR, not_4_bits, "4 bits", "mlx_lm/utils.py: _transform_awq_weights"},
-    {M, "modelopt", NULL, LQ_OF_LINEAR, not_nvfp4, "NVFP4", "mlx_lm/utils.py: load_model"},
     {M, "*", "falcon|opt", LQ_OF_FORMAT, NULL, "no such architecture", "mlx_lm/models"},
     NEVER(M, GPTQ, "it refuses a g_idx, which transformers asks for", "mlx_lm/utils.py: _transform_awq_weights"),
     NEVER(M, "compressed-tensors", "it reads the config but not the tensors' names", "mlx_lm/utils.py: _compressed_tensors_quantization"),
+    NEVER(M, "modelopt", "it takes NVFP4 activations and weights; ours are weights alone", "mlx_lm/utils.py: load_model"),
     NEVER(M, "bitsandbytes|fp8|squeezellm|gguf", "no loader", "mlx_lm/utils.py: load_model"),
     NEVER(M, "lqt", "lquant's own file", ""),
     {0},
