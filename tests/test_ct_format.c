@@ -169,7 +169,7 @@ static const char head[] = "{\"quantization_config\": {\"quant_method\": \"compr
 
 static uint8_t bytes[N * K];
 static uint16_t halves[N * K];
-static uint64_t shape[2];
+static uint64_t shape[3];
 
 static void add(folder *f, const char *name, lq_dtype t, uint32_t ndim, uint64_t d0, uint64_t d1, const void *data) {
     f->t[f->n] = (lq_st_tensor){.name = name, .dtype = t, .ndim = ndim, .shape = {d0, d1}};
@@ -231,7 +231,7 @@ static void a_lying_weight_shape_is_refused(void **state) {
     static const uint64_t lies[][2] = {{N, K + 8}, {N, 0}, {N + 1, K}, {N, (uint64_t)1 << 40}, {UINT64_MAX, K}, {N, UINT64_MAX}};
     for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
         folder f = packed();
-        memcpy(shape, lies[i], sizeof shape);
+        memcpy(shape, lies[i], sizeof lies[0]);
         refused(&f, LQ_ERR_FORMAT, "weight_shape says");
     }
     folder f = packed(); /* the same words, fewer inputs: the groups tell */
