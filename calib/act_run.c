@@ -14,6 +14,7 @@
 #include "core/num.h"
 #include "kernels/linalg.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { TOKENS = 64, ROWS = 128 }; /* of one product */
@@ -26,7 +27,8 @@ typedef struct call {
     const lq_linear *lin;
     const lq_qtensor *q;
     lq_qtensor bare;            /* its dequantization is A(code), or, when `whole`, the weight without the extras */
-    const float *x;
+    const float *x, *seen;      /* [n][cols]; seen: what is rounded to codes, x itself but for bitsandbytes */
+    float *half;                /* seen, where it is not x */
     float *y, *code, *step;     /* [n][rows]; [n][cols] in stored order; [n][tiles] */
     uint32_t n, panel, tiles, exact;
     bool whole;
@@ -83,7 +85,7 @@ static bool is_out(const call *a, float x, uint32_t c) { return !a->apart[c] && 
 static void spread_outliers(call *a, uint8_t *batch) {
     memset(batch, 0, a->q->cols);
     for (uint32_t t = 0; t < a->n; t++)
-        for (uint32_t c = 0; c < a->q->cols; c++) batch[c] |= is_out(a, a->x[(size_t)t * a->q->cols + c], c);
+        for (uint32_t c = 0; c < a->q->cols; c++) batch[c] |= is_out(a, a->seen[(size_t)t * a->q->cols + c], c);
 }
 
 static bool list_outliers(call *a, const uint8_t *batch) {
@@ -94,7 +96,7 @@ static bool list_outliers(call *a, const uint8_t *batch) {
         for (uint32_t t = 0; t < a->n; t++) {
             a->out_at[t] = n;
             for (uint32_t c = 0; c < cols; c++) {
-                if (batch ? !batch[c] : !is_out(a, a->x[(size_t)t * cols + c], c)) continue;
+                if (batch ? !batch[c] : !is_out(a, a->seen[(size_t)t * cols + c], c)) continue;
                 if (pass) a->out_col[n] = c;
                 n++;
             }
@@ -120,7 +122,7 @@ static void quantize_token(void *arg, size_t t) {
     uint32_t cols = q->cols;
     const float *x = a->x + t * cols;
     float *code = a->code + t * cols, *mine = a->bare.perm || !q->perm ? code : lq_work_mine(a->work);
-    a->bad[t] = lq_act_quantize(&q->sch.act, q->act_scale, a->apart, x, cols, mine, a->step + t * a->tiles);
+    a->bad[t] = lq_act_quantize(&q->sch.act, q->act_scale, a->apart, a->seen + t * cols, cols, mine, a->step + t * a->tiles);
     for (uint32_t i = has_outliers(a) ? a->out_at[t] : 0; has_outliers(a) && i < a->out_at[t + 1]; i++) mine[a->out_col[i]] = 0;
     for (uint32_t c = 0; mine != code && c < cols; c++) code[c] = mine[q->perm[c]];
     for (uint32_t k = 0; a->low && k < q->sch.rank; k++) a->low[t * q->sch.rank + k] = a->k->dot(a->low_b + (size_t)k * cols, x, cols);
@@ -235,6 +237,18 @@ static void product_slice(void *arg, size_t i) {
     }
 }
 
+/* bitsandbytes takes codes from the activations' F16; outliers multiply as they are. What F16 cannot hold is an outlier in any case. */
+static bool see_half(call *a) {
+    size_t n = (size_t)a->n * a->q->cols;
+    if (!(a->half = lq_calloc(n, sizeof *a->half))) return false;
+    for (size_t i = 0; i < n; i++) {
+        float h = lq_f16_f32(lq_f32_f16(a->x[i]));
+        a->half[i] = isinf(h) ? a->x[i] : h;
+    }
+    a->seen = a->half;
+    return true;
+}
+
 static bool prepare(call *a) {
     const lq_qtensor *q = a->q;
     uint32_t rank = q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0;
@@ -244,6 +258,8 @@ static bool prepare(call *a) {
               (a->apart = LQ_NEWN(uint8_t, q->cols)) && (a->bad = LQ_NEWN(uint32_t, a->n));
     if (!ok) return false;
     for (uint32_t i = 0; q->sch.extra & LQ_X_OUTLIER_COLS && i < q->outlier_cols.n; i++) a->apart[q->outlier_cols.idx[i]] = 1;
+    a->seen = a->x;
+    if (q->sch.act.scope && !see_half(a)) return false;
     if (has_outliers(a) && !find_outliers(a)) return false;
     if (!rank) return true;
     if (!(a->low = LQ_NEWN(double, (size_t)a->n * rank)) || !(a->low_b = LQ_NEWN(float, (size_t)rank * q->cols))) return false;
@@ -252,6 +268,7 @@ static bool prepare(call *a) {
 }
 
 static void finish(call *a) {
+    lq_free(a->half);
     lq_free(a->code);
     lq_free(a->step);
     lq_free(a->apart);
