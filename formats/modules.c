@@ -3,6 +3,7 @@
 #include "formats/modules.h"
 
 #include "formats/nameset.h"
+#include "formats/qcodec.h"
 
 #include <string.h>
 
@@ -95,6 +96,15 @@ lq_status lq_modules_open(lq_ctx *ctx, lq_source *s, const lq_module_format *for
 lq_status lq_modules_read(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uint64_t rows, void *out) {
     lq_modules *f = s->priv;
     return lq_source_read(ctx, f->raw, (size_t)f->modules[i].part[0], row0, rows, out);
+}
+
+lq_status lq_modules_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
+    const lq_entry *e = &s->entries[i];
+    LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, (uint32_t)e->shape[0], (uint32_t)e->shape[1]));
+    lq_status st = ((lq_modules *)s->priv)->format->fill(ctx, s, i, out);
+    if (!st) st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT);
+    if (st) lq_qtensor_free(out);
+    return st;
 }
 
 lq_status lq_modules_sidecar(lq_ctx *ctx, lq_source *s, size_t i, lq_buf *out) {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* What readers of quantized safetensors folders share: the raw folder is opened underneath, the tensors "<module><suffix>" of a module
- * become one entry "<module>.weight", everything else passes through. Such a reader is a config, a describe and a read_q:
+ * become one entry "<module>.weight", everything else passes through. Such a reader is a config, a describe and a fill:
  *
- *     const lq_reader lq_reader_x = { .name = "x", .probe = probe, .open = open, .read_q = read_q, LQ_MODULES_CALLS };
+ *     const lq_reader lq_reader_x = { .name = "x", .probe = probe, .open = open, LQ_MODULES_CALLS };
  *     static lq_status open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
  */
 #ifndef LQ_MODULES_H
@@ -23,6 +23,8 @@ typedef struct lq_module_format {
     /* Module `name` with these parts (required ones present): sets e->ndim, shape and scheme (checked against the parts' types and shapes),
      * or *plain: the first part is an ordinary tensor, there are no others. e->name and bytes are set by the caller. */
     lq_status (*describe)(lq_ctx *ctx, lq_source *s, const char *name, const lq_module *m, lq_entry *e, bool *plain);
+    /* Codes, planes and extras of entry i into q, which is initialized; what q then holds is checked by the caller. */
+    lq_status (*fill)(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q);
 } lq_module_format;
 
 typedef struct lq_modules {  /* s->priv of such a reader */
@@ -34,9 +36,10 @@ typedef struct lq_modules {  /* s->priv of such a reader */
 
 lq_status lq_modules_open(lq_ctx *ctx, lq_source *s, const lq_module_format *f);
 lq_status lq_modules_read(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uint64_t rows, void *out);
+lq_status lq_modules_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out);
 lq_status lq_modules_sidecar(lq_ctx *ctx, lq_source *s, size_t i, lq_buf *out);
 void lq_modules_close(lq_source *s);
-#define LQ_MODULES_CALLS .read = lq_modules_read, .sidecar = lq_modules_sidecar, .close = lq_modules_close
+#define LQ_MODULES_CALLS .read = lq_modules_read, .read_q = lq_modules_read_q, .sidecar = lq_modules_sidecar, .close = lq_modules_close
 
 static inline void *lq_modules_priv(const lq_source *s) { return ((lq_modules *)s->priv)->priv; }
 /* The raw entry of a part; NULL: absent. */

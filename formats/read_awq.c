@@ -112,13 +112,6 @@ static lq_status awq_describe(lq_ctx *ctx, lq_source *s, const char *name, const
     return LQ_OK;
 }
 
-static const lq_module_format parts = {
-    .suffix = {".qweight", ".qzeros", ".scales"}, .required = 1u << QZEROS | 1u << SCALES, .common = 1u << SCALES,
-    .priv_size = sizeof(awq), .config = awq_config, .free_priv = awq_free, .describe = awq_describe,
-};
-
-static lq_status awq_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
-
 /* -- data ------------------------------------------------------------------------------------------------------------ */
 
 /* Field of output n in a row of words. */
@@ -172,19 +165,19 @@ static lq_status read_zeros(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q) 
     return st;
 }
 
-static lq_status awq_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
-    const lq_entry *e = &s->entries[i];
-    lq_status st;
-    LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, (uint32_t)e->shape[0], (uint32_t)e->shape[1]));
-    LQ_GO(read_codes(ctx, s, i, out));
-    LQ_GO(read_scales(ctx, s, i, out));
-    LQ_GO(read_zeros(ctx, s, i, out));
-    st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT);
-done:
-    if (st) lq_qtensor_free(out);
-    return st;
+static lq_status awq_fill(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
+    LQ_TRY(read_codes(ctx, s, i, out));
+    LQ_TRY(read_scales(ctx, s, i, out));
+    return read_zeros(ctx, s, i, out);
 }
 
+static const lq_module_format parts = {
+    .suffix = {".qweight", ".qzeros", ".scales"}, .required = 1u << QZEROS | 1u << SCALES, .common = 1u << SCALES,
+    .priv_size = sizeof(awq), .config = awq_config, .free_priv = awq_free, .describe = awq_describe, .fill = awq_fill,
+};
+
+static lq_status awq_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
+
 const lq_reader lq_reader_awq = {
-    .name = "awq", .what = "AWQ checkpoint folder, gemm layout", .probe = awq_probe, .open = awq_open, .read_q = awq_read_q, LQ_MODULES_CALLS,
+    .name = "awq", .what = "AWQ checkpoint folder, gemm layout", .probe = awq_probe, .open = awq_open, LQ_MODULES_CALLS,
 };

@@ -60,17 +60,6 @@ static lq_status bitnet_describe(lq_ctx *ctx, lq_source *s, const char *name, co
     return LQ_OK;
 }
 
-static const lq_module_format parts = {
-    .suffix = {".weight", ".weight_scale"}, .required = 1u << WEIGHT, .priv_size = sizeof(bitnet), .config = bitnet_config, .describe = bitnet_describe,
-};
-
-static lq_status bitnet_open(lq_ctx *ctx, lq_source *s) {
-    LQ_TRY(lq_modules_open(ctx, s, &parts));
-    for (size_t i = 0; i < s->n; i++)
-        if (s->entries[i].dtype == LQ_NONE) return LQ_OK;
-    return lq_fail(ctx, LQ_ERR_FORMAT, "the configuration says packed offline (bitnet), but no tensor is");
-}
-
 static lq_status read_codes(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q) {
     void *data = NULL;
     lq_status st = lq_modules_part(ctx, s, i, WEIGHT, &data);
@@ -96,16 +85,23 @@ static lq_status read_scale(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q) 
     return st;
 }
 
-static lq_status bitnet_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
-    const lq_entry *e = &s->entries[i];
-    LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, (uint32_t)e->shape[0], (uint32_t)e->shape[1]));
+static lq_status bitnet_fill(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
     lq_status st = read_codes(ctx, s, i, out);
     if (!st) st = read_scale(ctx, s, i, out);
-    if (!st) st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT);
-    if (st) lq_qtensor_free(out);
     return st;
 }
 
+static const lq_module_format parts = {
+    .suffix = {".weight", ".weight_scale"}, .required = 1u << WEIGHT, .priv_size = sizeof(bitnet), .config = bitnet_config, .describe = bitnet_describe, .fill = bitnet_fill,
+};
+
+static lq_status bitnet_open(lq_ctx *ctx, lq_source *s) {
+    LQ_TRY(lq_modules_open(ctx, s, &parts));
+    for (size_t i = 0; i < s->n; i++)
+        if (s->entries[i].dtype == LQ_NONE) return LQ_OK;
+    return lq_fail(ctx, LQ_ERR_FORMAT, "the configuration says packed offline (bitnet), but no tensor is");
+}
+
 const lq_reader lq_reader_bitnet = {
-    .name = "bitnet", .what = "BitNet b1.58 folder of transformers, packed", .probe = bitnet_probe, .open = bitnet_open, .read_q = bitnet_read_q, LQ_MODULES_CALLS,
+    .name = "bitnet", .what = "BitNet b1.58 folder of transformers, packed", .probe = bitnet_probe, .open = bitnet_open, LQ_MODULES_CALLS,
 };

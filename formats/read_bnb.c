@@ -167,14 +167,6 @@ static lq_status bnb_describe(lq_ctx *ctx, lq_source *s, const char *name, const
     return LQ_OK;
 }
 
-static const lq_module_format parts = {
-    .suffix = {".weight", ".weight.absmax", ".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map", ".weight.quant_state.bitsandbytes__nf4",
-               ".weight.quant_state.bitsandbytes__fp4", ".SCB", ".weight_format"},
-    .required = 1u << WEIGHT, .priv_size = sizeof(bnb), .config = bnb_config, .describe = bnb_describe,
-};
-
-static lq_status bnb_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
-
 /* -- data ------------------------------------------------------------------------------------------------------------ */
 
 static lq_status read_nibbles(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q) {
@@ -263,15 +255,20 @@ static lq_status read_int8(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q) {
     return st ? st : read_scb(ctx, s, i, q);
 }
 
-static lq_status bnb_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
+static lq_status bnb_fill(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
     const lq_entry *e = &s->entries[i];
-    LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, (uint32_t)e->shape[0], (uint32_t)e->shape[1]));
     lq_status st = e->scheme.grid.kind == LQ_GRID_INT ? read_int8(ctx, s, i, out) : read_table(ctx, s, i, out);
-    if (!st) st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT);
-    if (st) lq_qtensor_free(out);
     return st;
 }
 
+static const lq_module_format parts = {
+    .suffix = {".weight", ".weight.absmax", ".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map", ".weight.quant_state.bitsandbytes__nf4",
+               ".weight.quant_state.bitsandbytes__fp4", ".SCB", ".weight_format"},
+    .required = 1u << WEIGHT, .priv_size = sizeof(bnb), .config = bnb_config, .describe = bnb_describe, .fill = bnb_fill,
+};
+
+static lq_status bnb_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
+
 const lq_reader lq_reader_bnb = {
-    .name = "bitsandbytes", .what = "bitsandbytes checkpoint folder: NF4, FP4, LLM.int8", .probe = bnb_probe, .open = bnb_open, .read_q = bnb_read_q, LQ_MODULES_CALLS,
+    .name = "bitsandbytes", .what = "bitsandbytes checkpoint folder: NF4, FP4, LLM.int8", .probe = bnb_probe, .open = bnb_open, LQ_MODULES_CALLS,
 };

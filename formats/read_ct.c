@@ -267,14 +267,6 @@ static lq_status ct_describe(lq_ctx *ctx, lq_source *s, const char *name, const 
     return lq_scheme_check(ctx, &e->scheme, (uint32_t)m.rows, (uint32_t)m.cols);
 }
 
-static const lq_module_format parts = {
-    .suffix = {".weight_scale", ".weight", ".weight_packed", ".weight_shape", ".weight_zero_point", ".weight_g_idx", ".weight_global_scale", ".input_scale",
-               ".input_zero_point", ".input_global_scale"},
-    .common = 1u << WEIGHT, .priv_size = sizeof(ct), .config = ct_config, .free_priv = ct_free, .describe = ct_describe,
-};
-
-static lq_status ct_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
-
 /* -- data ------------------------------------------------------------------------------------------------------------ */
 
 typedef struct words { const uint32_t *v; size_t stride; uint32_t bits; bool dense; } words; /* word i at v[i * stride] */
@@ -410,7 +402,7 @@ static lq_status read_step(lq_ctx *ctx, lq_source *s, size_t i, const module *m,
     return st;
 }
 
-static lq_status ct_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
+static lq_status ct_fill(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
     const lq_modules *mods = s->priv;
     const ct *f = mods->priv;
     const lq_entry *e = &s->entries[i];
@@ -423,17 +415,20 @@ static lq_status ct_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out)
     lq_free(name);
     if (st) return st;
     collect(s, &mods->modules[i], &m);
-    LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, (uint32_t)m.rows, (uint32_t)m.cols));
-    LQ_GO(read_codes(ctx, s, i, &m, out));
-    LQ_GO(read_scales(ctx, s, i, out));
-    LQ_GO(read_zeros(ctx, s, i, &m, out));
-    LQ_GO(read_step(ctx, s, i, &m, out));
-    st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT);
-done:
-    if (st) lq_qtensor_free(out);
-    return st;
+    LQ_TRY(read_codes(ctx, s, i, &m, out));
+    LQ_TRY(read_scales(ctx, s, i, out));
+    LQ_TRY(read_zeros(ctx, s, i, &m, out));
+    return read_step(ctx, s, i, &m, out);
 }
 
+static const lq_module_format parts = {
+    .suffix = {".weight_scale", ".weight", ".weight_packed", ".weight_shape", ".weight_zero_point", ".weight_g_idx", ".weight_global_scale", ".input_scale",
+               ".input_zero_point", ".input_global_scale"},
+    .common = 1u << WEIGHT, .priv_size = sizeof(ct), .config = ct_config, .free_priv = ct_free, .describe = ct_describe, .fill = ct_fill,
+};
+
+static lq_status ct_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
+
 const lq_reader lq_reader_ct = {
-    .name = "compressed-tensors", .what = "compressed-tensors checkpoint folder", .probe = ct_probe, .open = ct_open, .read_q = ct_read_q, LQ_MODULES_CALLS,
+    .name = "compressed-tensors", .what = "compressed-tensors checkpoint folder", .probe = ct_probe, .open = ct_open, LQ_MODULES_CALLS,
 };

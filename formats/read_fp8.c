@@ -96,12 +96,6 @@ static lq_status fp8_describe(lq_ctx *ctx, lq_source *s, const char *name, const
     return LQ_OK;
 }
 
-static const lq_module_format parts = {
-    .suffix = {".weight", ".weight_scale_inv", ".weight_scale", ".input_scale", ".activation_scale"}, .priv_size = sizeof(fp8), .config = fp8_config, .describe = fp8_describe,
-};
-
-static lq_status fp8_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
-
 /* -- data ------------------------------------------------------------------------------------------------------------ */
 
 static lq_status read_scales(lq_ctx *ctx, lq_source *s, size_t i, const lq_module *m, lq_qtensor *q) {
@@ -113,20 +107,21 @@ static lq_status read_scales(lq_ctx *ctx, lq_source *s, size_t i, const lq_modul
     return st;
 }
 
-static lq_status fp8_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
+static lq_status fp8_fill(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
     const lq_entry *e = &s->entries[i];
     const lq_module *m = &((const lq_modules *)s->priv)->modules[i];
-    lq_status st;
-    LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, (uint32_t)e->shape[0], (uint32_t)e->shape[1]));
-    LQ_GO(lq_modules_codes(ctx, s, i, WEIGHT, out));
-    LQ_GO(read_scales(ctx, s, i, m, out));
-    if (e->scheme.act.kind == LQ_ACT_STATIC) LQ_GO(lq_modules_scalar(ctx, s, i, step_part(m), &out->act_scale));
-    st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT);
-done:
-    if (st) lq_qtensor_free(out);
-    return st;
+    LQ_TRY(lq_modules_codes(ctx, s, i, WEIGHT, out));
+    LQ_TRY(read_scales(ctx, s, i, m, out));
+    if (e->scheme.act.kind == LQ_ACT_STATIC) LQ_TRY(lq_modules_scalar(ctx, s, i, step_part(m), &out->act_scale));
+    return LQ_OK;
 }
 
+static const lq_module_format parts = {
+    .suffix = {".weight", ".weight_scale_inv", ".weight_scale", ".input_scale", ".activation_scale"}, .priv_size = sizeof(fp8), .config = fp8_config, .describe = fp8_describe, .fill = fp8_fill,
+};
+
+static lq_status fp8_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
+
 const lq_reader lq_reader_fp8 = {
-    .name = "fp8", .what = "FP8 checkpoint folder: DeepSeek's blocks, or one scale a matrix", .probe = fp8_probe, .open = fp8_open, .read_q = fp8_read_q, LQ_MODULES_CALLS,
+    .name = "fp8", .what = "FP8 checkpoint folder: DeepSeek's blocks, or one scale a matrix", .probe = fp8_probe, .open = fp8_open, LQ_MODULES_CALLS,
 };

@@ -212,13 +212,6 @@ static void gptq_free(void *priv) {
     json_decref(f->config);
 }
 
-static const lq_module_format parts = {
-    .suffix = {".qweight", ".qzeros", ".scales", ".g_idx"}, .required = 1u << QZEROS | 1u << SCALES, .common = 1u << SCALES,
-    .priv_size = sizeof(gptq), .config = gptq_config, .free_priv = gptq_free, .describe = gptq_describe,
-};
-
-static lq_status gptq_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
-
 /* -- data ------------------------------------------------------------------------------------------------------------ */
 
 /* Field `i` of the bitstream made of words w[0], w[stride], w[2 * stride], ... */
@@ -328,19 +321,19 @@ static lq_status read_zeros(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q) 
     return st;
 }
 
-static lq_status gptq_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
-    const lq_entry *e = &s->entries[i];
-    lq_status st;
-    LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, (uint32_t)e->shape[0], (uint32_t)e->shape[1]));
-    LQ_GO(read_codes(ctx, s, i, out));
-    LQ_GO(read_scales(ctx, s, i, out));
-    LQ_GO(read_zeros(ctx, s, i, out));
-    st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT);
-done:
-    if (st) lq_qtensor_free(out);
-    return st;
+static lq_status gptq_fill(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
+    LQ_TRY(read_codes(ctx, s, i, out));
+    LQ_TRY(read_scales(ctx, s, i, out));
+    return read_zeros(ctx, s, i, out);
 }
 
+static const lq_module_format parts = {
+    .suffix = {".qweight", ".qzeros", ".scales", ".g_idx"}, .required = 1u << QZEROS | 1u << SCALES, .common = 1u << SCALES,
+    .priv_size = sizeof(gptq), .config = gptq_config, .free_priv = gptq_free, .describe = gptq_describe, .fill = gptq_fill,
+};
+
+static lq_status gptq_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
+
 const lq_reader lq_reader_gptq = {
-    .name = "gptq", .what = "GPTQ checkpoint folder, v1 and v2", .probe = gptq_probe, .open = gptq_open, .read_q = gptq_read_q, LQ_MODULES_CALLS,
+    .name = "gptq", .what = "GPTQ checkpoint folder, v1 and v2", .probe = gptq_probe, .open = gptq_open, LQ_MODULES_CALLS,
 };

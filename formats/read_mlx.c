@@ -124,13 +124,6 @@ static lq_status mlx_describe(lq_ctx *ctx, lq_source *s, const char *name, const
     return check_parts(ctx, s, m, &set, e);
 }
 
-static const lq_module_format parts = {
-    .suffix = {".weight", ".scales", ".biases"}, .common = 1u << SCALES | 1u << BIASES, .priv_size = sizeof(mlx), .config = mlx_config, .free_priv = mlx_free,
-    .describe = mlx_describe,
-};
-
-static lq_status mlx_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
-
 /* -- data ------------------------------------------------------------------------------------------------------------ */
 
 /* A stored element as plane element i: the same number, or an error. */
@@ -174,22 +167,23 @@ static lq_status read_bytes(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q, 
     return st;
 }
 
-static lq_status mlx_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
+static lq_status mlx_fill(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
     const lq_entry *e = &s->entries[i];
-    lq_status st;
-    LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, (uint32_t)e->shape[0], (uint32_t)e->shape[1]));
     size_t n = lq_plane_count(&e->scheme.scale, out->rows, out->cols);
-    LQ_GO(lq_modules_codes(ctx, s, i, WEIGHT, out));
-    if (e->scheme.grid.kind != LQ_GRID_INT) LQ_GO(read_bytes(ctx, s, i, out, n));
-    else LQ_GO(read_plane(ctx, s, i, SCALES, &e->scheme.scale, &out->scale, n));
-    if (e->scheme.zero_kind == LQ_ZERO_MIN) LQ_GO(read_plane(ctx, s, i, BIASES, &e->scheme.zero, &out->zero, n));
-    st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT);
-    if (!st && e->scheme.grid.kind == LQ_GRID_INT && e->scheme.zero_kind == LQ_ZERO_NONE) st = check_sym(ctx, s, i, out, n);
-done:
-    if (st) lq_qtensor_free(out);
-    return st;
+    LQ_TRY(lq_modules_codes(ctx, s, i, WEIGHT, out));
+    if (e->scheme.grid.kind != LQ_GRID_INT) LQ_TRY(read_bytes(ctx, s, i, out, n));
+    else LQ_TRY(read_plane(ctx, s, i, SCALES, &e->scheme.scale, &out->scale, n));
+    if (e->scheme.zero_kind == LQ_ZERO_MIN) LQ_TRY(read_plane(ctx, s, i, BIASES, &e->scheme.zero, &out->zero, n));
+    return e->scheme.grid.kind == LQ_GRID_INT && e->scheme.zero_kind == LQ_ZERO_NONE ? check_sym(ctx, s, i, out, n) : LQ_OK;
 }
 
+static const lq_module_format parts = {
+    .suffix = {".weight", ".scales", ".biases"}, .common = 1u << SCALES | 1u << BIASES, .priv_size = sizeof(mlx), .config = mlx_config, .free_priv = mlx_free,
+    .describe = mlx_describe, .fill = mlx_fill,
+};
+
+static lq_status mlx_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
+
 const lq_reader lq_reader_mlx = {
-    .name = "mlx", .what = "MLX checkpoint folder", .probe = mlx_probe, .open = mlx_open, .read_q = mlx_read_q, LQ_MODULES_CALLS,
+    .name = "mlx", .what = "MLX checkpoint folder", .probe = mlx_probe, .open = mlx_open, LQ_MODULES_CALLS,
 };

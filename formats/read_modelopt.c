@@ -127,13 +127,6 @@ static lq_status modelopt_describe(lq_ctx *ctx, lq_source *s, const char *name, 
     return describe_nvfp4(ctx, w, sc, lq_modules_entry(s, m, SCALE_2), e);
 }
 
-static const lq_module_format parts = {
-    .suffix = {".weight", ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale"}, .priv_size = sizeof(modelopt), .config = modelopt_config,
-    .describe = modelopt_describe,
-};
-
-static lq_status modelopt_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
-
 /* -- data ------------------------------------------------------------------------------------------------------------ */
 
 static uint32_t unsigned_code(uint32_t two_complement) { return (two_complement + 8) % 16; }
@@ -160,21 +153,23 @@ static lq_status read_scales(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q)
     return st;
 }
 
-static lq_status modelopt_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
+static lq_status modelopt_fill(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
     const lq_entry *e = &s->entries[i];
-    lq_status st;
-    LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, (uint32_t)e->shape[0], (uint32_t)e->shape[1]));
-    if (e->scheme.grid.kind == LQ_GRID_INT) LQ_GO(read_pairs(ctx, s, i, out));
-    else LQ_GO(lq_modules_codes(ctx, s, i, WEIGHT, out));
-    LQ_GO(read_scales(ctx, s, i, out));
-    if (e->scheme.scale.parent != LQ_NONE) LQ_GO(lq_modules_scalar(ctx, s, i, SCALE_2, out->scale.parent));
-    if (e->scheme.act.kind == LQ_ACT_STATIC) LQ_GO(lq_modules_scalar(ctx, s, i, INPUT_SCALE, &out->act_scale));
-    st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT);
-done:
-    if (st) lq_qtensor_free(out);
-    return st;
+    if (e->scheme.grid.kind == LQ_GRID_INT) LQ_TRY(read_pairs(ctx, s, i, out));
+    else LQ_TRY(lq_modules_codes(ctx, s, i, WEIGHT, out));
+    LQ_TRY(read_scales(ctx, s, i, out));
+    if (e->scheme.scale.parent != LQ_NONE) LQ_TRY(lq_modules_scalar(ctx, s, i, SCALE_2, out->scale.parent));
+    if (e->scheme.act.kind == LQ_ACT_STATIC) LQ_TRY(lq_modules_scalar(ctx, s, i, INPUT_SCALE, &out->act_scale));
+    return LQ_OK;
 }
 
+static const lq_module_format parts = {
+    .suffix = {".weight", ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale"}, .priv_size = sizeof(modelopt), .config = modelopt_config,
+    .describe = modelopt_describe, .fill = modelopt_fill,
+};
+
+static lq_status modelopt_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
+
 const lq_reader lq_reader_modelopt = {
-    .name = "modelopt", .what = "modelopt checkpoint folder: FP8, NVFP4, W4A16_AWQ", .probe = modelopt_probe, .open = modelopt_open, .read_q = modelopt_read_q, LQ_MODULES_CALLS,
+    .name = "modelopt", .what = "modelopt checkpoint folder: FP8, NVFP4, W4A16_AWQ", .probe = modelopt_probe, .open = modelopt_open, LQ_MODULES_CALLS,
 };

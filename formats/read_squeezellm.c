@@ -74,13 +74,6 @@ static lq_status squeeze_describe(lq_ctx *ctx, lq_source *s, const char *name, c
     return describe_sparse(ctx, s, m, sparse, e);
 }
 
-static const lq_module_format parts = {
-    .suffix = {".qweight", ".lookup_table", ".rows", ".cols", ".vals", ".full_rows"}, .required = 1u << TABLE, .common = 1u << ROWS | 1u << COLS | 1u << VALS | 1u << FULL,
-    .describe = squeeze_describe,
-};
-
-static lq_status squeeze_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
-
 static lq_dtype type_of(const lq_source *s, size_t i, size_t part) { return lq_modules_entry(s, &((lq_modules *)s->priv)->modules[i], part)->dtype; }
 
 static lq_status read_codes(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *q) {
@@ -139,17 +132,21 @@ done:
     return st;
 }
 
-static lq_status squeeze_read_q(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
+static lq_status squeeze_fill(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *out) {
     const lq_entry *e = &s->entries[i];
-    LQ_TRY(lq_qtensor_init(ctx, out, &e->scheme, (lq_slot){0}, (uint32_t)e->shape[0], (uint32_t)e->shape[1]));
     lq_status st = read_codes(ctx, s, i, out);
     if (!st) st = read_table(ctx, s, i, out);
     if (!st && e->scheme.extra & LQ_X_OUTLIERS) st = read_sparse(ctx, s, i, out);
-    if (!st) st = lq_qtensor_check(ctx, out, LQ_ERR_FORMAT);
-    if (st) lq_qtensor_free(out);
     return st;
 }
 
+static const lq_module_format parts = {
+    .suffix = {".qweight", ".lookup_table", ".rows", ".cols", ".vals", ".full_rows"}, .required = 1u << TABLE, .common = 1u << ROWS | 1u << COLS | 1u << VALS | 1u << FULL,
+    .describe = squeeze_describe, .fill = squeeze_fill,
+};
+
+static lq_status squeeze_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
+
 const lq_reader lq_reader_squeezellm = {
-    .name = "squeezellm", .what = "SqueezeLLM folder", .probe = squeeze_probe, .open = squeeze_open, .read_q = squeeze_read_q, LQ_MODULES_CALLS,
+    .name = "squeezellm", .what = "SqueezeLLM folder", .probe = squeeze_probe, .open = squeeze_open, LQ_MODULES_CALLS,
 };
