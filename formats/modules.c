@@ -5,6 +5,7 @@
 #include "formats/nameset.h"
 #include "formats/qcodec.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* Length of the module name when `name` ends in one of the suffixes (the longest that fits), else 0. */
@@ -120,6 +121,26 @@ void lq_modules_close(lq_source *s) {
     lq_free(f->modules);
     lq_free(f);
     s->priv = NULL;
+}
+
+bool lq_modules_probe(const char *path, const json_t *config, const char *method, const char *legacy) {
+    const json_t *q = json_object_get(config, "quantization_config");
+    const char *says = json_string_value(json_object_get(q, "quant_method"));
+    if (q && !json_is_null(q)) return says && !strcmp(says, method);
+    char file[4096]; /* nothing is allocated: a probe cannot say that memory ran out */
+    int n = snprintf(file, sizeof file, "%s/%s", path, legacy);
+    return config && n > 0 && (size_t)n < sizeof file && lq_path_exists(file);
+}
+
+lq_status lq_modules_config(lq_ctx *ctx, const lq_source *s, const char *legacy, json_t **out) {
+    *out = json_incref(json_object_get(s->config, "quantization_config"));
+    if (json_is_object(*out)) return LQ_OK;
+    json_decref(*out);
+    *out = NULL;
+    char *path = lq_path_join(s->path, legacy);
+    lq_status st = path ? lq_json_load(ctx, path, out) : lq_oom(ctx, strlen(s->path));
+    lq_free(path);
+    return st || json_is_object(*out) ? st : lq_fail(ctx, LQ_ERR_FORMAT, "%s: not a JSON object", legacy);
 }
 
 lq_status lq_modules_part(lq_ctx *ctx, lq_source *s, size_t i, size_t part, void **out) {

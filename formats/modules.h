@@ -46,6 +46,10 @@ static inline void *lq_modules_priv(const lq_source *s) { return ((lq_modules *)
 static inline const lq_entry *lq_modules_entry(const lq_source *s, const lq_module *m, size_t part) {
     return m->part[part] < 0 ? NULL : &((lq_modules *)s->priv)->raw->entries[m->part[part]];
 }
+/* Does config.json's quantization_config name this quant_method? Without one: is there the file of older checkpoints, `legacy`, in the folder? */
+bool lq_modules_probe(const char *path, const json_t *config, const char *method, const char *legacy);
+/* That quantization_config, or what `legacy` holds: an object, a new reference (also after a failure, unless *out is NULL). */
+lq_status lq_modules_config(lq_ctx *ctx, const lq_source *s, const char *legacy, json_t **out);
 /* Part of entry i, whole, as stored; the caller frees *out (also after a failure). *out NULL: absent. */
 lq_status lq_modules_part(lq_ctx *ctx, lq_source *s, size_t i, size_t part, void **out);
 /* The codes of entry i, row after row without padding, from a part of exactly rows * ceil(cols * bits / 8) bytes. */

@@ -28,28 +28,7 @@ typedef struct awq {
 
 static const char legacy_name[] = "quant_config.json"; /* llm-awq's and early AutoAWQ's, before config.json had the key */
 
-static bool awq_probe(const char *path, const json_t *config) {
-    const json_t *q = json_object_get(config, "quantization_config");
-    const char *method = json_string_value(json_object_get(q, "quant_method"));
-    if (q && !json_is_null(q)) return method && !strcmp(method, "awq");
-    char legacy[4096];
-    int n = snprintf(legacy, sizeof legacy, "%s/%s", path, legacy_name);
-    return config && n > 0 && (size_t)n < sizeof legacy && lq_path_exists(legacy);
-}
-
-static lq_status load_config(lq_ctx *ctx, lq_source *s, awq *f) {
-    json_t *q = json_object_get(s->config, "quantization_config");
-    if (json_is_object(q)) {
-        f->config = json_incref(q);
-        return LQ_OK;
-    }
-    char *path = lq_path_join(s->path, legacy_name);
-    if (!path) return lq_oom(ctx, strlen(s->path));
-    lq_status st = lq_json_load_max(ctx, path, 1 << 20, &f->config);
-    lq_free(path);
-    if (!st && !json_is_object(f->config)) st = lq_fail(ctx, LQ_ERR_FORMAT, "%s: not a JSON object", legacy_name);
-    return st;
-}
+static bool awq_probe(const char *path, const json_t *config) { return lq_modules_probe(path, config, "awq", legacy_name); }
 
 /* The other layouts have tensors of the same names. */
 static lq_status check_version(lq_ctx *ctx, const awq *f) {
@@ -72,7 +51,7 @@ static lq_status awq_config(lq_ctx *ctx, lq_source *s) {
     awq *f = lq_modules_priv(s);
     bool zeros = true;
     int64_t bits;
-    LQ_TRY(load_config(ctx, s, f));
+    LQ_TRY(lq_modules_config(ctx, s, legacy_name, &f->config));
     LQ_TRY(check_version(ctx, f));
     bool old = json_object_get(f->config, "w_bit");
     LQ_TRY(lq_json_int(ctx, f->config, old ? "w_bit" : "bits", true, 0, 1, 32, &bits));

@@ -40,28 +40,7 @@ typedef struct gptq {
 
 static const char legacy_name[] = "quantize_config.json"; /* AutoGPTQ's, before config.json had the key */
 
-static bool gptq_probe(const char *path, const json_t *config) {
-    const json_t *q = json_object_get(config, "quantization_config");
-    const char *method = json_string_value(json_object_get(q, "quant_method"));
-    if (q && !json_is_null(q)) return method && !strcmp(method, "gptq");
-    char legacy[4096];
-    int n = snprintf(legacy, sizeof legacy, "%s/%s", path, legacy_name);
-    return config && n > 0 && (size_t)n < sizeof legacy && lq_path_exists(legacy);
-}
-
-static lq_status load_config(lq_ctx *ctx, lq_source *s, gptq *f) {
-    json_t *q = json_object_get(s->config, "quantization_config");
-    if (json_is_object(q)) {
-        f->config = json_incref(q);
-        return LQ_OK;
-    }
-    char *path = lq_path_join(s->path, legacy_name);
-    if (!path) return lq_oom(ctx, strlen(s->path));
-    lq_status st = lq_json_load(ctx, path, &f->config);
-    lq_free(path);
-    if (!st && !json_is_object(f->config)) st = lq_fail(ctx, LQ_ERR_FORMAT, "%s: not a JSON object", legacy_name);
-    return st;
-}
+static bool gptq_probe(const char *path, const json_t *config) { return lq_modules_probe(path, config, "gptq", legacy_name); }
 
 static lq_status read_settings(lq_ctx *ctx, const json_t *o, bool whole, settings *out) {
     LQ_TRY(lq_json_int(ctx, o, "bits", whole, out->bits, 1, 32, &out->bits));
@@ -193,7 +172,7 @@ static lq_status gptq_describe(lq_ctx *ctx, lq_source *s, const char *name, cons
 static lq_status gptq_config(lq_ctx *ctx, lq_source *s) {
     gptq *f = lq_modules_priv(s);
     f->base = (settings){.sym = true};
-    LQ_TRY(load_config(ctx, s, f));
+    LQ_TRY(lq_modules_config(ctx, s, legacy_name, &f->config));
     LQ_TRY(read_version(ctx, f));
     LQ_TRY(read_settings(ctx, f->config, true, &f->base));
     LQ_TRY(read_dynamic(ctx, f));
