@@ -191,7 +191,7 @@ static void unpack_tile(void *arg, size_t tile) {
 float lq_packed_scale(const lq_packed *p, uint32_t r, uint32_t g) {
     const uint8_t *at = lq_packed_params(p, r / LQ_TILE, g) + r % LQ_TILE * size_of(p->scale);
     float v = 1;
-    if (p->scale == LQ_E4M3) return lq_e4m3_f32(*at) * p->up;
+    if (p->scale == LQ_E4M3) return lq_e4m3_f32(*at) * p->up + p->shift;
     if (p->scale == LQ_E8M0) return lq_e8m0_f32(*at);
     if (p->scale != LQ_NONE) lq_dtype_decode(p->scale, at, &v, 1);
     return v;
@@ -245,13 +245,19 @@ static lq_status copy_shell(lq_ctx *ctx, const lq_qtensor *q, lq_qtensor *to) {
     return lq_oom(ctx, lq_qtensor_bytes(q));
 }
 
+static void set_up(lq_packed *p) {
+    bool two = p->q.sch.scale.parent != LQ_NONE && p->scale == LQ_E4M3;
+    p->up = two ? *(const float *)p->q.scale.parent : 1;
+    p->shift = two ? p->q.scale.offset : -0.0f; /* which changes nothing, not even a sign */
+}
+
 lq_status lq_pack(lq_ctx *ctx, const lq_qtensor *q, lq_packed *p) {
     plan l;
     *p = (lq_packed){0};
     if (!lq_packed_fits(&q->sch, q->rows, q->cols) || !make_plan(&q->sch, q->cols, &l)) return lq_fail(ctx, LQ_ERR_INTERNAL, "a matrix the packed layout does not hold");
     LQ_TRY(copy_shell(ctx, q, &p->q));
     lay_out(p, &l, q->rows, q->cols);
-    if (p->scale == LQ_E4M3) p->up = q->sch.scale.parent == LQ_NONE ? 1 : *(const float *)p->q.scale.parent;
+    set_up(p);
     p->codes = lq_arena_alloc(p->q.mem, p->tiles * p->tile_bytes + LQ_PACKED_PAD);
     p->params = lq_arena_alloc(p->q.mem, (size_t)p->tiles * p->segs * p->seg_bytes + 64);
     if (!p->codes || !p->params) {

@@ -31,8 +31,8 @@ typedef struct lq_packed {
     uint32_t tiles, units;
     uint32_t seg, segs;   /* columns of a segment: a multiple of 16, or all; how many */
     uint8_t fields[2];    /* bits; the second 0 when there is one */
-    lq_dtype scale, zero; /* as stored in params: F32 F16 E8M0 E4M3 (times up), LQ_NONE: 1 / F32 F16 U8, LQ_NONE: 0 */
-    float up;             /* factor on E4M3 scales */
+    lq_dtype scale, zero; /* as stored in params: F32 F16 E8M0 E4M3, LQ_NONE: 1 / F32 F16 U8, LQ_NONE: 0 */
+    float up, shift;      /* a scale of E4M3 is its value times up, plus shift */
     size_t tile_bytes;    /* units * 64 * (fields[0] + fields[1]) */
     size_t seg_bytes;     /* 16 scales and 16 zeros */
     uint8_t *codes;       /* [tiles] of tile_bytes, 64-byte aligned */
