@@ -219,7 +219,7 @@ static __device__ __forceinline__ void join(const lq_device_matrix &m, const flo
 struct layout { uint32_t panel, ld, sums; size_t bytes; }; /* columns of a panel, stride of x, flushes a panel has, bytes of shared memory */
 
 template <int F0, int F1, int KIND, bool FINE>
-__global__ void __launch_bounds__(WARPS *LANES) run(lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
+__global__ void __launch_bounds__(WARPS *LANES) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
     typedef shape<F0, F1> S;
     uint8_t *mem = lq_shared();
     stage st;

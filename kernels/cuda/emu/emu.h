@@ -46,6 +46,7 @@ void seed(uint64_t s);                               /* of the order of warps in
 #define __forceinline__ inline __attribute__((always_inline))
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define threadIdx (emu::here->thread)
 #define blockIdx (emu::here->block)
 #define blockDim (emu::here->threads)
