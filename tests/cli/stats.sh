@@ -46,7 +46,7 @@ rotated_statistics_fit_the_rotated_model() { # test
 
 transforms_take_statistics_and_choose_as_on_the_first_block_of_a_run() { # test
     ok "$lquant" calibrate --hessians --samples $sample "$tiny" -o "$tmp/all.stats"
-    for r in "awq --bits 3 --group-size 32 --awq-ratios 4" "smoothquant,awq,gptq --bits 4 --group-size 128 --awq-ratios 3"; do
+    for r in "smoothquant" "smoothquant:alpha=0.6,awq:awq-ratios=3,gptq --bits 4 --group-size 128"; do
         ok "$lquant" $r $sample --format lqt --report "$tmp/run.json" --overwrite "$tiny" "$tmp/run.lqt"
         ok "$lquant" $r --stats "$tmp/all.stats" -q --format lqt --report "$tmp/file.json" --overwrite "$tiny" "$tmp/file.lqt"
         for f in file run; do grep -A 6 '"block 0 ' "$tmp/$f.json" >"$tmp/$f.sites"; done
