@@ -225,6 +225,28 @@ static void every_method_goes_into_every_format_or_is_refused_for_a_known_reason
     assert_int_equal(t.wrong, 0);
 }
 
+/* What one checkpoint says once for all its matrices is asked of the plan, not found out when the last of them is written. */
+static void a_mixture_that_a_format_cannot_hold_is_refused_by_the_plan(void **state) {
+    (void)state;
+    static const struct { const char *format, *type, *other, *says; } cases[] = {
+        {"bitsandbytes", "NF4", "down_proj=INT8", "load_in_4bit or load_in_8bit"}, {"bitsandbytes", "NF4", "down_proj=NF4-DQ", "one type for the whole model"},
+        {"awq", "int4-g128", "down_proj=int4-g64", "--format gptq has several group sizes"}, {"fp8", "FP8-block", "down_proj=FP8-tensor", "compressed-tensors mixes them"},
+        {"compressed-tensors", "FP8", "down_proj=b1.58", NULL}, {"gptq", "int4-g128", "down_proj=int8-g64", ""}, {"lqt", "NF4", "down_proj=b1.58", ""},
+    };
+    strcpy(matrix_dir + strlen(matrix_dir) - 6, "XXXXXX");
+    matrix_open();
+    make_model();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        lq_ctx ctx = {0};
+        const char *flags[] = {"--scheme", cases[i].type, "--tensor-type", cases[i].other, NULL};
+        matrix_plans = 0;
+        lq_status st = quantize(&ctx, "rtn", cases[i].format, flags);
+        bool fits = cases[i].says && !*cases[i].says;
+        if (st != (fits ? LQ_OK : LQ_ERR_UNSUPPORTED) || matrix_plans != fits || (cases[i].says && !strstr(ctx.msg, cases[i].says))) fail_msg("case %zu: status %d after %u plans: %s", i, (int)st, matrix_plans, ctx.msg);
+    }
+    matrix_close();
+}
+
 /* -- format x architecture ------------------------------------------------------------------------------------------- */
 
 /* rtn with the type, and the first group size that fits; linears whose shape does not are kept. */
@@ -281,6 +303,7 @@ static void every_architecture_goes_into_every_format_or_is_refused_for_a_known_
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_method_goes_into_every_format_or_is_refused_for_a_known_reason),
+        cmocka_unit_test(a_mixture_that_a_format_cannot_hold_is_refused_by_the_plan),
         cmocka_unit_test(every_architecture_goes_into_every_format_or_is_refused_for_a_known_reason),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
