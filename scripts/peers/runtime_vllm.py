@@ -25,10 +25,10 @@ def longest(positions):
     return positions - 1
 
 
-def load(folder, dtype, threads):
+def load(folder, dtype, threads, kv=""):
     import vllm
     from common import config_of
-    kv = {"kv_cache_dtype": os.environ["LQ_KV_DTYPE"]} if "LQ_KV_DTYPE" in os.environ else {}
+    kv = {"kv_cache_dtype": kv} if kv else {}
     return vllm.LLM(folder, dtype=dtype or "auto", enforce_eager=True, max_model_len=min(2048, config_of(folder)["max_position_embeddings"]), max_num_seqs=1,
                     skip_tokenizer_init=True, enable_prefix_caching=False, **kv)
 
@@ -50,6 +50,11 @@ def nlls(llm, chunks):
         said = llm.generate([{"prompt_token_ids": ids}], settings, use_tqdm=False)[0].prompt_logprobs
         out.append(-sum(p[t].logprob for p, t in zip(said[1:], ids[1:], strict=True)) / (len(ids) - 1))
     return out
+
+
+def kv_scales(llm):
+    found = [(n.removesuffix(".attn"), m) for n, m in module_of(llm).named_modules() if hasattr(m, "_k_scale_float")]
+    return {f"{n}.{part}_scale": getattr(m, f"_{part}_scale_float") for n, m in found for part in "kv"}
 
 
 def weights(llm, known):
