@@ -171,7 +171,8 @@ enum lq_gguf_trait {
     LQ_GGUF_MROPE = 1 << 16,       /* the key rope.dimension_sections */
     LQ_GGUF_SQUARE = 1 << 17,      /* all heads together are as wide as the stream */
     LQ_GGUF_PARALLEL = 1 << 18,    /* both branches read the same stream */
-    LQ_GGUF_PARALLEL_KEY = 1 << 19 /* they do where use_parallel_residual says so */
+    LQ_GGUF_PARALLEL_KEY = 1 << 19, /* they do where use_parallel_residual says so */
+    LQ_GGUF_O_BIAS = 1 << 20       /* o may have a bias */
 };
 
 typedef struct lq_arch {

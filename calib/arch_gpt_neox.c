@@ -65,7 +65,7 @@ static lq_status config(lq_ctx *ctx, const lq_arch *a, const lq_params *p, json_
 
 const lq_arch lq_arch_gpt_neox = {
     .name = "gpt_neox", .model_types = (const char *const[]){"gpt_neox", NULL}, .gguf_archs = (const char *const[]){"gptneox", NULL},
-    .gguf = LQ_GGUF_GELU | LQ_GGUF_HEAD | LQ_GGUF_QKV_BIAS | LQ_GGUF_SQUARE | LQ_GGUF_PARALLEL_KEY,
+    .gguf = LQ_GGUF_GELU | LQ_GGUF_HEAD | LQ_GGUF_QKV_BIAS | LQ_GGUF_SQUARE | LQ_GGUF_O_BIAS | LQ_GGUF_PARALLEL_KEY,
     .block = block, .names = names,
     .respelled = (const lq_respelled[]){{"embed_out.", "lm_head."}, {NULL, NULL}}, .params_hf = params, .config = config,
     .family = {.keys = (const lq_respelled[]){{"rms_norm_eps", "layer_norm_eps"}, {"rope_theta", "rotary_emb_base"},

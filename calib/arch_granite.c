@@ -33,7 +33,7 @@ static lq_status config(lq_ctx *ctx, const lq_arch *a, const lq_params *p, json_
 
 const lq_arch lq_arch_granite = {
     .name = "granite", .model_types = (const char *const[]){"granite", NULL}, .gguf_archs = (const char *const[]){"granite", NULL},
-    .gguf = LQ_GGUF_ROPE_PAIRS | LQ_GGUF_DIVISORS | LQ_GGUF_LONG | LQ_GGUF_MULTIPLIERS,
+    .gguf = LQ_GGUF_ROPE_PAIRS | LQ_GGUF_DIVISORS | LQ_GGUF_LONG | LQ_GGUF_O_BIAS | LQ_GGUF_MULTIPLIERS,
     .block = lq_llama_block, .names = lq_llama_names, .params_hf = params, .config = config,
     .family = {.hidden = 4096, .ffn = 11008, .layers = 32, .heads = 32, .vocab = 32000, .max_ctx = 2048, .attention_bias = true, .mlp_bias = true,
                .hf_class = "GraniteForCausalLM"}};

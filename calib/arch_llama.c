@@ -58,13 +58,13 @@ const lq_arch_name lq_llama_names[] = { /* in the order of the catalog: before, 
 #define READERS .params_hf = lq_params_from_hf, .config = lq_params_to_hf
 
 const lq_arch lq_arch_llama = {
-    .name = "llama", .model_types = TYPES("llama"), .gguf_archs = TYPES("llama"), .gguf = LQ_GGUF_ROPE_PAIRS | LQ_GGUF_DIVISORS | LQ_GGUF_LONG, .block = lq_llama_block,
+    .name = "llama", .model_types = TYPES("llama"), .gguf_archs = TYPES("llama"), .gguf = LQ_GGUF_ROPE_PAIRS | LQ_GGUF_DIVISORS | LQ_GGUF_LONG | LQ_GGUF_O_BIAS, .block = lq_llama_block,
     .names = lq_llama_names,
     .family = {.hidden = 4096, .ffn = 11008, .layers = 32, .heads = 32, .vocab = 32000, .max_ctx = 2048,
                .attention_bias = true, .mlp_bias = true, .hf_class = "LlamaForCausalLM"}, READERS};
 
 const lq_arch lq_arch_mistral = {
-    .name = "mistral", .model_types = TYPES("mistral"), .gguf_archs = TYPES("llama"), .gguf = LQ_GGUF_ROPE_PAIRS | LQ_GGUF_DIVISORS | LQ_GGUF_LONG, .block = lq_llama_block,
+    .name = "mistral", .model_types = TYPES("mistral"), .gguf_archs = TYPES("llama"), .gguf = LQ_GGUF_ROPE_PAIRS | LQ_GGUF_DIVISORS | LQ_GGUF_LONG | LQ_GGUF_O_BIAS, .block = lq_llama_block,
     .names = lq_llama_names,
     .family = {.hidden = 4096, .ffn = 14336, .layers = 32, .heads = 32, .vocab = 32000, .kv_heads = 8,
                .max_ctx = 131072, .window = 4096, .windows = LQ_WINDOW_ALL, .hf_class = "MistralForCausalLM"}, READERS};

@@ -70,6 +70,7 @@ static lq_status check_math(maker *k) {
     if (p->act == LQ_ACTFN_GELU) lq_log(k->ctx, LQ_LOG_WARN, "GGUF: llama.cpp computes gelu by tanh, this model asks for the exact one");
     if (!strcmp(name, "falcon") && !p->parallel) REFUSE(k->ctx, "llama.cpp's Falcon has parallel attention only");
     if (k->a->gguf & LQ_GGUF_NO_BIAS && (p->qkv_bias || p->mlp_bias)) REFUSE(k->ctx, "llama.cpp's '%s' has no biases", k->arch);
+    if (p->o_bias && !(k->a->gguf & LQ_GGUF_O_BIAS)) REFUSE(k->ctx, "llama.cpp's '%s' has no bias of the output projection", k->arch);
     if (k->a->gguf & LQ_GGUF_QKV_BIAS && !p->qkv_bias) REFUSE(k->ctx, "llama.cpp's '%s' wants attention biases", k->arch);
     if (!strcmp(name, "gpt2") && p->attn_scale != 0) REFUSE(k->ctx, "llama.cpp always scales attention scores of GPT-2");
     if (!strcmp(name, "olmoe") && (p->clip_qkv != 0 || p->n_kv_heads != p->n_heads)) REFUSE(k->ctx, "llama.cpp's OLMoE has neither clip_qkv nor shared kv heads");
