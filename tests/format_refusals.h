@@ -34,13 +34,6 @@ static const refusal method_format_refusals[] = { /* format, method with its fla
     {0},
 };
 
-/* A type that a format takes, whose values the method at hand need not make. */
-static const refusal value_refusals[] = { /* format, method with its flags */
-    {"bitsandbytes", "*INT8*", "is no F32 number divided by 127", "bitsandbytes stores a row's largest weight: `lquant int8` makes such scales, a search does not"},
-    {"bitnet", "*", "is no reciprocal of an F32 number", "BitNet stores 1 / scale: --scheme b1.58 makes such scales"},
-    {0},
-};
-
 static const refusal arch_format_refusals[] = { /* format, architecture */
     {"gguf", "opt*", "llama.cpp has no architecture for 'opt'", ""},
     {"gguf", "bitnet", "this model has relu2", "llama.cpp's bitnet is that of the first models"},

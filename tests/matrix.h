@@ -60,6 +60,13 @@ static inline const char *matrix_out(const char *format, char buf[64]) {
     return buf;
 }
 
+static unsigned matrix_plans; /* runs that got past their plan */
+
+static inline void count_plan(void *user, const lq_plan *p) {
+    (void)user, (void)p;
+    matrix_plans++;
+}
+
 /* `lquant TEXT --format FORMAT FLAGS DIR/in DIR/out`: reads back what it wrote and compares every code. */
 static inline lq_status quantize(lq_ctx *ctx, const char *text, const char *format, const char *const *flags) {
     char in[64], out[64];
@@ -69,7 +76,7 @@ static inline lq_status quantize(lq_ctx *ctx, const char *text, const char *form
     for (; *flags; flags++) argv[argc++] = (char *)(uintptr_t)*flags;
     argv[argc++] = in;
     argv[argc++] = (char *)(uintptr_t)matrix_out(format, out);
-    lq_run run = {0};
+    lq_run run = {.on_plan = count_plan};
     json_t *report = NULL;
     LQ_TRY(lq_recipe_parse(ctx, text, &run.recipe));
     lq_optset sets[LQ_RUN_SETS + 1];

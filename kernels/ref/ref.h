@@ -17,6 +17,9 @@ void lq_glu_c(lq_actfn f, const float *gate, const float *up, float *y, size_t n
 void lq_softmax_c(float *x, size_t n, float scale);
 double lq_logsumexp_c(const float *x, size_t n);
 void lq_add_c(float *y, const float *x, size_t n);
+void lq_packed_dequant_c(const lq_packed *p, uint32_t t0, uint32_t nt, float *out);
+void lq_packed_gemv_c(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
+void lq_packed_idot_c(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
 double lq_dot_c(const float *a, const float *b, size_t n);
 enum { LQ_X_ADDED = LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK };
 typedef void (*lq_decode_fn)(lq_dtype t, const void *src, float *dst, size_t n);
