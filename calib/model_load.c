@@ -24,11 +24,7 @@ static shape shape_of(const lq_row *r) {
 }
 
 /* Model row that stored row r is. */
-static uint64_t model_row(const lq_row *row, uint64_t rows, uint64_t r) {
-    if (row->view != LQ_VIEW_ROPE_PAIRS) return r;
-    uint64_t dim = rows / row->view_heads, head = r / dim, in = r % dim;
-    return head * dim + in / 2 + (in & 1) * (dim / 2);
-}
+static uint64_t model_row(const lq_row *row, uint64_t r) { return row->view == LQ_VIEW_ROWS ? row->view_rows[r] : r; }
 
 typedef struct job { /* a slab on its way from src to dst */
     const lq_kernels *k;
@@ -104,7 +100,7 @@ static void convert_slice(void *arg, size_t i) {
     for (uint64_t r = i * SLICE; r < end; r++) {
         int64_t bad = j->row->view == LQ_VIEW_TRANSPOSED
                           ? one_column(j, r)
-                          : one_row(j, j->src + r * j->s.bytes, j->dst + model_row(j->row, j->s.rows, j->row0 + r) * stride);
+                          : one_row(j, j->src + r * j->s.bytes, j->dst + model_row(j->row, j->row0 + r) * stride);
         if (bad >= 0 && j->bad[i] < 0) j->bad[i] = (int64_t)(r * j->s.cols) + bad;
     }
 }
@@ -112,7 +108,7 @@ static void convert_slice(void *arg, size_t i) {
 static lq_status finite(lq_ctx *ctx, const job *j) {
     for (uint64_t i = 0; i < (j->rows + SLICE - 1) / SLICE; i++) {
         if (j->bad[i] < 0) continue;
-        uint64_t r = model_row(j->row, j->s.rows, j->row0 + (uint64_t)j->bad[i] / j->s.cols), c = (uint64_t)j->bad[i] % j->s.cols;
+        uint64_t r = model_row(j->row, j->row0 + (uint64_t)j->bad[i] / j->s.cols), c = (uint64_t)j->bad[i] % j->s.cols;
         if (j->row->view == LQ_VIEW_TRANSPOSED) {
             uint64_t swap = r;
             r = c;
@@ -122,6 +118,18 @@ static lq_status finite(lq_ctx *ctx, const job *j) {
                        (unsigned long long)c);
     }
     return LQ_OK;
+}
+
+/* What a file stores too much is exact in the type it stores: fp32, or a half that its own norms are multiplied in. */
+static void take_off(const lq_row *row, bool f32, void *data) {
+    lq_dtype t = f32 ? LQ_F32 : row->dtype;
+    for (uint64_t i = 0; row->view_add != 0 && i < lq_row_elems(row); i++) {
+        float v;
+        char *at = (char *)data + i * lq_dtypes[t].bytes;
+        lq_dtype_decode(t, at, &v, 1);
+        v -= row->view_add;
+        lq_dtype_encode(t, &v, at, 1);
+    }
 }
 
 /* All of a float row (dtype not NONE) into dst. */
@@ -146,6 +154,7 @@ static lq_status read_rows(lq_ctx *ctx, lq_model *m, const lq_row *row, bool f32
         LQ_GO(finite(ctx, &j));
         LQ_GO(lq_check_cancel(ctx));
     }
+    take_off(row, f32, dst);
 done:
     lq_free(slab);
     lq_free(j.bad);
@@ -153,9 +162,9 @@ done:
 }
 
 static lq_status read_blocks(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_qtensor *q) {
-    uint32_t rows = lq_row_rows(row), *stored = row->view == LQ_VIEW_ROPE_PAIRS ? LQ_NEWN(uint32_t, rows) : NULL;
-    if (row->view == LQ_VIEW_ROPE_PAIRS && !stored) return lq_oom(ctx, rows * sizeof *stored);
-    for (uint32_t r = 0; stored && r < rows; r++) stored[model_row(row, rows, r)] = r;
+    uint32_t rows = lq_row_rows(row), *stored = row->view == LQ_VIEW_ROWS ? LQ_NEWN(uint32_t, rows) : NULL;
+    if (row->view == LQ_VIEW_ROWS && !stored) return lq_oom(ctx, rows * sizeof *stored);
+    for (uint32_t r = 0; stored && r < rows; r++) stored[model_row(row, r)] = r;
     lq_status st = lq_source_read_blocks(ctx, m->src, (size_t)row->source, row->row0, rows, stored, q);
     q->slot = row->slot;
     lq_free(stored);
@@ -263,7 +272,7 @@ static uint64_t row_memory(const lq_model *m, const lq_row *r, lq_load how) {
     return padded((uint64_t)lq_row_rows(r) * lq_dtype_row_bytes(type, lq_row_cols(r)));
 }
 
-static bool belongs(const lq_row *r, int32_t b) { return r->slot.block == b && r->slot.role != LQ_R_UNKNOWN && r->slot.role != LQ_R_ROPE_DIV && !lq_role_is_kv(r->slot.role); }
+static bool belongs(const lq_row *r, int32_t b) { return r->slot.block == b && r->slot.role != LQ_R_UNKNOWN && !lq_role_is_kv(r->slot.role); }
 
 static uint64_t own_memory(const lq_model *m, int32_t b, lq_load how) {
     uint64_t n = 64;
