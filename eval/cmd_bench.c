@@ -35,7 +35,8 @@ static void help(const lq_optset *sets) {
     lq_opts_help(stdout, sets);
     printf("\nexamples:\n"
            "  lquant bench SmolLM2-4bit\n"
-           "  lquant bench SmolLM2-4bit --ctx 1024,8000 --batch 1,2,4,8 --json > b.json\n");
+           "  lquant bench SmolLM2-4bit --ctx 1024,8000 --batch 1,2,4,8 --json > b.json\n"
+           "  lquant bench m.gguf --ctx 64 --kv int8 -t 1\n");
 }
 
 /* "1,2,4" */
