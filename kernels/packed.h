@@ -62,7 +62,7 @@ static inline uint32_t lq_packed_ld(const lq_packed *p) { return p->units * LQ_U
 typedef struct lq_packed_x {
     uint32_t n;       /* tokens */
     const float *x;   /* [n][ld] in stored order, 0 behind cols */
-    const float *sum; /* [n][segs] their sums, where the zero is a MIN; else NULL */
+    const float *sum; /* [n][segs] their sums, where there are zeros; else NULL */
 } lq_packed_x;
 typedef struct lq_packed_i {
     uint32_t n;

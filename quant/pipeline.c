@@ -190,6 +190,7 @@ static lq_status open_and_plan(road *r) {
     LQ_TRY(lq_xforms_check(r));
     LQ_TRY(static_needs(r));
     LQ_TRY(lq_stored_open(r));
+    LQ_TRY(lq_assemble_check(r));
     r->by_block = r->needs || (r->stats.n && r->run->recipe.n_xforms);
     lq_log(r->ctx, LQ_LOG_INFO, "plan: %s to format %s, %u linears at %.3f bits per weight, %u kept, %.1f MB -> %.1f MB", method->name, format->name,
            r->plan.n_quantized, lq_plan_bpw(&r->plan), r->plan.n_kept, (double)r->plan.bytes_source / 1e6,

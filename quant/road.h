@@ -88,6 +88,7 @@ float lq_fuse_stage(const lq_stage *stage, uint32_t i);
 lq_status lq_fuse_read(road *r, const lq_row *row, float *out);
 lq_status lq_stream_run(road *r);    /* decides the codes of every linear: all units finished */
 /* Every output, written from the units into the job's folder, read by another code path and compared with the codes the method chose. */
+lq_status lq_assemble_check(road *r); /* what the formats refuse of the plan as a whole */
 lq_status lq_assemble(road *r);
 /* A GGUF's rows have other names and places: does the one of this row decode to what the codes mean? */
 lq_status lq_gguf_compare(road *r, const lq_row *row, const lq_qtensor *want, bool *same);
