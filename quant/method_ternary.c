@@ -7,7 +7,7 @@
  *   optimal   the support and scale of least squared error per group, exactly (fewbit.h)
  *   gptq      the same weighted by the Hessian, then codes with feedback (gptq_solve.h) and scales by turns (rescale.h)
  * A model of 6M parameters, groups of 128, 32 x 256 tokens of its own domain, KLD: absmean 0.87, optimal 0.27, gptq with scales fixed before
- * feedback 0.32, refitted 0.19. The default is what models trained for it need.
+ * feedback 0.32, refitted 0.18. The default is what models trained for it need.
  * On any other model it is refused without --force, with the price. */
 #include "core/num.h"
 #include "quant/fewbit.h"

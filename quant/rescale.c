@@ -13,7 +13,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { ROWS = LQ_PROXY_ROWS };
+enum { ROWS = LQ_PROXY_ROWS, SWEEPS = 8 };
 
 typedef struct job {
     const float *w, *h;
@@ -50,36 +50,58 @@ static double dot(const float *a, const float *b, uint32_t n) {
     return s;
 }
 
-/* The scales of a row moved by d, as they are stored; d becomes what rounding left of it. */
-static void round_scales(const job *j, uint32_t row, double *d, float *scale) {
+/* A scale moved by d as it is stored, at least an eighth of what it was: a group is not given up. Returns what d has become. */
+static double stored(const job *j, float was, double d, float *scale) {
     const lq_plane_desc *p = &j->q->sch.scale;
-    for (uint32_t g = 0; g < j->n; g++) {
-        size_t at = lq_plane_index(p, j->q->cols, row, g * j->group);
-        float was = lq_plane_get(p, &j->q->scale, at), least = p->dtype == LQ_F32 ? 0x1p-126f : 0x1p-14f;
-        scale[g] = was > 0 && d[g] > -1 ? lq_plane_round(p, (float)((double)was * (1 + d[g]))) : was;
-        if (was > 0 && !(scale[g] >= least && isfinite(scale[g]))) scale[g] = was;
-        d[g] = was > 0 ? (double)scale[g] / (double)was - 1 : 0;
+    float least = p->dtype == LQ_F32 ? 0x1p-126f : 0x1p-14f;
+    if (!(was > 0)) return *scale = was, 0;
+    *scale = lq_plane_round(p, (float)((double)was * fmax(1 + d, 0.125)));
+    if (!(*scale >= least && isfinite(*scale))) *scale = was;
+    return (double)*scale / (double)was - 1;
+}
+
+/* sum over k of a_gk x_k, of the lower triangle of a */
+static double row_sum(const double *a, uint32_t n, uint32_t g, const double *x) {
+    double s = 0;
+    for (uint32_t k = 0; k < n; k++) s += a[g > k ? (size_t)g * n + k : (size_t)k * n + g] * x[k];
+    return s;
+}
+
+/* Rounding and bounds move one scale, the others follow: one at a time, to the nearest that is stored. */
+static void descend(const job *j, const double *a, const double *b, const float *was, double *x, float *scale) {
+    for (int sweep = 0; sweep < SWEEPS; sweep++) {
+        bool moved = false;
+        for (uint32_t g = 0; g < j->n; g++) {
+            double own = a[(size_t)g * j->n + g], rest = own > 0 ? b[g] - row_sum(a, j->n, g, x) + own * x[g] : 0;
+            float s = scale[g];
+            double d = own > 0 ? stored(j, was[g], rest / own, &s) : x[g];
+            if (d == x[g] || !(own * d * d - 2 * rest * d < own * x[g] * x[g] - 2 * rest * x[g])) continue;
+            x[g] = d;
+            scale[g] = s;
+            moved = true;
+        }
+        if (!moved) return;
     }
 }
 
 static void fit_row(const job *j, uint32_t row, const double *sys, double *a, double *x, float *scale) {
+    const lq_plane_desc *p = &j->q->sch.scale;
     uint32_t n = j->n;
     const double *b = sys + (size_t)n * n;
+    float *was = scale + n;
+    double change = 0;
     memcpy(a, sys, (size_t)n * n * sizeof *a);
     memcpy(x, b, n * sizeof *x);
     for (uint32_t g = 0; g < n; g++) {
+        was[g] = lq_plane_get(p, &j->q->scale, lq_plane_index(p, j->q->cols, row, g * j->group));
         if (a[g * n + g] <= 0) a[g * n + g] = 1; /* a group of zeros: its right side is zero too */
         a[g * n + g] *= 1 + 1e-9;
     }
-    if (!solve(a, n, x)) return;
-    round_scales(j, row, x, scale);
-    double change = 0;
-    for (uint32_t g = 0; g < n; g++) {
-        double s = 0;
-        for (uint32_t k = 0; k < n; k++) s += sys[(size_t)(g > k ? g * n + k : k * n + g)] * x[k];
-        change += x[g] * (s - 2 * b[g]);
-    }
-    for (uint32_t g = 0; g < n && change < 0; g++) lq_plane_set(&j->q->sch.scale, &j->q->scale, lq_plane_index(&j->q->sch.scale, j->q->cols, row, g * j->group), scale[g]);
+    if (!solve(a, n, x)) memset(x, 0, n * sizeof *x);
+    for (uint32_t g = 0; g < n; g++) x[g] = stored(j, was[g], x[g], &scale[g]);
+    descend(j, sys, b, was, x, scale);
+    for (uint32_t g = 0; g < n; g++) change += x[g] * (row_sum(sys, n, g, x) - 2 * b[g]);
+    for (uint32_t g = 0; g < n && change < 0; g++) lq_plane_set(p, &j->q->scale, lq_plane_index(p, j->q->cols, row, g * j->group), scale[g]);
 }
 
 static void fit_slice(void *arg, size_t i) {
