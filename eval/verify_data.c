@@ -41,6 +41,12 @@ static void add_up(tally *t, const tally *parts, size_t n) {
     }
 }
 
+/* Of two bits, whole groups of zeros are no sign of damage. */
+static bool is_coarse(const lq_entry *e) {
+    if (e->scheme.grid.bits) return e->scheme.grid.bits <= 2;
+    return lq_dtypes[e->dtype].block > 1 && 8.0 * lq_dtypes[e->dtype].bytes < 2.7 * lq_dtypes[e->dtype].block;
+}
+
 static void tell(verify *v, const lq_entry *e, const tally *t, uint32_t group) {
     uint64_t cols = lq_entry_cols(e);
     if (t->bad)
@@ -48,7 +54,7 @@ static void tell(verify *v, const lq_entry *e, const tally *t, uint32_t group) {
                        (uint64_t)t->first_bad / cols, (uint64_t)t->first_bad % cols);
     if (e->ndim < 2 || !t->n) return;
     if (t->zero == t->n) lq_verify_find(v, LQ_SEV_WARNING, "zeros", e->name, "every weight is 0");
-    else if (t->zero_groups * 100 > t->groups)
+    else if (t->zero_groups * 100 > t->groups && !is_coarse(e))
         lq_verify_find(v, LQ_SEV_WARNING, "zeros", e->name, "%" PRIu64 " of %" PRIu64 " groups of %u weights are all 0", t->zero_groups, t->groups, group);
 }
 

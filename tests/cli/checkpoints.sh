@@ -180,6 +180,20 @@ verify_checks_files() { # test
     expect 3 "no such file" "$lquant" verify "$tmp/nowhere"
 }
 
+sound_checkpoints_raise_no_alarm() { # test
+    ok "$lquant" rtn --scheme Q2_0 -q "$tiny" "$tmp/m.gguf" # whole groups of it are zeros
+    ok "$lquant" verify "$tmp/m.gguf"
+    grep -q "0 errors, 0 warnings" "$tmp/stdout" || fail "$(grep warning "$tmp/stdout" | head -n 3)"
+    fresh && rm -f "$tmp/q/tokenizer_config.json" "$tmp/q/generation_config.json"
+    ok "$lquant" verify "$tmp/q"
+    grep -q "0 errors, 0 warnings" "$tmp/stdout" || fail "$(grep warning "$tmp/stdout" | head -n 3)"
+    fresh && rm "$tmp/q/tokenizer.json"
+    ok "$lquant" verify "$tmp/q"
+    grep -q "0 errors, 1 warnings" "$tmp/stdout" || fail "a missing tokenizer is told twice"
+    json_edit "$tmp/q/config.json" 's/"model_type"/"vision_config": {"depth": 2}, "model_type"/'
+    ok "$lquant" verify "$tmp/q"
+}
+
 verify_checks_a_gguf() { # test
     quantized --format gguf && mv "$tmp/q" "$tmp/m.gguf"
     sound "$tmp/m.gguf"
