@@ -34,7 +34,8 @@ typedef struct lq_kernels {
     /* The codes of tiles [t0, t0 + nt) of a packed matrix, what extras add left out. Decoded into out[rows of these tiles][cols], weight-column
      * order: bit-equal to lq_qtensor_decode_row. */
     void (*packed_dequant)(const lq_packed *p, uint32_t t0, uint32_t nt, float *out);
-    /* Times n tokens: y[t * ldy + r], r the row of the matrix. Within k eps sum (|s A| + |s z|) |x|; a MIN counts as |z|. */
+    /* Times n tokens: y[t * ldy + r], r the row of the matrix. Within k eps sum ((|s A| + |s z|) |x| + |s| 2^-127); a MIN
+     * counts as |z|. */
     void (*packed_gemv)(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
     /* Times rounded activations, for schemes that have them: acc[n][nt * 16], whole sums of a segment exact, then
      * sum over segments g in ascending order of step[g] (s sum - z' ones), z' = s z or a MIN's z, each operation rounded to fp64. Rows behind the

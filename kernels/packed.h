@@ -52,6 +52,7 @@ void lq_packed_free(lq_packed *p);
 
 /* Stored code of row r, stored column c. */
 uint32_t lq_packed_code(const lq_packed *p, uint32_t r, uint32_t c);
+void lq_packed_set_code(const lq_packed *p, uint32_t r, uint32_t c, uint32_t code); /* where it was 0 */
 /* Scale and zero of row r in segment g as floats. */
 float lq_packed_scale(const lq_packed *p, uint32_t r, uint32_t g);
 float lq_packed_zero(const lq_packed *p, uint32_t r, uint32_t g);
@@ -62,7 +63,7 @@ static inline uint32_t lq_packed_ld(const lq_packed *p) { return p->units * LQ_U
 typedef struct lq_packed_x {
     uint32_t n;       /* tokens */
     const float *x;   /* [n][ld] in stored order, 0 behind cols */
-    const float *sum; /* [n][segs] their sums, where the zero is a MIN; else NULL */
+    const float *sum; /* [n][segs] their sums, where there are zeros; else NULL */
 } lq_packed_x;
 typedef struct lq_packed_i {
     uint32_t n;

@@ -7,7 +7,7 @@
 
 static size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
 static uint32_t seg_end(const lq_packed *p, uint32_t g) { return p->q.cols - g * p->seg < p->seg ? p->q.cols : (g + 1) * p->seg; }
-static bool wants_sums(const lq_packed *p) { return p->q.sch.zero_kind == LQ_ZERO_MIN; }
+static bool wants_sums(const lq_packed *p) { return p->zero != LQ_NONE; }
 
 size_t lq_packed_x_bytes(const lq_packed *p, uint32_t n) {
     return aligned((size_t)n * lq_packed_ld(p) * sizeof(float)) + (wants_sums(p) ? aligned((size_t)n * p->segs * sizeof(float)) : 0);

@@ -16,9 +16,15 @@ static void use_avx2(lq_kernels *k) {
     k->softmax = lq_softmax_avx2;
     k->logsumexp = lq_logsumexp_avx2;
     k->dot = lq_dot_avx2;
+    k->packed_dequant = lq_packed_dequant_avx2;
+    k->packed_gemv = lq_packed_gemv_avx2;
+    k->packed_idot = lq_packed_idot_avx2;
 }
 
-static void use_avxvnni(lq_kernels *k) { k->name = "avxvnni"; }
+static void use_avxvnni(lq_kernels *k) {
+    k->name = "avxvnni";
+    k->packed_idot = lq_packed_idot_avxvnni;
+}
 
 static void use_avx512(lq_kernels *k) {
     k->name = "avx512";
