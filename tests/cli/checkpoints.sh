@@ -75,6 +75,18 @@ what_has_no_exact_place_is_refused_by_name_or_costs_what_is_told() { # test
     absent "$tmp/b" "$tmp/b.partial"
 }
 
+scales_of_keys_and_values_go_where_a_runtime_reads_them() { # test
+    ok "$lquant" rtn --bits 4 --kv-scales --calib random --nsamples 2 --seqlen 32 --format compressed-tensors -q "$tiny" "$tmp/kv"
+    ok "$lquant" convert --format lqt "$tmp/kv" "$tmp/kv.lqt"
+    ok "$lquant" convert --format modelopt --overwrite "$tmp/kv" "$tmp/out"
+    rm -rf "$tmp/out"
+    for f in gptq awq gguf mlx; do
+        expect 4 "format $f has no place for scales of keys and values" "$lquant" convert --format $f "$tmp/kv" "$tmp/out"
+        absent "$tmp/out" "$tmp/out.partial"
+    done
+    ok "$lquant" convert --lossy --format gptq "$tmp/kv" "$tmp/out"
+}
+
 diff_speaks_like_diff() { # test
     quantized
     differ "$tiny" "$tmp/q"
