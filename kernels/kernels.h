@@ -31,6 +31,9 @@ typedef struct lq_kernels {
     void (*add)(float *y, const float *x, size_t n); /* y += x */
     /* One token: y = (x - mean) / sqrt(variance + eps) * gain + shift; NULL: 1 and 0; y may be x. */
     void (*layernorm)(const float *x, const float *gain, const float *shift, float eps, uint32_t d, float *y);
+    /* n values of a small KV cache: step * src[i], src I8 or E4M3; low + step * nibble i, the low nibble of a byte first. The bits of C. */
+    void (*kv8)(lq_dtype t, const void *src, float step, float *dst, size_t n);
+    void (*kv4)(const void *src, float low, float step, float *dst, size_t n);
     double (*dot)(const float *a, const float *b, size_t n); /* products exact, sums in fp64 in a fixed order */
     /* The codes of tiles [t0, t0 + nt) of a packed matrix, what extras add left out. Decoded into out[rows of these tiles][cols], weight-column
      * order: bit-equal to lq_qtensor_decode_row. */

@@ -14,6 +14,12 @@ static void use_avx2(lq_kernels *k) {
     k->softmax = lq_softmax_avx2;
     k->logsumexp = lq_logsumexp_avx2;
     k->dot = lq_dot_avx2;
+    k->layernorm = lq_layernorm_avx2;
+    k->add = lq_add_avx2;
+    k->rope = lq_rope_avx2;
+    k->rope_pairs = lq_rope_pairs_avx2;
+    k->kv8 = lq_kv8_avx2;
+    k->kv4 = lq_kv4_avx2;
     k->packed_dequant = lq_packed_dequant_avx2;
     k->packed_gemv = lq_packed_gemv_avx2;
     k->packed_idot = lq_packed_idot_avx2;
