@@ -50,10 +50,10 @@ static void list_archs(void) {
 }
 
 static void list_kernels(void) {
-    for (unsigned mask = 0, all = lq_cpu_mask();; mask = (mask << 1) | 1) {
+    for (unsigned mask = 0, last = ~0u, all = lq_cpu_mask();; last = mask & all, mask = (mask << 1) | 1) {
         lq_kernels k;
         lq_kernels_init(&k, mask & all);
-        puts(k.name);
+        if ((mask & all) != last) puts(k.name);
         if ((mask & all) == all) return;
     }
 }

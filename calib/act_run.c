@@ -7,7 +7,7 @@
  *
  * The inner sums of integer codes are exact: panels of at most lq_act_panel() columns through sgemm, where no partial sum
  * reaches 2^24, added in fp64. Everything outside them is fp64 in a fixed order, rounded once. FP8 and table grids: the inner
- * sum is fp32. What is left out of the codes (outliers of LLM.int8, kept columns, sparse values, low rank) multiplies the
+ * sum is fp32. Packed codes have a kernel for the integer sums and the formula around them, with the same bits. What is left out of the codes (outliers of LLM.int8, kept columns, sparse values, low rank) multiplies the
  * activations as they are. Sources: LLM.int8 (arXiv 2208.07339), ZeroQuant (2206.01861); algorithms.md 2, 3. */
 #include "calib/act.h"
 #include "calib/run.h"
@@ -35,6 +35,9 @@ typedef struct call {
     uint8_t *apart;             /* [cols] */
     seg *segs;
     uint32_t n_segs;
+    lq_packed_i *packed;        /* [blocks of TOKENS]: codes as packed weights multiply them; NULL: these are not packed */
+    char *prepared;             /* what they point into */
+    uint32_t *used, n_used;     /* packed: stored columns that hold an outlier in some token */
     uint32_t *out_at, *out_col; /* outliers of token t: out_col[out_at[t] .. out_at[t + 1]) */
     double *low;                /* [n][rank] b x */
     float *low_b;               /* [rank][cols] */
@@ -107,11 +110,26 @@ static bool list_outliers(call *a, const uint8_t *batch) {
     return true;
 }
 
+static uint32_t stored_col(const call *a, uint32_t c) { /* outliers under a permutation are few */
+    for (uint32_t i = 0; !a->whole && a->q->perm && i < a->q->cols; i++)
+        if (a->q->perm[i] == c) return i;
+    return c;
+}
+
+static bool list_used(call *a, uint8_t *seen) {
+    if (!(a->used = LQ_NEWN(uint32_t, a->q->cols))) return false;
+    memset(seen, 0, a->q->cols);
+    for (uint32_t i = 0; i < a->out_at[a->n]; i++) {
+        if (!seen[a->out_col[i]]) a->used[a->n_used++] = stored_col(a, a->out_col[i]);
+        seen[a->out_col[i]] = 1;
+    }
+    return true;
+}
+
 static bool find_outliers(call *a) {
-    if (!a->q->sch.act.scope) return list_outliers(a, NULL);
     uint8_t *batch = lq_alloc(a->q->cols);
-    if (batch) spread_outliers(a, batch);
-    bool ok = batch && list_outliers(a, batch);
+    if (batch && a->q->sch.act.scope) spread_outliers(a, batch);
+    bool ok = batch && list_outliers(a, a->q->sch.act.scope ? batch : NULL) && (!a->lin->packed || list_used(a, batch));
     lq_free(batch);
     return ok;
 }
@@ -132,8 +150,9 @@ static void quantize_token(void *arg, size_t t) {
 
 typedef struct block { /* tokens [t0, t0 + n) times rows [r0, r0 + nr) */
     uint32_t t0, n, r0, nr;
-    const float *w;    /* [nr][cols] */
-    double *sum, *acc; /* [n][nr]: of a segment, of all */
+    uint32_t ld;       /* of acc: nr, or whole tiles */
+    float *w;          /* [nr][cols]; packed: only the columns that add_outliers reads */
+    double *sum, *acc; /* [n][nr] of a segment, [n][ld] of all */
     float *part;       /* [n][nr] */
 } block;
 
@@ -168,7 +187,7 @@ static void add_segment(const call *a, const block *b, const seg *g) {
     }
     for (uint32_t t = 0; t < b->n; t++) {
         double step = (double)a->step[(size_t)(b->t0 + t) * a->tiles + (s->act.tile ? g->c0 / s->act.tile : 0)];
-        double ones = has_zero ? code_sum(a, b->t0 + t, g) : 0, *acc = b->acc + (size_t)t * b->nr;
+        double ones = has_zero ? code_sum(a, b->t0 + t, g) : 0, *acc = b->acc + (size_t)t * b->ld;
         const double *sum = b->sum + (size_t)t * b->nr;
         for (uint32_t r = 0; r < b->nr; r++) acc[r] += step * (scale[r] * sum[r] - zero[r] * ones);
     }
@@ -184,18 +203,12 @@ static double weight_of(const call *a, float v, uint32_t r, uint32_t c) {
     return s->zero_kind == LQ_ZERO_MIN ? scale * (double)v - zero : scale * ((double)v - zero);
 }
 
-static uint32_t stored_col(const call *a, uint32_t c) { /* outliers under a permutation are few */
-    for (uint32_t i = 0; !a->whole && a->q->perm && i < a->q->cols; i++)
-        if (a->q->perm[i] == c) return i;
-    return c;
-}
-
 static void add_outliers(const call *a, const block *b) {
     uint32_t cols = a->q->cols;
     for (uint32_t t = 0; t < b->n; t++)
         for (uint32_t i = a->out_at[b->t0 + t]; i < a->out_at[b->t0 + t + 1]; i++) {
             uint32_t c = stored_col(a, a->out_col[i]);
-            double x = (double)a->x[(size_t)(b->t0 + t) * cols + a->out_col[i]], *acc = b->acc + (size_t)t * b->nr;
+            double x = (double)a->x[(size_t)(b->t0 + t) * cols + a->out_col[i]], *acc = b->acc + (size_t)t * b->ld;
             for (uint32_t r = 0; r < b->nr; r++) acc[r] += x * weight_of(a, b->w[(size_t)r * cols + c], b->r0 + r, c);
         }
 }
@@ -214,27 +227,50 @@ static void add_extras(const call *a, const block *b) {
             for (uint32_t i = sparse ? q->outliers.row[row] : 0; sparse && i < q->outliers.row[row + 1]; i++)
                 if (!a->apart[q->outliers.col[i]]) sum += (double)x[q->outliers.col[i]] * (double)lq_f16_f32(q->outliers.v[i]);
             for (uint32_t k = 0; a->low && k < rank; k++) sum += a->low[(size_t)(b->t0 + t) * rank + k] * (double)lq_f16_f32(q->lr.a[row * rank + k]);
-            b->acc[(size_t)t * b->nr + r] += sum;
+            b->acc[(size_t)t * b->ld + r] += sum;
         }
     }
+}
+
+static void used_codes(const call *a, const block *b) {
+    for (uint32_t i = 0; i < a->n_used; i++)
+        for (uint32_t r = 0; r < b->nr; r++)
+            b->w[(size_t)r * a->q->cols + a->used[i]] = lq_grid_value(a->q, b->r0 + r, lq_packed_code(a->lin->packed, b->r0 + r, a->used[i]));
+}
+
+static void multiply(const call *a, const block *b) {
+    if (a->packed) {
+        a->k->packed_idot(a->lin->packed, b->r0 / LQ_TILE, b->ld / LQ_TILE, &a->packed[b->t0 / TOKENS], b->acc);
+        return;
+    }
+    memset(b->acc, 0, (size_t)b->n * b->ld * sizeof *b->acc);
+    for (const seg *g = a->segs; g < a->segs + a->n_segs; g++) add_segment(a, b, g);
 }
 
 static void product_slice(void *arg, size_t i) {
     const call *a = arg;
     double sum[TOKENS * ROWS], acc[TOKENS * ROWS];
-    float part[TOKENS * ROWS], *w = lq_work_mine(a->work);
-    block b = {.r0 = (uint32_t)i * a->panel, .w = w, .sum = sum, .acc = acc, .part = part};
+    float part[TOKENS * ROWS];
+    block b = {.r0 = (uint32_t)i * a->panel, .w = lq_work_mine(a->work), .sum = sum, .acc = acc, .part = part};
     b.nr = a->q->rows - b.r0 < a->panel ? a->q->rows - b.r0 : a->panel;
-    a->k->dequant(&a->bare, b.r0, b.nr, w);
+    b.ld = a->packed ? (b.nr + LQ_TILE - 1) / LQ_TILE * LQ_TILE : b.nr;
+    if (a->packed) used_codes(a, &b);
+    else a->k->dequant(&a->bare, b.r0, b.nr, b.w);
     for (b.t0 = 0; b.t0 < a->n; b.t0 += TOKENS) {
         b.n = a->n - b.t0 < TOKENS ? a->n - b.t0 : TOKENS;
-        memset(acc, 0, sizeof acc);
-        for (const seg *g = a->segs; g < a->segs + a->n_segs; g++) add_segment(a, &b, g);
+        multiply(a, &b);
         if (has_outliers(a)) add_outliers(a, &b);
         if (a->q->sch.extra & (LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK)) add_extras(a, &b);
         for (uint32_t t = 0; t < b.n; t++)
-            for (uint32_t r = 0; r < b.nr; r++) a->y[(size_t)(b.t0 + t) * a->q->rows + b.r0 + r] = (float)acc[t * b.nr + r];
+            for (uint32_t r = 0; r < b.nr; r++) a->y[(size_t)(b.t0 + t) * a->q->rows + b.r0 + r] = (float)acc[t * b.ld + r];
     }
+}
+
+static void pack_tokens(void *arg, size_t i) {
+    const call *a = arg;
+    const lq_packed *p = a->lin->packed;
+    uint32_t t0 = (uint32_t)i * TOKENS, n = a->n - t0 < TOKENS ? a->n - t0 : TOKENS;
+    a->packed[i] = lq_packed_i_make(p, a->code + (size_t)t0 * a->q->cols, a->step + (size_t)t0 * a->tiles, n, a->prepared + i * lq_packed_i_bytes(p, TOKENS));
 }
 
 /* bitsandbytes takes codes from the activations' F16; outliers multiply as they are. What F16 cannot hold is an outlier in any case. */
@@ -249,12 +285,17 @@ static bool see_half(call *a) {
     return true;
 }
 
+static bool room_for_packed(call *a) {
+    size_t blocks = (a->n + TOKENS - 1) / TOKENS, each = lq_packed_i_bytes(a->lin->packed, a->n < TOKENS ? a->n : TOKENS);
+    return (a->packed = LQ_NEWN(lq_packed_i, blocks)) && (a->prepared = lq_calloc(blocks, each));
+}
+
 static bool prepare(call *a) {
     const lq_qtensor *q = a->q;
     uint32_t rank = q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0;
     a->tiles = lq_act_tiles(&q->sch.act, q->cols);
     make_bare(a);
-    bool ok = make_segs(a) && (a->code = lq_alloc((size_t)a->n * q->cols * 4)) && (a->step = LQ_NEWN(float, (size_t)a->n * a->tiles)) &&
+    bool ok = (a->lin->packed ? room_for_packed(a) : make_segs(a)) && (a->code = lq_alloc((size_t)a->n * q->cols * 4)) && (a->step = LQ_NEWN(float, (size_t)a->n * a->tiles)) &&
               (a->apart = LQ_NEWN(uint8_t, q->cols)) && (a->bad = LQ_NEWN(uint32_t, a->n));
     if (!ok) return false;
     for (uint32_t i = 0; q->sch.extra & LQ_X_OUTLIER_COLS && i < q->outlier_cols.n; i++) a->apart[q->outlier_cols.idx[i]] = 1;
@@ -274,6 +315,9 @@ static void finish(call *a) {
     lq_free(a->apart);
     lq_free(a->bad);
     lq_free(a->segs);
+    lq_free(a->packed);
+    lq_free(a->prepared);
+    lq_free(a->used);
     lq_free(a->out_at);
     lq_free(a->out_col);
     lq_free(a->low);
@@ -292,7 +336,10 @@ void lq_act_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, uin
         for (uint32_t t = 0; t < n && !fault->st; t++)
             if (a.bad[t] < lin->cols) *fault = (lq_fault){LQ_ERR_QUALITY, lin->row ? lin->row->name : NULL, a.bad[t]};
         if (fault->st) memset(y, 0, (size_t)n * lin->rows * sizeof *y);
-        else lq_spread((lin->rows + a.panel - 1) / a.panel, work * n, product_slice, &a);
+        else {
+            if (a.packed) lq_spread((n + TOKENS - 1) / TOKENS, (uint64_t)n * lin->cols, pack_tokens, &a);
+            lq_spread((lin->rows + a.panel - 1) / a.panel, work * n, product_slice, &a);
+        }
     }
     finish(&a);
 }

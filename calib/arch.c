@@ -44,10 +44,13 @@ const lq_arch *lq_arch_by_model_type(const char *model_type) {
     return NULL;
 }
 
-const lq_arch *lq_arch_by_gguf(const char *architecture, bool experts) {
-    for (const lq_arch *const *a = lq_archs; *a; a++)
-        if ((*a)->gguf_archs && is_listed((*a)->gguf_archs, architecture) && ((*a)->family.moe.n != NULL) == experts) return *a;
-    return NULL;
+const lq_arch *lq_arch_by_gguf(const char *architecture, bool experts, bool window) {
+    const lq_arch *found = NULL;
+    for (const lq_arch *const *a = lq_archs; *a; a++) {
+        if (!(*a)->gguf_archs || !is_listed((*a)->gguf_archs, architecture) || ((*a)->family.moe.n != NULL) != experts) continue;
+        if (!found || (window && found->family.windows == LQ_WINDOW_NONE)) found = *a;
+    }
+    return found;
 }
 
 const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part) {
@@ -75,7 +78,6 @@ bool lq_params_has(const lq_params *p, uint8_t only_if) {
     case LQ_FEAT_O_BIAS: return p->o_bias;
     case LQ_FEAT_MLP_BIAS: return p->mlp_bias;
     case LQ_FEAT_UNTIED: return !p->tied;
-    case LQ_FEAT_ROPE_TENSOR: return p->rope_tensor;
     case LQ_FEAT_CLIP_QKV: return p->clip_qkv > 0;
     case LQ_FEAT_MOE: return p->n_experts > 0;
     case LQ_FEAT_SHARED: return p->n_experts && p->shared_ffn;
@@ -107,7 +109,6 @@ uint32_t lq_params_dim(const lq_params *p, uint8_t d) {
     case LQ_DIM_Q: return p->n_heads * p->head_dim;
     case LQ_DIM_KV: return p->n_kv_heads * p->head_dim;
     case LQ_DIM_HEAD: return p->head_dim;
-    case LQ_DIM_HALF_HEAD: return p->head_dim / 2;
     case LQ_DIM_ONE: return 1;
     case LQ_DIM_EXPERTS: return p->n_experts;
     case LQ_DIM_EXPERT_FFN: return p->expert_ffn;

@@ -39,14 +39,14 @@ typedef struct lq_op {
 } lq_op;
 
 typedef enum lq_feature {         /* what a configuration switches; 0 is always on */
-    LQ_FEAT_ALWAYS, LQ_FEAT_QK_NORM, LQ_FEAT_QKV_BIAS, LQ_FEAT_O_BIAS, LQ_FEAT_MLP_BIAS, LQ_FEAT_UNTIED, LQ_FEAT_ROPE_TENSOR,
+    LQ_FEAT_ALWAYS, LQ_FEAT_QK_NORM, LQ_FEAT_QKV_BIAS, LQ_FEAT_O_BIAS, LQ_FEAT_MLP_BIAS, LQ_FEAT_UNTIED,
     LQ_FEAT_POST_NORM,            /* norms of the residual stream after the branches are added */
     LQ_FEAT_PARALLEL, LQ_FEAT_ONE_NORM, LQ_FEAT_TWO_NORMS, /* both branches read the same stream; through one norm, through one each */
     LQ_FEAT_NORM_GAIN, LQ_FEAT_FINAL_NORM, LQ_FEAT_PROJ, LQ_FEAT_HEAD_BIAS,
     LQ_FEAT_CLIP_QKV, LQ_FEAT_MOE, LQ_FEAT_SHARED, LQ_FEAT_DENSE /* the last three differ between layers: lq_params_at */
 } lq_feature;
 typedef enum lq_dim {             /* an extent that follows from the parameters */
-    LQ_DIM_NONE, LQ_DIM_HIDDEN, LQ_DIM_FFN, LQ_DIM_VOCAB, LQ_DIM_Q, LQ_DIM_KV, LQ_DIM_HEAD, LQ_DIM_HALF_HEAD,
+    LQ_DIM_NONE, LQ_DIM_HIDDEN, LQ_DIM_FFN, LQ_DIM_VOCAB, LQ_DIM_Q, LQ_DIM_KV, LQ_DIM_HEAD,
     LQ_DIM_EMBED, LQ_DIM_POSITIONS, LQ_DIM_QKV, LQ_DIM_GATE_UP,
     LQ_DIM_ONE, LQ_DIM_EXPERTS, LQ_DIM_EXPERT_FFN, LQ_DIM_SHARED_FFN
 } lq_dim;
@@ -85,7 +85,7 @@ typedef struct lq_params {        /* from config.json or GGUF metadata, range-ch
     lq_actfn act;
     uint32_t embed_dim;           /* width of the embedding where project_in follows; 0: hidden */
     uint32_t pos_offset;          /* row of the learned positions that position 0 is */
-    bool tied, qkv_bias, o_bias, mlp_bias, qk_norm, rope_tensor;
+    bool tied, qkv_bias, o_bias, mlp_bias, qk_norm;
     bool layernorm;               /* every NORM is a LayerNorm */
     bool plain_norm;              /* its norms have neither gain nor bias */
     bool post_norm, parallel, one_norm, no_final_norm, head_bias;
@@ -150,18 +150,43 @@ typedef struct lq_family {
     } moe;
 } lq_family;
 
+/* What is special about an architecture in GGUF: how its files lie, and what llama.cpp's graph of it has or lacks. */
+enum lq_gguf_trait {
+    LQ_GGUF_ROPE_PAIRS = 1 << 0,   /* rows of q and k lie as rope pairs */
+    LQ_GGUF_GAIN_ONE = 1 << 1,     /* a gain w that means 1 + w lies as 1 + w */
+    LQ_GGUF_EMBED_SQRT = 1 << 2,   /* embeddings are multiplied by sqrt(hidden) */
+    LQ_GGUF_BY_BLOCKS = 1 << 3,    /* the scale of the scores follows from the number of blocks: lq_gguf_attn_scale */
+    LQ_GGUF_CAPS = 1 << 4,         /* scores and logits are always capped, at 50 and 30 when no key says otherwise */
+    LQ_GGUF_LOGIT_CAP = 1 << 5,    /* logits are capped where a key says so */
+    LQ_GGUF_MULTIPLIERS = 1 << 6,  /* Granite's four, as keys */
+    LQ_GGUF_CLIP = 1 << 7,         /* the key attention.clamp_kqv */
+    LQ_GGUF_DIVISORS = 1 << 8,     /* rope_freqs.weight: Llama 3's scaling */
+    LQ_GGUF_LONG = 1 << 9,         /* rope_factors_long.weight and _short */
+    LQ_GGUF_HEAD = 1 << 10,        /* output.weight must be there: a tied head is stored as well */
+    LQ_GGUF_NO_HEAD = 1 << 11,     /* the head is the embedding */
+    LQ_GGUF_WINDOW = 1 << 12,      /* sliding windows are applied; elsewhere the key is there for us alone */
+    LQ_GGUF_GELU = 1 << 13,        /* gelu by tanh; else silu */
+    LQ_GGUF_QKV_BIAS = 1 << 14,    /* the fused matrix must have a bias */
+    LQ_GGUF_NO_BIAS = 1 << 15,
+    LQ_GGUF_MROPE = 1 << 16,       /* the key rope.dimension_sections */
+    LQ_GGUF_SQUARE = 1 << 17,      /* all heads together are as wide as the stream */
+    LQ_GGUF_PARALLEL = 1 << 18,    /* both branches read the same stream */
+    LQ_GGUF_PARALLEL_KEY = 1 << 19, /* they do where use_parallel_residual says so */
+    LQ_GGUF_O_BIAS = 1 << 20       /* o may have a bias */
+};
+
 typedef struct lq_arch {
     const char *name;                   /* "llama" */
     const char *const *model_types;     /* config.json model_type values accepted, NULL ends; the first is written by convert */
-    const char *const *gguf_archs;      /* general.architecture values, NULL ends; NULL: llama.cpp has none */
-    bool gguf_rope_pairs;               /* GGUF stores q/k rows as rope pairs */
+    const char *const *gguf_archs;      /* general.architecture values, NULL ends, the first is written; NULL: llama.cpp has none */
+    unsigned gguf;                      /* lq_gguf_trait */
+    uint32_t gguf_big;                  /* BY_BLOCKS: at this many blocks the scale is that of hidden / n_heads */
     const lq_op *block;                 /* ends with LQ_OP_END */
     const lq_arch_name *names;          /* role NONE ends; gguf names NULL where llama.cpp has none */
     const lq_respelled *respelled;      /* Hugging Face names that begin with `from` may begin with `to`; from NULL ends; NULL: none */
     const lq_arch_stack *stacks;        /* role NONE ends; NULL: none */
     lq_family family;
     lq_status (*params_hf)(lq_ctx *, const struct lq_arch *, const json_t *config, lq_params *);
-    lq_status (*params_gguf)(lq_ctx *, const struct lq_arch *, const lq_gguf *, lq_params *); /* NULL: not read from GGUF */
     lq_status (*config)(lq_ctx *, const struct lq_arch *, const lq_params *, json_t **out); /* config.json body for convert from GGUF */
 } lq_arch;
 extern const lq_arch *const lq_archs[]; /* NULL ends */
@@ -177,7 +202,8 @@ extern const lq_arch_name lq_llama_names[];
 lq_status lq_text_config(lq_ctx *, const json_t *config, const json_t **text, const char **model_type);
 extern const lq_respelled lq_wrapper_names[]; /* where such models keep the tower's tensors; from NULL ends */
 const lq_arch *lq_arch_by_model_type(const char *model_type);
-const lq_arch *lq_arch_by_gguf(const char *architecture, bool experts); /* Mixtral is a llama with experts there */
+/* Mixtral is a llama with experts there, Mistral one with a window. */
+const lq_arch *lq_arch_by_gguf(const char *architecture, bool experts, bool window);
 const lq_arch_name *lq_arch_tensor(const lq_arch *a, lq_role role, lq_part part); /* NULL: none */
 
 /* The walk: stage of each LINEAR and ROUTE of the block table (linears that read one tensor, unwritten in between, share one; a
@@ -198,6 +224,8 @@ uint32_t lq_part_rows(const lq_params *p, lq_role part); /* rows of Q, K, V, GAT
  * the published models were trained. dynamic and longrope depend on the length of the text: here on the room a run was given, so
  * that prefill and token-by-token decoding agree. */
 void lq_rope_inv_freq(const lq_rope *r, uint32_t positions, double *inv_freq);
+/* longrope: by how much cos and sin grow when the context grew `factor` times (Ding et al. 2024): sqrt(1 + ln(factor) / ln(original)). */
+double lq_rope_long_scale(double factor, uint32_t original);
 /* llama3 settings (original 8192) that give the divisors r->div; false: none does to 1e-4. */
 bool lq_rope_recover(const lq_rope *r, double *factor, double *low, double *high);
 
@@ -206,12 +234,13 @@ lq_status lq_params_real(lq_ctx *, const json_t *o, const char *key, bool requir
 /* How a family spells a key. */
 const char *lq_params_key(const lq_family *f, const char *key);
 lq_status lq_params_rope_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
-/* The key readers the Llama-like families share. */
+/* An activation as config.json names it; NULL: the family's own. */
+lq_status lq_params_act(lq_ctx *, const lq_family *f, const char *name, lq_actfn *out);
+/* The key readers the families share. */
 lq_status lq_params_from_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
-lq_status lq_params_from_gguf(lq_ctx *, const lq_arch *, const lq_gguf *, lq_params *);
 lq_status lq_params_to_hf(lq_ctx *, const lq_arch *, const lq_params *, json_t **out);
+double lq_params_shortest(float f); /* prints as f does: 1e-5 and not 9.99999974737875e-06 */
 /* The same and family.moe. */
 lq_status lq_params_moe_hf(lq_ctx *, const lq_arch *, const json_t *config, lq_params *);
-lq_status lq_params_moe_gguf(lq_ctx *, const lq_arch *, const lq_gguf *, lq_params *);
 lq_status lq_params_moe_to_hf(lq_ctx *, const lq_arch *, const lq_params *, json_t **out);
 #endif

@@ -50,6 +50,7 @@ static const lq_arch_name names[] = {
 };
 
 const lq_arch lq_arch_bitnet = {
-    .name = "bitnet", .model_types = (const char *const[]){"bitnet", NULL}, .block = block, .names = names, .params_hf = lq_params_from_hf,
+    .name = "bitnet", .model_types = (const char *const[]){"bitnet", NULL}, .gguf_archs = (const char *const[]){"bitnet", NULL},
+    .gguf = LQ_GGUF_NO_HEAD | LQ_GGUF_NO_BIAS | LQ_GGUF_SQUARE, .block = block, .names = names, .params_hf = lq_params_from_hf, .config = lq_params_to_hf,
     .family = {.hidden = 2560, .ffn = 6912, .layers = 30, .heads = 20, .vocab = 128256, .kv_heads = 5, .max_ctx = 2048, .attention_bias = true,
                .eps = 1e-5, .rope_theta = 500000, .act = "relu2", .hf_class = "BitNetForCausalLM"}};

@@ -31,7 +31,7 @@ static const lq_op block[] = {
 #define HF "transformer.h.%d."
 #define W LQ_PART_WEIGHT
 #define B LQ_PART_BIAS
-static const lq_arch_name names[] = { /* llama.cpp sorts the rows of QKV anew: no such name here */
+static const lq_arch_name names[] = {
     {LQ_R_EMBED, W, "transformer.word_embeddings.weight", "token_embd.weight", LQ_DIM_VOCAB, LQ_DIM_HIDDEN, 0},
     {LQ_R_ATTN_NORM, W, HF "ln_attn.weight", "blk.%d.attn_norm_2.weight", LQ_DIM_HIDDEN, 0, TWO},
     {LQ_R_ATTN_NORM, B, HF "ln_attn.bias", "blk.%d.attn_norm_2.bias", LQ_DIM_HIDDEN, 0, TWO},
@@ -39,8 +39,8 @@ static const lq_arch_name names[] = { /* llama.cpp sorts the rows of QKV anew: n
     {LQ_R_MLP_NORM, B, HF "ln_mlp.bias", "blk.%d.attn_norm.bias", LQ_DIM_HIDDEN, 0, TWO},
     {LQ_R_ATTN_NORM, W, HF "input_layernorm.weight", "blk.%d.attn_norm.weight", LQ_DIM_HIDDEN, 0, NOT_TWO},
     {LQ_R_ATTN_NORM, B, HF "input_layernorm.bias", "blk.%d.attn_norm.bias", LQ_DIM_HIDDEN, 0, NOT_TWO},
-    {LQ_R_QKV, W, HF "self_attention.query_key_value.weight", NULL, LQ_DIM_QKV, LQ_DIM_HIDDEN, 0},
-    {LQ_R_QKV, B, HF "self_attention.query_key_value.bias", NULL, LQ_DIM_QKV, 0, LQ_FEAT_QKV_BIAS},
+    {LQ_R_QKV, W, HF "self_attention.query_key_value.weight", "blk.%d.attn_qkv.weight", LQ_DIM_QKV, LQ_DIM_HIDDEN, 0},
+    {LQ_R_QKV, B, HF "self_attention.query_key_value.bias", "blk.%d.attn_qkv.bias", LQ_DIM_QKV, 0, LQ_FEAT_QKV_BIAS},
     {LQ_R_O, W, HF "self_attention.dense.weight", "blk.%d.attn_output.weight", LQ_DIM_HIDDEN, LQ_DIM_Q, 0},
     {LQ_R_O, B, HF "self_attention.dense.bias", "blk.%d.attn_output.bias", LQ_DIM_HIDDEN, 0, LQ_FEAT_O_BIAS},
     {LQ_R_MLP_NORM, W, HF "post_attention_layernorm.weight", NULL, LQ_DIM_HIDDEN, 0, IN_TURN},
@@ -80,9 +80,24 @@ static lq_status params(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_param
     return kv_heads(ctx, c, new_form, p);
 }
 
+/* The old form wherever it can say it: one norm, and one kv head or as many as q heads. */
+static lq_status config(lq_ctx *ctx, const lq_arch *a, const lq_params *p, json_t **out) {
+    bool new_form = p->parallel && (!p->one_norm || (p->n_kv_heads != 1 && p->n_kv_heads != p->n_heads));
+    LQ_TRY(lq_params_to_hf(ctx, a, p, out));
+    json_object_set_new(*out, "alibi", json_false());
+    json_object_set_new(*out, "bias", json_boolean(p->qkv_bias));
+    json_object_set_new(*out, "parallel_attn", json_boolean(p->parallel));
+    json_object_set_new(*out, "new_decoder_architecture", json_boolean(new_form));
+    json_object_set_new(*out, "multi_query", json_boolean(new_form || p->n_kv_heads == 1));
+    json_object_set_new(*out, "num_kv_heads", json_integer(p->n_kv_heads));
+    if (new_form) json_object_set_new(*out, "num_ln_in_parallel_attn", json_integer(p->one_norm ? 1 : 2));
+    return LQ_OK;
+}
+
 const lq_arch lq_arch_falcon = {
     .name = "falcon", .model_types = (const char *const[]){"falcon", NULL}, .gguf_archs = (const char *const[]){"falcon", NULL},
-    .block = block, .names = names, .params_hf = params,
+    .gguf = LQ_GGUF_GELU | LQ_GGUF_NO_BIAS | LQ_GGUF_SQUARE | LQ_GGUF_PARALLEL,
+    .block = block, .names = names, .params_hf = params, .config = config,
     .family = {.keys = (const lq_respelled[]){{"intermediate_size", "ffn_hidden_size"}, {"num_key_value_heads", "num_kv_heads"},
                                               {"rms_norm_eps", "layer_norm_epsilon"}, {NULL, NULL}},
                .hidden = 4544, .ffn_times = 4, .layers = 32, .heads = 71, .vocab = 65024, .max_ctx = 2048, .layernorm = true, .eps = 1e-5, .tied = true,

@@ -92,22 +92,46 @@ static lq_status params2(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_para
 /* As in transformers, scores of Gemma 3 are never capped, whatever attn_logit_softcapping says. */
 static lq_status params3(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_params *p) { return scaled(ctx, a, c, p, 0, 0); }
 
+/* 1 / scale^2, which is a whole number in every published model. */
+static json_t *scalar_of(float scale) {
+    double v = 1 / ((double)scale * (double)scale);
+    return fabs(v - rint(v)) < 1e-5 * v ? json_integer((json_int_t)rint(v)) : json_real(v);
+}
+
+static json_t *cap_out(float c) { return c != 0 ? json_real(lq_params_shortest(c)) : json_null(); }
+
+static lq_status config3(lq_ctx *ctx, const lq_arch *a, const lq_params *p, json_t **out) {
+    LQ_TRY(lq_params_to_hf(ctx, a, p, out));
+    json_object_set_new(*out, "query_pre_attn_scalar", scalar_of(p->attn_scale));
+    json_object_set_new(*out, "final_logit_softcapping", cap_out(p->logit_cap));
+    return LQ_OK;
+}
+
+static lq_status config2(lq_ctx *ctx, const lq_arch *a, const lq_params *p, json_t **out) {
+    LQ_TRY(config3(ctx, a, p, out));
+    json_object_set_new(*out, "attn_logit_softcapping", cap_out(p->attn_cap));
+    return LQ_OK;
+}
+
 #define TYPES(...) (const char *const[]){__VA_ARGS__, NULL}
 #define GELU "gelu_pytorch_tanh"
+#define GGUF LQ_GGUF_GAIN_ONE | LQ_GGUF_EMBED_SQRT | LQ_GGUF_GELU
 
 const lq_arch lq_arch_gemma = {
-    .name = "gemma", .model_types = TYPES("gemma"), .block = lq_llama_block, .names = lq_llama_names, .params_hf = common,
+    .name = "gemma", .model_types = TYPES("gemma"), .gguf_archs = TYPES("gemma"), .gguf = GGUF | LQ_GGUF_NO_HEAD, .block = lq_llama_block, .names = lq_llama_names, .params_hf = common, .config = lq_params_to_hf,
     .family = {.hidden = 3072, .ffn = 24576, .layers = 28, .heads = 16, .vocab = 256000, .kv_heads = 16, .head_dim = 256, .max_ctx = 8192,
                .attention_bias = true, .tied = true, .act = GELU, .gelu_is_tanh = true, .hf_class = "GemmaForCausalLM"}};
 
 const lq_arch lq_arch_gemma2 = {
-    .name = "gemma2", .model_types = TYPES("gemma2"), .block = block, .names = names, .params_hf = params2,
+    .name = "gemma2", .model_types = TYPES("gemma2"), .gguf_archs = TYPES("gemma2"), .gguf_big = 46, .block = block, .names = names, .params_hf = params2, .config = config2,
+    .gguf = GGUF | LQ_GGUF_NO_HEAD | LQ_GGUF_WINDOW | LQ_GGUF_BY_BLOCKS | LQ_GGUF_CAPS,
     .family = {.hidden = 2304, .ffn = 9216, .layers = 26, .heads = 8, .vocab = 256000, .kv_heads = 4, .head_dim = 256, .max_ctx = 8192, .window = 4096,
                .windows = LQ_WINDOW_ALTERNATE, .window_every = 2, .attention_bias = true, .tied = true, .act_key = "hidden_activation", .act = GELU,
                .hf_class = "Gemma2ForCausalLM"}};
 
 const lq_arch lq_arch_gemma3 = {
-    .name = "gemma3", .model_types = TYPES("gemma3_text"), .block = block, .names = names, .params_hf = params3,
+    .name = "gemma3", .model_types = TYPES("gemma3_text"), .gguf_archs = TYPES("gemma3"), .gguf_big = 62, .block = block, .names = names, .params_hf = params3, .config = config3,
+    .gguf = GGUF | LQ_GGUF_WINDOW | LQ_GGUF_BY_BLOCKS | LQ_GGUF_LOGIT_CAP,
     .family = {.hidden = 2304, .ffn = 9216, .layers = 26, .heads = 8, .vocab = 262208, .kv_heads = 4, .head_dim = 256, .max_ctx = 131072, .window = 4096,
                .windows = LQ_WINDOW_ALTERNATE, .window_every = 6, .window_every_key = "sliding_window_pattern", .attention_bias = true, .qk_norm = true,
                .tied = true, .rope_theta = 1e6, .local_theta = 1e4, .act_key = "hidden_activation", .act = GELU, .hf_class = "Gemma3ForCausalLM"}};

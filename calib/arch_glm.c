@@ -71,7 +71,9 @@ static const lq_arch_name sandwich_names[] = {
     .hidden = 4096, .ffn = 13696, .layers = 40, .heads = 32, .vocab = 151552, .kv_heads = 2, .head_dim = 128, .max_ctx = 131072, \
     .attention_bias = true, .qkv_bias = true, .o_plain = true, .eps = 1.5625e-7, .partial = 0.5, .rope_pairs = true
 
-const lq_arch lq_arch_glm = {.name = "glm", .model_types = (const char *const[]){"glm", NULL}, .block = plain, .names = plain_names,
-                             .params_hf = lq_params_from_hf, .family = {FAMILY, .hf_class = "GlmForCausalLM"}};
-const lq_arch lq_arch_glm4 = {.name = "glm4", .model_types = (const char *const[]){"glm4", NULL}, .block = sandwich, .names = sandwich_names,
-                              .params_hf = lq_params_from_hf, .family = {FAMILY, .hf_class = "Glm4ForCausalLM"}};
+const lq_arch lq_arch_glm = {.name = "glm", .model_types = (const char *const[]){"glm", NULL},
+                             .gguf_archs = (const char *const[]){"chatglm", NULL}, .gguf = LQ_GGUF_SQUARE, .block = plain, .names = plain_names,
+                             .params_hf = lq_params_from_hf, .config = lq_params_to_hf, .family = {FAMILY, .hf_class = "GlmForCausalLM"}};
+const lq_arch lq_arch_glm4 = {.name = "glm4", .model_types = (const char *const[]){"glm4", NULL},
+                              .gguf_archs = (const char *const[]){"glm4", NULL}, .block = sandwich, .names = sandwich_names,
+                              .params_hf = lq_params_from_hf, .config = lq_params_to_hf, .family = {FAMILY, .hf_class = "Glm4ForCausalLM"}};

@@ -59,8 +59,8 @@ static lq_status params(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_param
 }
 
 const lq_arch lq_arch_gpt2 = {
-    .name = "gpt2", .model_types = (const char *const[]){"gpt2", NULL}, .gguf_archs = (const char *const[]){"gpt2", NULL},
-    .block = block, .names = names, .params_hf = params, /* the first files have no prefix */
+    .name = "gpt2", .model_types = (const char *const[]){"gpt2", NULL}, .gguf_archs = (const char *const[]){"gpt2", NULL}, .gguf = LQ_GGUF_GELU | LQ_GGUF_SQUARE,
+    .block = block, .names = names, .params_hf = params, .config = lq_params_to_hf, /* the first files have no prefix */
     .respelled = (const lq_respelled[]){{"transformer.", ""}, {NULL, NULL}},
     .family = {.keys = (const lq_respelled[]){{"hidden_size", "n_embd"}, {"num_hidden_layers", "n_layer"}, {"num_attention_heads", "n_head"},
                                               {"max_position_embeddings", "n_positions"}, {"intermediate_size", "n_inner"},

@@ -29,12 +29,12 @@ static const lq_op block[] = {
 #define HF "gpt_neox.layers.%d."
 #define W LQ_PART_WEIGHT
 #define B LQ_PART_BIAS
-static const lq_arch_name names[] = { /* llama.cpp sorts the rows of QKV anew: no such name here */
+static const lq_arch_name names[] = {
     {LQ_R_EMBED, W, "gpt_neox.embed_in.weight", "token_embd.weight", LQ_DIM_VOCAB, LQ_DIM_HIDDEN, 0},
     {LQ_R_ATTN_NORM, W, HF "input_layernorm.weight", "blk.%d.attn_norm.weight", LQ_DIM_HIDDEN, 0, 0},
     {LQ_R_ATTN_NORM, B, HF "input_layernorm.bias", "blk.%d.attn_norm.bias", LQ_DIM_HIDDEN, 0, 0},
-    {LQ_R_QKV, W, HF "attention.query_key_value.weight", NULL, LQ_DIM_QKV, LQ_DIM_HIDDEN, 0},
-    {LQ_R_QKV, B, HF "attention.query_key_value.bias", NULL, LQ_DIM_QKV, 0, LQ_FEAT_QKV_BIAS},
+    {LQ_R_QKV, W, HF "attention.query_key_value.weight", "blk.%d.attn_qkv.weight", LQ_DIM_QKV, LQ_DIM_HIDDEN, 0},
+    {LQ_R_QKV, B, HF "attention.query_key_value.bias", "blk.%d.attn_qkv.bias", LQ_DIM_QKV, 0, LQ_FEAT_QKV_BIAS},
     {LQ_R_O, W, HF "attention.dense.weight", "blk.%d.attn_output.weight", LQ_DIM_HIDDEN, LQ_DIM_Q, 0},
     {LQ_R_O, B, HF "attention.dense.bias", "blk.%d.attn_output.bias", LQ_DIM_HIDDEN, 0, LQ_FEAT_O_BIAS},
     {LQ_R_MLP_NORM, W, HF "post_attention_layernorm.weight", "blk.%d.ffn_norm.weight", LQ_DIM_HIDDEN, 0, 0},
@@ -56,10 +56,18 @@ static lq_status params(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_param
     return lq_json_bool(ctx, c, "use_parallel_residual", true, &p->parallel);
 }
 
+static lq_status config(lq_ctx *ctx, const lq_arch *a, const lq_params *p, json_t **out) {
+    LQ_TRY(lq_params_to_hf(ctx, a, p, out));
+    json_object_set_new(*out, "attention_bias", json_boolean(p->qkv_bias));
+    json_object_set_new(*out, "use_parallel_residual", json_boolean(p->parallel));
+    return LQ_OK;
+}
+
 const lq_arch lq_arch_gpt_neox = {
     .name = "gpt_neox", .model_types = (const char *const[]){"gpt_neox", NULL}, .gguf_archs = (const char *const[]){"gptneox", NULL},
+    .gguf = LQ_GGUF_GELU | LQ_GGUF_HEAD | LQ_GGUF_QKV_BIAS | LQ_GGUF_SQUARE | LQ_GGUF_O_BIAS | LQ_GGUF_PARALLEL_KEY,
     .block = block, .names = names,
-    .respelled = (const lq_respelled[]){{"embed_out.", "lm_head."}, {NULL, NULL}}, .params_hf = params,
+    .respelled = (const lq_respelled[]){{"embed_out.", "lm_head."}, {NULL, NULL}}, .params_hf = params, .config = config,
     .family = {.keys = (const lq_respelled[]){{"rms_norm_eps", "layer_norm_eps"}, {"rope_theta", "rotary_emb_base"},
                                               {"partial_rotary_factor", "rotary_pct"}, {NULL, NULL}},
                .hidden = 6144, .ffn = 24576, .layers = 44, .heads = 64, .vocab = 50432, .max_ctx = 2048, .layernorm = true, .eps = 1e-5, .partial = 0.25,

@@ -31,7 +31,6 @@ const lq_op lq_llama_block[] = { /* kind, role, out (SET unless ADD), {in}, only
 #define B LQ_PART_BIAS
 const lq_arch_name lq_llama_names[] = { /* in the order of the catalog: before, block, after (final norm on) */
     {LQ_R_EMBED, W, "model.embed_tokens.weight", "token_embd.weight", LQ_DIM_VOCAB, LQ_DIM_HIDDEN, 0},
-    {LQ_R_ROPE_DIV, W, "rope_freqs.weight", "rope_freqs.weight", LQ_DIM_HALF_HEAD, 0, LQ_FEAT_ROPE_TENSOR},
     {LQ_R_ATTN_NORM, W, HF "input_layernorm.weight", "blk.%d.attn_norm.weight", LQ_DIM_HIDDEN, 0, 0},
     {LQ_R_Q, W, HF "self_attn.q_proj.weight", "blk.%d.attn_q.weight", LQ_DIM_Q, LQ_DIM_HIDDEN, 0},
     {LQ_R_Q, B, HF "self_attn.q_proj.bias", "blk.%d.attn_q.bias", LQ_DIM_Q, 0, LQ_FEAT_QKV_BIAS},
@@ -56,28 +55,28 @@ const lq_arch_name lq_llama_names[] = { /* in the order of the catalog: before, 
 };
 
 #define TYPES(...) (const char *const[]){__VA_ARGS__, NULL}
-#define READERS .params_hf = lq_params_from_hf, .params_gguf = lq_params_from_gguf, .config = lq_params_to_hf
+#define READERS .params_hf = lq_params_from_hf, .config = lq_params_to_hf
 
 const lq_arch lq_arch_llama = {
-    .name = "llama", .model_types = TYPES("llama"), .gguf_archs = TYPES("llama"), .gguf_rope_pairs = true, .block = lq_llama_block,
+    .name = "llama", .model_types = TYPES("llama"), .gguf_archs = TYPES("llama"), .gguf = LQ_GGUF_ROPE_PAIRS | LQ_GGUF_DIVISORS | LQ_GGUF_LONG | LQ_GGUF_O_BIAS, .block = lq_llama_block,
     .names = lq_llama_names,
     .family = {.hidden = 4096, .ffn = 11008, .layers = 32, .heads = 32, .vocab = 32000, .max_ctx = 2048,
                .attention_bias = true, .mlp_bias = true, .hf_class = "LlamaForCausalLM"}, READERS};
 
 const lq_arch lq_arch_mistral = {
-    .name = "mistral", .model_types = TYPES("mistral"), .gguf_archs = TYPES("mistral"), .gguf_rope_pairs = true, .block = lq_llama_block,
+    .name = "mistral", .model_types = TYPES("mistral"), .gguf_archs = TYPES("llama"), .gguf = LQ_GGUF_ROPE_PAIRS | LQ_GGUF_DIVISORS | LQ_GGUF_LONG | LQ_GGUF_O_BIAS, .block = lq_llama_block,
     .names = lq_llama_names,
     .family = {.hidden = 4096, .ffn = 14336, .layers = 32, .heads = 32, .vocab = 32000, .kv_heads = 8,
                .max_ctx = 131072, .window = 4096, .windows = LQ_WINDOW_ALL, .hf_class = "MistralForCausalLM"}, READERS};
 
 const lq_arch lq_arch_qwen2 = {
-    .name = "qwen2", .model_types = TYPES("qwen2"), .gguf_archs = TYPES("qwen2"), .block = lq_llama_block, .names = lq_llama_names,
+    .name = "qwen2", .model_types = TYPES("qwen2"), .gguf_archs = TYPES("qwen2", "qwen2vl"), .gguf = LQ_GGUF_SQUARE, .block = lq_llama_block, .names = lq_llama_names,
     .family = {.hidden = 4096, .ffn = 22016, .layers = 32, .heads = 32, .vocab = 151936, .kv_heads = 32, .max_ctx = 32768,
                .window = 4096, .windows = LQ_WINDOW_BY_LAYER, .qkv_bias = true, .hf_class = "Qwen2ForCausalLM"},
     READERS};
 
 const lq_arch lq_arch_qwen3 = {
-    .name = "qwen3", .model_types = TYPES("qwen3"), .gguf_archs = TYPES("qwen3"), .block = lq_llama_block, .names = lq_llama_names,
+    .name = "qwen3", .model_types = TYPES("qwen3"), .gguf_archs = TYPES("qwen3", "qwen3vl"), .block = lq_llama_block, .names = lq_llama_names,
     .family = {.hidden = 4096, .ffn = 22016, .layers = 32, .heads = 32, .vocab = 151936, .kv_heads = 32, .head_dim = 128,
                .max_ctx = 32768, .window = 4096, .windows = LQ_WINDOW_BY_LAYER, .attention_bias = true,
                .qk_norm = true, .hf_class = "Qwen3ForCausalLM"}, READERS};

@@ -53,7 +53,6 @@ static const lq_op olmoe_block[] = {ATTENTION(LQ_OP_NORM), EXPERTS};
 #define B LQ_PART_BIAS
 #define ATTENTION_NAMES(Q_DIM, K_DIM) /* in the order of the catalog: before, block, after (final norm on) */ \
     {LQ_R_EMBED, W, "model.embed_tokens.weight", "token_embd.weight", LQ_DIM_VOCAB, LQ_DIM_HIDDEN, 0}, \
-    {LQ_R_ROPE_DIV, W, "rope_freqs.weight", "rope_freqs.weight", LQ_DIM_HALF_HEAD, 0, LQ_FEAT_ROPE_TENSOR}, \
     {LQ_R_ATTN_NORM, W, HF "input_layernorm.weight", "blk.%d.attn_norm.weight", LQ_DIM_HIDDEN, 0, 0}, \
     {LQ_R_Q, W, HF "self_attn.q_proj.weight", "blk.%d.attn_q.weight", LQ_DIM_Q, LQ_DIM_HIDDEN, 0}, \
     {LQ_R_Q, B, HF "self_attn.q_proj.bias", "blk.%d.attn_q.bias", LQ_DIM_Q, 0, LQ_FEAT_QKV_BIAS}, \
@@ -106,16 +105,16 @@ static const lq_arch_stack stacks[] = { /* role, HF, GGUF, part, of parts */
 };
 
 #define TYPES(...) (const char *const[]){__VA_ARGS__, NULL}
-#define READERS .params_hf = lq_params_moe_hf, .params_gguf = lq_params_moe_gguf, .config = lq_params_moe_to_hf
+#define READERS .params_hf = lq_params_moe_hf, .config = lq_params_moe_to_hf
 
 const lq_arch lq_arch_mixtral = {
-    .name = "mixtral", .model_types = TYPES("mixtral"), .gguf_archs = TYPES("llama"), .gguf_rope_pairs = true, .block = block, .names = mixtral_names,
-    .stacks = stacks,
+    .name = "mixtral", .model_types = TYPES("mixtral"), .gguf_archs = TYPES("llama"), .gguf = LQ_GGUF_ROPE_PAIRS | LQ_GGUF_DIVISORS | LQ_GGUF_LONG,
+    .block = block, .names = mixtral_names, .stacks = stacks,
     .family = {.kv_heads = 8, .max_ctx = 131072, .windows = LQ_WINDOW_ALL, .hf_class = "MixtralForCausalLM", .rope_theta = 1e6, .eps = 1e-5,
                .moe = {.n = "num_local_experts", .n_absent = 8, .top_k_absent = 2, .norm_always = true}}, READERS};
 
 const lq_arch lq_arch_qwen2_moe = {
-    .name = "qwen2_moe", .model_types = TYPES("qwen2_moe"), .gguf_archs = TYPES("qwen2moe"), .block = block, .names = qwen_names, .stacks = stacks,
+    .name = "qwen2_moe", .model_types = TYPES("qwen2_moe"), .gguf_archs = TYPES("qwen2moe"), .gguf = LQ_GGUF_HEAD | LQ_GGUF_SQUARE, .block = block, .names = qwen_names, .stacks = stacks,
     .family = {.kv_heads = 16, .max_ctx = 32768, .window = 4096, .windows = LQ_WINDOW_EVEN_LAYERS, .hf_class = "Qwen2MoeForCausalLM",
                .moe = {.n = "num_experts", .ffn = "moe_intermediate_size", .shared_ffn = "shared_expert_intermediate_size", .n_absent = 60,
                        .top_k_absent = 4, .ffn_absent = 1408, .shared_absent = 5632, .norm_key = true, .sparse_keys = true, .qkv_bias_key = true}}, READERS};
@@ -128,6 +127,6 @@ const lq_arch lq_arch_qwen3_moe = {
                        .gguf_norm = true, .sparse_keys = true}}, READERS};
 
 const lq_arch lq_arch_olmoe = {
-    .name = "olmoe", .model_types = TYPES("olmoe"), .gguf_archs = TYPES("olmoe"), .block = olmoe_block, .names = olmoe_names, .stacks = stacks,
+    .name = "olmoe", .model_types = TYPES("olmoe"), .gguf_archs = TYPES("olmoe"), .gguf = LQ_GGUF_HEAD | LQ_GGUF_SQUARE | LQ_GGUF_CLIP, .block = olmoe_block, .names = olmoe_names, .stacks = stacks,
     .family = {.max_ctx = 4096, .attention_bias = true, .qk_norm = true, .hf_class = "OlmoeForCausalLM", .eps = 1e-5,
                .moe = {.n = "num_experts", .n_absent = 64, .top_k_absent = 8, .norm_key = true, .clip = true}}, READERS};

@@ -60,9 +60,16 @@ static lq_status params(lq_ctx *ctx, const lq_arch *a, const json_t *c, lq_param
     return lq_json_bool(ctx, c, "qk_layernorm", false, &p->qk_norm);
 }
 
+static lq_status config(lq_ctx *ctx, const lq_arch *a, const lq_params *p, json_t **out) {
+    LQ_TRY(lq_params_to_hf(ctx, a, p, out));
+    json_object_set_new(*out, "qk_layernorm", json_boolean(p->qk_norm));
+    return LQ_OK;
+}
+
 const lq_arch lq_arch_phi = {
     .name = "phi", .model_types = (const char *const[]){"phi", NULL}, .gguf_archs = (const char *const[]){"phi2", NULL},
-    .block = block, .names = names, .params_hf = params,
+    .gguf = LQ_GGUF_GELU | LQ_GGUF_HEAD | LQ_GGUF_SQUARE | LQ_GGUF_PARALLEL,
+    .block = block, .names = names, .params_hf = params, .config = config,
     .family = {.keys = (const lq_respelled[]){{"rms_norm_eps", "layer_norm_eps"}, {NULL, NULL}},
                .hidden = 2048, .ffn = 8192, .layers = 24, .heads = 32, .vocab = 51200, .max_ctx = 2048, .layernorm = true, .eps = 1e-5, .partial = 0.5,
                .act = "gelu_new", .hf_class = "PhiForCausalLM"}};

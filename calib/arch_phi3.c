@@ -39,6 +39,7 @@ static const lq_arch_name names[] = {
 };
 
 const lq_arch lq_arch_phi3 = {
-    .name = "phi3", .model_types = (const char *const[]){"phi3", NULL}, .block = block, .names = names, .params_hf = lq_params_from_hf,
+    .name = "phi3", .model_types = (const char *const[]){"phi3", NULL}, .gguf_archs = (const char *const[]){"phi3", NULL}, .gguf = LQ_GGUF_LONG | LQ_GGUF_SQUARE,
+    .block = block, .names = names, .params_hf = lq_params_from_hf, .config = lq_params_to_hf,
     .family = {.hidden = 3072, .ffn = 8192, .layers = 32, .heads = 32, .vocab = 32064, .max_ctx = 4096, .windows = LQ_WINDOW_ALL, .eps = 1e-5,
                .partial = 1, .long_context = 4096, .hf_class = "Phi3ForCausalLM"}};

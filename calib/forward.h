@@ -64,6 +64,8 @@ lq_status lq_block_calibrate(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resi
 /* The same without a trace: `resid` stays as it is, on_stage changes no weight, and the run ends with the last stage's. */
 lq_status lq_block_look(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, const uint32_t *len, const lq_stage_hook *hook, uint64_t cache_budget,
                         const char *work_dir);
+/* Stage `index` of a loaded block; expert: whose linears a stage of experts gets. */
+void lq_stage_fill(lq_model *m, int32_t b, uint32_t index, int32_t expert, lq_stage *out);
 /* What the experts of a block take besides one stage's statistics, at least: the priors, the sample. 0: no experts. */
 uint64_t lq_experts_bytes(const lq_model *m);
 /* The stages of a block by index; one of experts (expert >= 0: here 0) is visited once for each. Returns their number (at most max). */

@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 /* Keys of architectures and places of tensors. Facts: llama.cpp's loader (src/models, llama-model.cpp) and its converter, October 2026;
  * where those run something else than the model says, it is refused here. */
+#include "calib/gguf_form.h"
 #include "calib/gguf_meta.h"
 
 #include "core/num.h"
@@ -9,35 +10,11 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { /* what llama.cpp's graph of an architecture has or lacks */
-    F_DIVISORS = 1,          /* rope_freqs.weight: Llama 3's scaling */
-    F_LONG = 2,              /* rope_factors_long/short.weight */
-    F_HEAD = 4,              /* output.weight must be there: a tied head is stored as well */
-    F_NO_HEAD = 8,           /* the head is the embedding */
-    F_WINDOW = 16,           /* sliding windows are applied */
-    F_NORM_TOPK = 32,        /* probabilities of the chosen experts are divided by their sum */
-    F_GELU = 64,             /* gelu by tanh; else silu */
-    F_QKV_BIAS = 128,        /* the fused matrix has a bias */
-    F_NO_BIAS = 256,
-    F_MROPE = 512,           /* rope.dimension_sections */
-    F_SQUARE = 1024          /* all heads together are as wide as the stream */
-};
-
-typedef struct rule { const char *arch, *gguf; unsigned flags; } rule;
-static const rule rules[] = {
-    {"llama", "llama", F_DIVISORS | F_LONG}, {"mistral", "llama", F_DIVISORS | F_LONG}, {"mixtral", "llama", F_DIVISORS | F_LONG | F_NORM_TOPK},
-    {"qwen2", "qwen2", F_SQUARE}, {"qwen3", "qwen3", 0}, {"qwen2_moe", "qwen2moe", F_HEAD | F_SQUARE}, {"qwen3_moe", "qwen3moe", F_NORM_TOPK},
-    {"olmoe", "olmoe", F_HEAD | F_SQUARE}, {"gemma", "gemma", F_GELU | F_NO_HEAD}, {"gemma2", "gemma2", F_GELU | F_NO_HEAD | F_WINDOW},
-    {"gemma3", "gemma3", F_GELU | F_WINDOW}, {"granite", "granite", F_DIVISORS | F_LONG}, {"phi3", "phi3", F_LONG | F_SQUARE}, {"glm", "chatglm", F_SQUARE},
-    {"glm4", "glm4", 0}, {"bitnet", "bitnet", F_NO_HEAD | F_SQUARE}, {"gpt2", "gpt2", F_GELU | F_SQUARE}, {"gpt_neox", "gptneox", F_GELU | F_HEAD | F_QKV_BIAS | F_SQUARE},
-    {"falcon", "falcon", F_GELU | F_NO_BIAS | F_SQUARE}, {"phi", "phi2", F_GELU | F_HEAD | F_SQUARE}, {"qwen2_vl", "qwen2vl", F_MROPE | F_SQUARE}, {"qwen3_vl", "qwen3vl", F_MROPE},
-    {NULL, NULL, 0},
-};
-
 typedef struct maker {
     lq_ctx *ctx;
     const lq_model *m;
-    const rule *r;
+    const lq_arch *a;
+    const char *arch;        /* general.architecture */
     lq_gguf_meta *out;
     char key[128];
 } maker;
@@ -52,8 +29,8 @@ static lq_status check_windows(maker *k) {
     const lq_params *p = &k->m->par;
     bool any = false;
     for (uint32_t l = 0; l < p->n_layers; l++) any |= lq_params_window(p, l) && lq_params_window(p, l) < p->max_ctx;
-    if (any && !(k->r->flags & F_WINDOW))
-        lq_log(k->ctx, LQ_LOG_WARN, "GGUF: llama.cpp has no sliding window for '%s'; texts longer than %u tokens compute differently there", k->r->gguf, p->window);
+    if (any && !(k->a->gguf & LQ_GGUF_WINDOW))
+        lq_log(k->ctx, LQ_LOG_WARN, "GGUF: llama.cpp has no sliding window for '%s'; texts longer than %u tokens compute differently there", k->arch, p->window);
     return LQ_OK;
 }
 
@@ -61,13 +38,15 @@ static lq_status check_rope(maker *k) {
     const lq_rope *r = &k->m->par.rope;
     const char *name = k->m->arch->name;
     double mscale = r->factor > 1 ? 0.1 * log(r->factor) + 1 : 1;
-    if (r->kind == LQ_ROPE_LLAMA3 && !(k->r->flags & F_DIVISORS)) REFUSE(k->ctx, "llama.cpp reads no rope_freqs.weight for '%s' (rope type llama3)", name);
-    if (r->kind == LQ_ROPE_LONGROPE && !(k->r->flags & F_LONG)) REFUSE(k->ctx, "llama.cpp reads no rope_factors for '%s' (rope type longrope)", name);
+    if (r->kind == LQ_ROPE_LLAMA3 && !(k->a->gguf & LQ_GGUF_DIVISORS)) REFUSE(k->ctx, "llama.cpp reads no rope_freqs.weight for '%s' (rope type llama3)", name);
+    if (r->kind == LQ_ROPE_LONGROPE && !(k->a->gguf & LQ_GGUF_LONG)) REFUSE(k->ctx, "llama.cpp reads no rope_factors for '%s' (rope type longrope)", name);
     if (r->kind == LQ_ROPE_YARN && (!r->whole || fabs(r->scale - mscale) > 1e-6))
         REFUSE(k->ctx, "llama.cpp's yarn has whole ramp ends and the attention factor 0.1 ln(%g) + 1, not %g", r->factor, r->scale);
     if (r->kind == LQ_ROPE_YARN && (fabs(r->high - 32) > 1e-6 || fabs(r->low - 1) > 1e-6))
-        REFUSE(k->ctx, "llama.cpp runs yarn of '%s' with beta_fast 32 and beta_slow 1, this model has %g and %g", k->r->gguf, r->high, r->low);
+        REFUSE(k->ctx, "llama.cpp runs yarn of '%s' with beta_fast 32 and beta_slow 1, this model has %g and %g", k->arch, r->high, r->low);
     if (r->kind == LQ_ROPE_DYNAMIC) lq_log(k->ctx, LQ_LOG_WARN, "GGUF: llama.cpp has no dynamic rope scaling; texts beyond %u tokens compute differently there", k->m->par.max_ctx);
+    for (uint32_t l = 0; l < k->m->par.n_layers && !k->m->par.window; l++)
+        if (lq_params_rope(&k->m->par, l) != r) REFUSE(k->ctx, "llama.cpp gives no layer of '%s' a rope of its own where there is no window", name);
     if (k->m->par.two_ropes && k->m->par.local_rope.kind != LQ_ROPE_DEFAULT) REFUSE(k->ctx, "llama.cpp does not scale the rope of layers with a window");
     return LQ_OK;
 }
@@ -75,38 +54,39 @@ static lq_status check_rope(maker *k) {
 static lq_status check_experts(maker *k) {
     const lq_params *p = &k->m->par;
     if (!p->n_experts) return LQ_OK;
-    if (p->norm_topk != !!(k->r->flags & F_NORM_TOPK))
-        REFUSE(k->ctx, "llama.cpp's '%s' %s the probabilities of the chosen experts (norm_topk_prob)", k->r->gguf, p->norm_topk ? "does not normalise" : "normalises");
+    if (p->norm_topk != lq_gguf_norm_topk(k->a))
+        REFUSE(k->ctx, "llama.cpp's '%s' %s the probabilities of the chosen experts (norm_topk_prob)", k->arch, p->norm_topk ? "does not normalise" : "normalises");
     for (uint32_t l = 0; l < p->n_layers; l++)
-        if (!lq_params_at(p, LQ_FEAT_MOE, l)) REFUSE(k->ctx, "llama.cpp's '%s' has experts in every layer, layer %u has an ordinary MLP", k->r->gguf, l);
+        if (!lq_params_at(p, LQ_FEAT_MOE, l)) REFUSE(k->ctx, "llama.cpp's '%s' has experts in every layer, layer %u has an ordinary MLP", k->arch, l);
     return LQ_OK;
 }
 
 static lq_status check_math(maker *k) {
     const lq_params *p = &k->m->par;
     const char *name = k->m->arch->name;
-    bool gelu = k->r->flags & F_GELU;
+    bool gelu = k->a->gguf & LQ_GGUF_GELU;
     if (gelu ? !is_gelu(p->act) : p->act != LQ_ACTFN_SILU)
-        REFUSE(k->ctx, "llama.cpp runs '%s' with %s, this model has %s", k->r->gguf, gelu ? "gelu" : "silu", lq_actfn_names[p->act]);
+        REFUSE(k->ctx, "llama.cpp runs '%s' with %s, this model has %s", k->arch, gelu ? "gelu" : "silu", lq_actfn_names[p->act]);
     if (p->act == LQ_ACTFN_GELU) lq_log(k->ctx, LQ_LOG_WARN, "GGUF: llama.cpp computes gelu by tanh, this model asks for the exact one");
     if (!strcmp(name, "falcon") && !p->parallel) REFUSE(k->ctx, "llama.cpp's Falcon has parallel attention only");
-    if (k->r->flags & F_NO_BIAS && (p->qkv_bias || p->mlp_bias)) REFUSE(k->ctx, "llama.cpp's '%s' has no biases", k->r->gguf);
-    if (k->r->flags & F_QKV_BIAS && !p->qkv_bias) REFUSE(k->ctx, "llama.cpp's '%s' wants attention biases", k->r->gguf);
+    if (k->a->gguf & LQ_GGUF_NO_BIAS && (p->qkv_bias || p->mlp_bias)) REFUSE(k->ctx, "llama.cpp's '%s' has no biases", k->arch);
+    if (p->o_bias && !(k->a->gguf & LQ_GGUF_O_BIAS)) REFUSE(k->ctx, "llama.cpp's '%s' has no bias of the output projection", k->arch);
+    if (k->a->gguf & LQ_GGUF_QKV_BIAS && !p->qkv_bias) REFUSE(k->ctx, "llama.cpp's '%s' wants attention biases", k->arch);
     if (!strcmp(name, "gpt2") && p->attn_scale != 0) REFUSE(k->ctx, "llama.cpp always scales attention scores of GPT-2");
     if (!strcmp(name, "olmoe") && (p->clip_qkv != 0 || p->n_kv_heads != p->n_heads)) REFUSE(k->ctx, "llama.cpp's OLMoE has neither clip_qkv nor shared kv heads");
-    if (k->r->flags & F_SQUARE && p->n_heads * p->head_dim != p->hidden)
-        REFUSE(k->ctx, "llama.cpp's '%s' wants heads as wide as the stream: %u x %u, the stream has %u", k->r->gguf, p->n_heads, p->head_dim, p->hidden);
+    if (k->a->gguf & LQ_GGUF_SQUARE && p->n_heads * p->head_dim != p->hidden)
+        REFUSE(k->ctx, "llama.cpp's '%s' wants heads as wide as the stream: %u x %u, the stream has %u", k->arch, p->n_heads, p->head_dim, p->hidden);
     return LQ_OK;
 }
 
 /* llama.cpp derives the scale of Gemma's scores from the number of blocks. */
 static lq_status check_gemma(maker *k) {
     const lq_params *p = &k->m->par;
-    if (strcmp(k->r->gguf, "gemma2") && strcmp(k->r->gguf, "gemma3")) return LQ_OK;
-    bool large = p->n_layers == (strcmp(k->r->gguf, "gemma2") ? 62u : 46u);
-    double theirs = 1 / sqrt(large ? (double)(p->hidden / p->n_heads) : (double)p->head_dim);
+    if (k->a->gguf & LQ_GGUF_CAPS && (p->attn_cap == 0 || p->logit_cap == 0)) REFUSE(k->ctx, "llama.cpp always caps scores and logits of '%s', this model has no such cap", k->arch);
+    if (!(k->a->gguf & LQ_GGUF_BY_BLOCKS)) return LQ_OK;
+    double theirs = lq_gguf_attn_scale(k->a, p);
     if (fabs(p->attn_scale / theirs - 1) < 1e-6) return LQ_OK;
-    REFUSE(k->ctx, "llama.cpp scales attention scores of a '%s' of %u blocks by %.6g, this model (query_pre_attn_scalar) by %.6g", k->r->gguf, p->n_layers, theirs, (double)p->attn_scale);
+    REFUSE(k->ctx, "llama.cpp scales attention scores of a '%s' of %u blocks by %.6g, this model (query_pre_attn_scalar) by %.6g", k->arch, p->n_layers, theirs, (double)p->attn_scale);
 }
 
 static lq_status check_all(maker *k) {
@@ -120,14 +100,11 @@ static lq_status check_all(maker *k) {
 /* -- keys -------------------------------------------------------------------------------------------------------------- */
 
 static const char *key(maker *k, const char *suffix) {
-    snprintf(k->key, sizeof k->key, "%s.%s", k->r->gguf, suffix);
+    snprintf(k->key, sizeof k->key, "%s.%s", k->arch, suffix);
     return k->key;
 }
 static void u32(maker *k, const char *suffix, uint32_t v) { lq_gguf_put_u32(k->out, key(k, suffix), v); }
 static void f32(maker *k, const char *suffix, double v) { lq_gguf_put_f32(k->out, key(k, suffix), (float)v); }
-static void some(maker *k, const char *suffix, float v) {
-    if (v != 0) f32(k, suffix, (double)v);
-}
 
 static void sizes(maker *k) {
     const lq_params *p = &k->m->par;
@@ -152,7 +129,7 @@ static void sizes(maker *k) {
 static void rope(maker *k) {
     const lq_params *p = &k->m->par;
     const lq_rope *r = &p->rope;
-    if (!r->dim || !strcmp(k->r->gguf, "gpt2")) return;
+    if (!r->dim || !strcmp(k->arch, "gpt2")) return;
     u32(k, "rope.dimension_count", r->dim);
     f32(k, "rope.freq_base", r->base);
     if (p->two_ropes) f32(k, "rope.freq_base_swa", p->local_rope.base);
@@ -176,34 +153,31 @@ static void sections(maker *k) {
     for (size_t i = 0; i < 4; i++) lq_gguf_add_u32(k->out, list ? (uint32_t)json_integer_value(json_array_get(list, i)) : i ? 0 : k->m->par.rope.dim / 2);
 }
 
+/* Written wherever the model has them: what llama.cpp passes over, readers of ours do not. Phi-3 wants the key in any case. */
 static void windows(maker *k) {
     const lq_params *p = &k->m->par;
-    if (!p->window || (!(k->r->flags & F_WINDOW) && strcmp(k->r->gguf, "phi3"))) {
-        if (!strcmp(k->r->gguf, "phi3")) u32(k, "attention.sliding_window", 0);
-        return;
-    }
-    u32(k, "attention.sliding_window", p->window);
-    if (!(k->r->flags & F_WINDOW)) return;
+    if (p->window || !strcmp(k->arch, "phi3")) u32(k, "attention.sliding_window", p->window);
+    if (!p->window || (!p->layer_window && !(k->a->gguf & LQ_GGUF_WINDOW))) return;
     lq_gguf_put_array(k->out, key(k, "attention.sliding_window_pattern"), LQ_GGUF_BOOL, p->n_layers);
     for (uint32_t l = 0; l < p->n_layers; l++) lq_gguf_add_bool(k->out, lq_params_window(p, l) != 0);
 }
 
-static void family(maker *k) {
+static lq_status family(maker *k) {
     const lq_params *p = &k->m->par;
-    some(k, "attn_logit_softcapping", p->attn_cap);
-    some(k, "final_logit_softcapping", p->logit_cap);
-    some(k, "attention.clamp_kqv", p->clip_qkv);
-    if (!strcmp(k->r->gguf, "gptneox")) lq_gguf_put_bool(k->out, key(k, "use_parallel_residual"), p->parallel);
-    if (!strcmp(k->r->gguf, "falcon")) lq_gguf_put_str(k->out, key(k, "tensor_data_layout"), "jploski");
-    if (strcmp(k->r->gguf, "granite")) return;
-    some(k, "attention.scale", p->attn_scale);
-    some(k, "embedding_scale", p->embed_scale);
-    some(k, "residual_scale", p->resid_scale);
-    f32(k, "logit_scale", p->logit_div != 0 ? (double)p->logit_div : 1);
+    lq_actfn act;
+    for (const lq_gguf_setting *t = lq_gguf_settings; t->suffix; t++) {
+        float v = *(const float *)(const void *)((const char *)p + t->at);
+        if (k->a->gguf & t->trait && (v != 0 || t->absent != 0)) f32(k, t->suffix, v != 0 ? (double)v : (double)t->absent);
+    }
+    if (k->a->gguf & LQ_GGUF_PARALLEL_KEY) lq_gguf_put_bool(k->out, key(k, "use_parallel_residual"), p->parallel);
+    if (!strcmp(k->arch, "falcon")) lq_gguf_put_str(k->out, key(k, "tensor_data_layout"), "jploski");
+    LQ_TRY(lq_gguf_act(k->ctx, k->a, &act));
+    if (act != p->act) lq_gguf_put_str(k->out, "lquant.hidden_act", lq_actfn_names[p->act]); /* for us: llama.cpp has one per architecture */
+    return LQ_OK;
 }
 
 static void general(maker *k, const lq_gguf_opts *o) {
-    lq_gguf_put_str(k->out, "general.architecture", k->r->gguf);
+    lq_gguf_put_str(k->out, "general.architecture", k->arch);
     lq_gguf_put_str(k->out, "general.type", "model");
     lq_gguf_put_str(k->out, "general.name", o->name ? o->name : lq_path_base(k->m->src->path));
     lq_gguf_put_str(k->out, "lquant.version", LQ_VERSION);
@@ -242,49 +216,28 @@ static lq_status llama3_divisors(maker *k) {
     return LQ_OK;
 }
 
+/* Those of a GGUF are as they were. */
 static lq_status factors(maker *k) {
     const lq_rope *r = &k->m->par.rope;
     float *v;
     if (r->kind == LQ_ROPE_LLAMA3) return llama3_divisors(k);
-    if (r->kind != LQ_ROPE_LONGROPE) return LQ_OK;
-    LQ_TRY(add_extra(k, "rope_factors_long.weight", r->dim / 2, &v));
-    for (uint32_t j = 0; j < r->dim / 2; j++) v[j] = (float)r->long_div[j];
-    LQ_TRY(add_extra(k, "rope_factors_short.weight", r->dim / 2, &v));
-    for (uint32_t j = 0; j < r->dim / 2; j++) v[j] = (float)r->div[j];
+    for (const lq_gguf_factor *f = lq_gguf_factors; f->name; f++) {
+        const double *div = *(double *const *)(const void *)((const char *)r + f->at);
+        if (!(k->a->gguf & f->trait) || !div || (f->kind == LQ_ROPE_LONGROPE) != (r->kind == LQ_ROPE_LONGROPE)) continue;
+        LQ_TRY(add_extra(k, f->name, r->dim / 2, &v));
+        for (uint32_t j = 0; j < r->dim / 2; j++) v[j] = (float)div[j];
+    }
     return LQ_OK;
 }
 
 /* -- places ------------------------------------------------------------------------------------------------------------ */
 
-/* File row 2j of a head is its row j, file row 2j + 1 its row j + dim/2. */
-static uint32_t paired(uint32_t i, uint32_t dim) { return i / dim * dim + i % dim / 2 + (i & 1) * (dim / 2); }
-
-/* All of q, then k, then v, of a matrix that has them head by head. */
-static uint32_t parted(const lq_params *p, uint32_t i) {
-    uint32_t q = p->n_heads * p->head_dim, kv = p->n_kv_heads * p->head_dim;
-    lq_role part = i < q ? LQ_R_Q : i < q + kv ? LQ_R_K : LQ_R_V;
-    return lq_split_row(p, LQ_OP_SPLIT_HEADS, part, part == LQ_R_Q ? i : part == LQ_R_K ? i - q : i - q - kv);
-}
-
-static bool by_heads(const maker *k, const lq_row *row) {
-    lq_op_kind how;
-    return row->slot.role == LQ_R_QKV && lq_arch_holder(k->m->arch, &k->m->par, LQ_R_Q, &how) == LQ_R_QKV && how == LQ_OP_SPLIT_HEADS;
-}
-
-/* Its rows go by parts there, so the tables do not call ours by that name. */
-static const char *qkv_name(maker *k, const lq_row *row) {
-    char *name = lq_arena_alloc(k->out->mem, 64);
-    if (name) snprintf(name, 64, "blk.%d.attn_qkv.%s", (int)row->slot.block, row->part == LQ_PART_BIAS ? "bias" : "weight");
-    return name;
-}
-
-static lq_status move_rows(maker *k, const lq_row *row, lq_gguf_place *p) {
-    const lq_params *par = &k->m->par;
-    bool pairs = k->m->arch->gguf_rope_pairs && (row->slot.role == LQ_R_Q || row->slot.role == LQ_R_K), heads = by_heads(k, row);
-    uint32_t n = lq_row_rows(row), *map;
-    if (!pairs && !heads) return LQ_OK;
-    if (!(p->rows = map = lq_arena_alloc(k->out->mem, n * sizeof *map))) return lq_oom(k->ctx, n * sizeof *map);
-    for (uint32_t i = 0; i < n; i++) map[i] = pairs ? paired(i, par->head_dim) : parted(par, i);
+static lq_status lay_rows(maker *k, const lq_row *row, lq_gguf_place *p) {
+    lq_gguf_lay lay;
+    if (row->slot.role == LQ_R_UNKNOWN) return LQ_OK;
+    LQ_TRY(lq_gguf_lay_of(k->ctx, k->a, &k->m->par, (lq_role)row->slot.role, row->part, row->ndim, k->out->mem, &lay));
+    p->rows = lay.rows;
+    p->add = lay.add;
     return LQ_OK;
 }
 
@@ -294,13 +247,12 @@ static lq_status place_row(maker *k, const lq_row *row, lq_gguf_place *p) {
         lq_log(k->ctx, LQ_LOG_WARN, "GGUF: '%s' is left out: llama.cpp has no such tensor", row->name);
         return LQ_OK;
     }
-    p->name = by_heads(k, row) ? qkv_name(k, row) : row->gguf_name;
-    if (!p->name) REFUSE(k->ctx, "llama.cpp has no place for '%s' in '%s'", row->name, k->r->gguf);
-    if (row->slot.role == LQ_R_HEAD && k->r->flags & F_NO_HEAD) REFUSE(k->ctx, "llama.cpp's '%s' multiplies by the embedding; this model has a head of its own", k->r->gguf);
+    p->name = row->gguf_name;
+    if (!p->name) REFUSE(k->ctx, "llama.cpp has no place for '%s' in '%s'", row->name, k->arch);
+    if (row->slot.role == LQ_R_HEAD && k->a->gguf & LQ_GGUF_NO_HEAD) REFUSE(k->ctx, "llama.cpp's '%s' multiplies by the embedding; this model has a head of its own", k->arch);
     if (lq_role_is_expert((lq_role)row->slot.role)) p->at = (uint32_t)row->slot.expert, p->of = par->n_experts;
-    if (par->norm_plus_one && row->ndim == 1 && row->part == LQ_PART_WEIGHT) p->add = 1;
-    if (row->slot.role == LQ_R_EMBED && par->tied && k->r->flags & F_HEAD) p->also = "output.weight";
-    return move_rows(k, row, p);
+    if (row->slot.role == LQ_R_EMBED && par->tied && k->a->gguf & LQ_GGUF_HEAD) p->also = "output.weight";
+    return lay_rows(k, row, p);
 }
 
 static lq_status places(maker *k) {
@@ -321,7 +273,7 @@ static bool is_ours(const char *name) { /* said anew, or true of the old file al
 static lq_status place_again(maker *k, const lq_row *row, lq_gguf_place *p) {
     p->name = row->gguf_name ? row->gguf_name : row->name;
     if (lq_role_is_expert((lq_role)row->slot.role)) p->at = (uint32_t)row->slot.expert, p->of = k->m->par.n_experts;
-    return k->m->arch ? move_rows(k, row, p) : LQ_OK;
+    return k->a ? lay_rows(k, row, p) : LQ_OK;
 }
 
 static lq_status copy(maker *k) {
@@ -329,7 +281,7 @@ static lq_status copy(maker *k) {
     for (size_t i = 0; i < lq_gguf_kv_count(g); i++)
         if (!is_ours(lq_gguf_kv_key(lq_gguf_kv_at(g, i)))) lq_gguf_put_copy(k->out, lq_gguf_kv_at(g, i));
     for (size_t i = 0; i < k->m->cat.n; i++) LQ_TRY(place_again(k, &k->m->cat.rows[i], &k->out->places[i]));
-    return LQ_OK;
+    return k->a ? factors(k) : LQ_OK;
 }
 
 /* -- all --------------------------------------------------------------------------------------------------------------- */
@@ -350,23 +302,23 @@ static void name_dropped(const maker *k) {
 
 static lq_status make(maker *k, const lq_gguf_opts *o) {
     if (!k->m->arch) REFUSE(k->ctx, "the architecture is unknown; a GGUF names every tensor by what it does (lquant list archs)");
-    for (k->r = rules; k->r->arch && strcmp(k->r->arch, k->m->arch->name); k->r++) continue;
-    if (!k->r->arch) REFUSE(k->ctx, "llama.cpp has no architecture for '%s'", k->m->arch->name);
+    if (!k->a->gguf_archs) REFUSE(k->ctx, "llama.cpp has no architecture for '%s'", k->m->arch->name);
+    k->arch = k->a->gguf_archs[0];
     LQ_TRY(check_all(k));
     name_dropped(k);
     general(k, o);
     sizes(k);
     rope(k);
-    if (k->r->flags & F_MROPE) sections(k);
+    if (k->a->gguf & LQ_GGUF_MROPE) sections(k);
     windows(k);
-    family(k);
+    LQ_TRY(family(k));
     LQ_TRY(factors(k));
     LQ_TRY(places(k));
     return lq_gguf_vocab(k->ctx, k->m->src, k->m->par.vocab, o->pre, k->out);
 }
 
 lq_status lq_gguf_meta_make(lq_ctx *ctx, const lq_model *m, const lq_gguf_opts *o, lq_gguf_meta **out) {
-    maker k = {.ctx = ctx, .m = m};
+    maker k = {.ctx = ctx, .m = m, .a = m->arch};
     LQ_TRY(lq_gguf_meta_new(ctx, m->cat.n, out));
     k.out = *out;
     lq_status st = m->src->gguf ? copy(&k) : make(&k, o);

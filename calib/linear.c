@@ -1,27 +1,49 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* y = x W^T + b on whatever the linear holds. One token: GEMV on the stored form. More: panels of rows are decoded into
- * cache-sized scratch, each once, and multiplied with all tokens; panels are the parallel split and follow from the shape. */
+/* y = x W^T + b on whatever the linear holds. One token, or a few and a packed matrix: GEMV on the stored form. More: panels of rows are
+ * decoded into cache-sized scratch, each once, and multiplied with all tokens; panels are the parallel split and follow from the shape. */
 #include "calib/forward.h"
 #include "calib/run.h"
+#include "kernels/ref/ref.h"
+
+#include <string.h>
 
 enum { PANEL = 128 << 10, PANEL_MIN = 32, PANEL_MAX = 128, GEMV_ROWS = 64 }; /* floats; rows */
+enum { FEW = 8 }; /* tokens that packed codes multiply as they are */
 
 static uint32_t panel_rows(const lq_linear *lin) {
     uint32_t want = PANEL / lin->cols;
     if (want < PANEL_MIN) want = PANEL_MIN;
     if (want > PANEL_MAX) want = PANEL_MAX;
     uint32_t parts = (lin->rows + want - 1) / want;
-    return ((lin->rows + parts - 1) / parts + 7) / 8 * 8; /* all alike: no thin last panel */
+    return ((lin->rows + parts - 1) / parts + LQ_TILE - 1) / LQ_TILE * LQ_TILE; /* all alike: no thin last panel */
 }
 
 size_t lq_linear_scratch(const lq_linear *lin) { return lin->rows && (lin->q || lin->dtype != LQ_F32) ? (size_t)panel_rows(lin) * lin->cols : 0; }
 
-lq_status lq_work_fit(lq_ctx *ctx, lq_work *w, size_t per) {
+static size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
+static uint32_t rank_of(const lq_qtensor *q) { return q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0; }
+
+size_t lq_linear_shared(const lq_linear *lin, uint32_t n) {
+    if (n > FEW) n = FEW;
+    return !lin->packed || lin->q->sch.act.kind ? 0 : aligned(lq_packed_x_bytes(lin->packed, n)) + (size_t)n * rank_of(lin->q) * sizeof(double);
+}
+
+static bool fit_shared(lq_work *w, size_t bytes) {
+    if (w->bytes >= bytes) return true;
+    lq_free(w->shared);
+    w->shared = lq_alloc(bytes);
+    w->bytes = w->shared ? bytes : 0;
+    return w->shared;
+}
+
+lq_status lq_work_fit(lq_ctx *ctx, lq_work *w, size_t per, size_t shared) {
+    if (!fit_shared(w, shared)) return lq_oom(ctx, shared);
     per = (per + 15) / 16 * 16;
     if (w->v && w->per >= per && w->workers >= lq_threads()) return LQ_OK;
     if (per < w->per) per = w->per;
-    lq_work_free(w);
+    lq_free(w->v);
+    lq_free(w->fault);
     w->v = lq_calloc(per * (size_t)lq_threads() + 1, 4);
     w->fault = LQ_NEWN(lq_fault, (size_t)lq_threads());
     if (!w->v || !w->fault) return lq_work_free(w), lq_oom(ctx, per * 4);
@@ -47,7 +69,26 @@ lq_status lq_work_check(lq_ctx *ctx, lq_work *w) {
 void lq_work_free(lq_work *w) {
     lq_free(w->v);
     lq_free(w->fault);
+    lq_free(w->shared);
     *w = (lq_work){0};
+}
+
+static void decode_rows(const lq_kernels *k, const lq_linear *l, uint32_t r0, uint32_t nr, float *out) {
+    if (l->packed) {
+        k->packed_dequant(l->packed, r0 / LQ_TILE, (nr + LQ_TILE - 1) / LQ_TILE, out);
+        if (l->q->sch.extra & LQ_X_ADDED) lq_dequant_extras(l->q, r0, nr, out, k->decode);
+    } else if (l->q) k->dequant(l->q, r0, nr, out);
+    else k->decode(l->dtype, (const char *)l->w + r0 * lq_dtype_row_bytes(l->dtype, l->cols), out, (size_t)nr * l->cols);
+}
+
+void lq_linear_row(const lq_kernels *k, const lq_linear *lin, uint32_t r, float *mine, float *out) {
+    if (!lin->packed) {
+        decode_rows(k, lin, r, 1, out);
+        return;
+    }
+    uint32_t r0 = r - r % LQ_TILE;
+    decode_rows(k, lin, r0, lin->rows - r0 < LQ_TILE ? lin->rows - r0 : LQ_TILE, mine);
+    memcpy(out, mine + (size_t)(r - r0) * lin->cols, lin->cols * sizeof *out);
 }
 
 typedef struct apply {
@@ -57,6 +98,8 @@ typedef struct apply {
     const float *x;
     float *y;
     uint32_t n, panel;
+    lq_packed_x px;             /* x for packed codes */
+    double *low;                /* [n][rank] b x */
 } apply;
 
 static void gemv_slice(void *arg, size_t i) {
@@ -68,14 +111,43 @@ static void gemv_slice(void *arg, size_t i) {
     else a->k->gemv_fp(l->dtype, (const char *)l->w + r0 * stride, stride, nr, l->cols, a->x, a->y + r0);
 }
 
+static void low_slice(void *arg, size_t k) {
+    const apply *a = arg;
+    const lq_qtensor *q = a->lin->q;
+    float *b = lq_work_mine(a->work);
+    a->k->decode(LQ_F16, q->lr.b + k * q->cols, b, q->cols);
+    for (uint32_t t = 0; t < a->n; t++) a->low[(size_t)t * q->sch.rank + k] = a->k->dot(b, a->x + (size_t)t * q->cols, q->cols);
+}
+
+static void tile_slice(void *arg, size_t i) {
+    enum { TILES = GEMV_ROWS / LQ_TILE };
+    const apply *a = arg;
+    const lq_packed *p = a->lin->packed;
+    const lq_qtensor *q = a->lin->q;
+    uint32_t t0 = (uint32_t)i * TILES, nt = p->tiles - t0 < TILES ? p->tiles - t0 : TILES, r0 = t0 * LQ_TILE, nr = q->rows - r0 < GEMV_ROWS ? q->rows - r0 : GEMV_ROWS;
+    a->k->packed_gemv(p, t0, nt, &a->px, a->y, q->rows);
+    for (uint32_t t = 0; q->sch.extra & LQ_X_ADDED && t < a->n; t++) {
+        float *y = a->y + (size_t)t * q->rows + r0;
+        if (a->low) lq_gemv_low(q, r0, nr, 0, q->sch.rank, a->low + (size_t)t * q->sch.rank, y);
+        lq_gemv_sparse(q, r0, nr, a->x + (size_t)t * q->cols, y);
+    }
+}
+
+static void few_tokens(apply *a, uint64_t work) {
+    const lq_packed *p = a->lin->packed;
+    uint32_t rank = rank_of(&p->q);
+    a->px = lq_packed_x_make(p, a->x, a->n, a->work->shared);
+    a->low = rank ? (double *)(void *)((char *)a->work->shared + aligned(lq_packed_x_bytes(p, a->n))) : NULL;
+    if (rank) lq_spread(rank, (uint64_t)rank * a->n * p->q.cols, low_slice, a);
+    lq_spread((p->q.rows + GEMV_ROWS - 1) / GEMV_ROWS, work * a->n, tile_slice, a);
+}
+
 static void panel_slice(void *arg, size_t i) {
     const apply *a = arg;
     const lq_linear *l = a->lin;
     uint32_t r0 = (uint32_t)i * a->panel, nr = l->rows - r0 < a->panel ? l->rows - r0 : a->panel;
     float *w = lq_work_mine(a->work);
-    size_t stride = l->q ? 0 : lq_dtype_row_bytes(l->dtype, l->cols);
-    if (l->q) a->k->dequant(l->q, r0, nr, w);
-    else a->k->decode(l->dtype, (const char *)l->w + r0 * stride, w, (size_t)nr * l->cols);
+    decode_rows(a->k, l, r0, nr, w);
     lq_gemm_nt(a->x, l->cols, w, l->cols, a->y + r0, l->rows, a->n, nr, l->cols, false);
 }
 
@@ -87,11 +159,11 @@ static void bias_slice(void *arg, size_t i) {
 }
 
 void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y) {
-    apply a = {k, w, lin, x, y, n, panel_rows(lin)};
+    apply a = {.k = k, .work = w, .lin = lin, .x = x, .y = y, .n = n, .panel = panel_rows(lin)};
     uint64_t work = (uint64_t)lin->rows * lin->cols;
-    bool extras = lin->q && lin->q->sch.extra & (LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK); /* no GEMV knows them */
     if (lin->q && lin->q->sch.act.kind) lq_act_run(k, w, lin, a.panel, x, n, y);
-    else if (n == 1 && !extras) lq_spread((lin->rows + GEMV_ROWS - 1) / GEMV_ROWS, work, gemv_slice, &a);
+    else if (lin->packed && n <= FEW) few_tokens(&a, work);
+    else if (n == 1) lq_spread((lin->rows + GEMV_ROWS - 1) / GEMV_ROWS, work, gemv_slice, &a);
     else if (!lin->q && lin->dtype == LQ_F32) lq_matmul(x, lin->cols, lin->w, lin->cols, y, lin->rows, n, lin->rows, lin->cols);
     else lq_spread((lin->rows + a.panel - 1) / a.panel, work * n, panel_slice, &a);
     if (bias_of(lin)) lq_spread(n, (uint64_t)n * lin->rows, bias_slice, &a);
@@ -101,7 +173,7 @@ lq_status lq_linear_apply(lq_ctx *ctx, const lq_kernels *k, const lq_linear *lin
     lq_work w = {0};
     if (!lin->rows || (!lin->w && !lin->q)) return lq_fail(ctx, LQ_ERR_INTERNAL, "a linear that is not loaded");
     if (!n) return LQ_OK;
-    if (n > 1 || lin->q) LQ_TRY(lq_work_fit(ctx, &w, lq_linear_scratch(lin)));
+    if (n > 1 || lin->q) LQ_TRY(lq_work_fit(ctx, &w, lq_linear_scratch(lin), lq_linear_shared(lin, n)));
     lq_linear_run(k, &w, lin, x, n, y);
     lq_status st = lq_work_check(ctx, &w);
     lq_work_free(&w);

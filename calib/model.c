@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* Binding: which architecture, which parameters, and one catalog row per stored tensor, each checked against both. */
+#include "calib/gguf_form.h"
 #include "calib/master.h"
 #include "calib/model.h"
 #include "calib/rotate.h"
@@ -17,6 +18,7 @@ typedef struct binder {
     uint8_t *taken;          /* [src->n] bound already */
     int32_t stage[LQ_R_N];   /* of each role's LINEAR; -1 */
     int32_t fuse[LQ_R_N];
+    const uint32_t *rows[LQ_R_N]; /* how rows of a role lie in a GGUF, once asked; the same in every block */
     size_t missing, cap;     /* cap: of the catalog's rows */
     char first[160];         /* name of the first missing tensor */
 } binder;
@@ -41,9 +43,9 @@ static char *copy_name(lq_arena *mem, const char *name) {
     return copy ? strcpy(copy, name) : NULL;
 }
 
-static bool has_experts(const lq_gguf *g, const char *arch) {
+static bool has_some(const lq_gguf *g, const char *arch, const char *what) {
     char key[128];
-    snprintf(key, sizeof key, "%s.expert_count", arch);
+    snprintf(key, sizeof key, "%s.%s", arch, what);
     const lq_gguf_kv *kv = lq_gguf_find(g, key);
     return kv && lq_gguf_elem(kv) != LQ_GGUF_STRING && lq_gguf_len(kv) && lq_gguf_num(kv, 0) > 0;
 }
@@ -57,7 +59,7 @@ static lq_status find_arch(lq_ctx *ctx, lq_model *m) {
     } else if (m->src->gguf) {
         const lq_gguf_kv *kv = lq_gguf_find(m->src->gguf, "general.architecture");
         name = kv ? lq_gguf_str(kv, 0, &len) : NULL;
-        m->arch = name ? lq_arch_by_gguf(name, has_experts(m->src->gguf, name)) : NULL;
+        m->arch = name ? lq_arch_by_gguf(name, has_some(m->src->gguf, name, "expert_count"), has_some(m->src->gguf, name, "attention.sliding_window")) : NULL;
     }
     if (m->arch) return LQ_OK;
     if (!name) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: nothing says which architecture this is (no config.json)", m->src->path);
@@ -65,9 +67,7 @@ static lq_status find_arch(lq_ctx *ctx, lq_model *m) {
 }
 
 static lq_status read_params(lq_ctx *ctx, lq_model *m) {
-    if (!m->src->config && !m->arch->params_gguf)
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "architecture '%s' is not read from GGUF, only from Hugging Face folders", m->arch->name);
-    if (!m->src->config) return m->arch->params_gguf(ctx, m->arch, m->src->gguf, &m->par);
+    if (!m->src->config) return lq_params_from_gguf(ctx, m->arch, m->src, &m->par);
     lq_status st = m->arch->params_hf(ctx, m->arch, m->config, &m->par);
     if (!st) st = lq_master_find(ctx, m);
     return st ? lq_note(ctx, st, "config.json") : LQ_OK;
@@ -126,17 +126,22 @@ static lq_row *new_row(binder *b, size_t i) {
     return r;
 }
 
-/* Rows of q and k that GGUF stores as rope pairs; matrices stored [cols][rows]. */
-static void set_view(binder *b, lq_row *r, const lq_arch_name *t) {
+/* Rows and values that a GGUF stores otherwise; matrices stored [cols][rows]. */
+static lq_status set_view(binder *b, lq_row *r, const lq_arch_name *t) {
+    lq_gguf_lay lay;
     r->transposed = t->rows & LQ_TRANSPOSED;
     if (is_turned(b, t, &b->m->src->entries[r->source])) {
         r->view = LQ_VIEW_TRANSPOSED;
         r->shape[0] = lq_params_dim(&b->m->par, t->rows);
         r->shape[1] = lq_params_dim(&b->m->par, t->cols);
     }
-    if (!b->gguf || !b->m->arch->gguf_rope_pairs || (t->role != LQ_R_Q && t->role != LQ_R_K)) return;
-    r->view = LQ_VIEW_ROPE_PAIRS;
-    r->view_heads = t->role == LQ_R_Q ? b->m->par.n_heads : b->m->par.n_kv_heads;
+    if (!b->gguf) return LQ_OK;
+    if (b->rows[t->role]) lay = (lq_gguf_lay){.rows = b->rows[t->role]};
+    else LQ_TRY(lq_gguf_lay_of(b->ctx, b->m->arch, &b->m->par, t->role, t->part, t->cols ? 2 : 1, b->m->cat.mem, &lay));
+    b->rows[t->role] = lay.rows;
+    if (lay.rows) r->view = LQ_VIEW_ROWS, r->view_rows = lay.rows;
+    r->view_add = lay.add;
+    return LQ_OK;
 }
 
 /* Where a tensor is in the source, -1: nowhere. *spelled: its Hugging Face name as the source has it (the architecture's own when it
@@ -180,7 +185,7 @@ static lq_status missing(binder *b, const char *name) {
 static void set_shape(binder *b, lq_row *r, const lq_arch_name *t, const place *at) {
     uint64_t rows = lq_params_dim(&b->m->par, t->rows);
     if (at->of) r->row0 = ((uint64_t)at->expert * at->of + at->at) * rows;
-    if (r->view == LQ_VIEW_PLAIN && t->cols) {
+    if (r->view != LQ_VIEW_TRANSPOSED && t->cols) {
         r->ndim = 2;
         r->shape[0] = rows;
         r->shape[1] = lq_params_dim(&b->m->par, t->cols);
@@ -204,7 +209,7 @@ static lq_status bind_one(binder *b, const lq_arch_name *t, int32_t block, int32
     r->linear = t->part == LQ_PART_WEIGHT && (b->stage[t->role] >= 0 || t->role == LQ_R_HEAD || t->role == LQ_R_EMBED);
     r->fuse = b->fuse[t->role] < 0 ? -1 : b->fuse[t->role] + LQ_MAX_OPS * (expert + 1);
     r->stage = t->part == LQ_PART_WEIGHT ? b->stage[t->role] : -1;
-    set_view(b, r, t);
+    LQ_TRY(set_view(b, r, t));
     set_shape(b, r, t, &at);
     return LQ_OK;
 }
@@ -271,7 +276,7 @@ static lq_status bind_rest(binder *b) {
     lq_model *m = b->m;
     size_t first = m->cat.n;
     for (size_t i = 0; i < m->src->n; i++) {
-        if (b->taken[i]) continue;
+        if (b->taken[i] || (b->gguf && m->arch && lq_gguf_is_factor(m->arch, m->src->entries[i].name))) continue; /* the parameters have those */
         lq_row *r = new_row(b, i);
         if (!r || !(r->name = copy_name(m->cat.mem, m->src->entries[i].name))) return lq_oom(b->ctx, 64);
         r->linear = !m->arch && is_unknown_linear(m, r);
@@ -313,21 +318,6 @@ done:
     return st;
 }
 
-static lq_status read_rope_div(lq_ctx *ctx, lq_model *m) {
-    lq_row *row = m->par.rope_tensor ? lq_catalog_find(&m->cat, (lq_slot){-1, LQ_R_ROPE_DIV, -1}, LQ_PART_WEIGHT) : NULL;
-    if (!row) return LQ_OK;
-    uint32_t half = m->par.head_dim / 2;
-    float *v = LQ_NEWN(float, half);
-    lq_status st = v && (m->par.rope.div = LQ_NEWN(double, half)) ? lq_model_read_f32(ctx, m, row, v) : lq_oom(ctx, half * 8);
-    for (uint32_t j = 0; j < half && !st; j++) {
-        m->par.rope.div[j] = v[j];
-        if (!(v[j] >= 1e-3f && v[j] <= 1e6f))
-            st = lq_fail(ctx, LQ_ERR_FORMAT, "tensor '%s': divisor %u is %g, expected 0.001 to 1e6", row->name, j, (double)v[j]);
-    }
-    lq_free(v);
-    return st;
-}
-
 /* A model that cannot be run is still a list of matrices; but where files store some transposed, only a table tells which. */
 static bool may_be_unknown(const lq_model *m, lq_status why) {
     for (const lq_arch_name *t = m->arch ? m->arch->names : NULL; t && t->role; t++)
@@ -353,7 +343,6 @@ lq_status lq_model_open(lq_ctx *ctx, lq_source *src, bool any_arch, lq_model **o
     if (st && !(any_arch && may_be_unknown(m, st))) goto done;
     if (st) become_unknown(ctx, m);
     LQ_GO(make_catalog(ctx, m));
-    if (m->arch) LQ_GO(read_rope_div(ctx, m));
     if (m->arch) LQ_GO(lq_model_bind_kv(ctx, m));
     if (m->arch && !(m->layers = LQ_NEWN(lq_layer, m->par.n_layers))) LQ_GO(lq_oom(ctx, m->par.n_layers * sizeof(lq_layer)));
 done:

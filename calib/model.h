@@ -15,6 +15,7 @@ typedef struct lq_linear {
     lq_dtype dtype;        /* type of w; LQ_NONE when q is set */
     void *w;               /* [rows][cols] stored as dtype, rows in model order (views undone) */
     lq_qtensor *q;         /* quantized: runs on these codes */
+    lq_packed *packed;     /* where they are when this is set: q is then &packed->q, which has everything but codes */
     float *bias;           /* [rows] or NULL; NULL: q's own when it has one */
 } lq_linear;
 
@@ -68,7 +69,10 @@ lq_status lq_model_bind_kv(lq_ctx *ctx, lq_model *m);
  * caller writes them. To be called before anything borrows rows. */
 lq_status lq_model_add_kv(lq_ctx *ctx, lq_model *m);
 
-typedef enum lq_load { LQ_LOAD_STORED, LQ_LOAD_F32 } lq_load; /* keep the stored type, or decode (quantized ones too) to F32 */
+/* Keep the stored type; decode (quantized ones too) to F32; keep the stored type but matrices of codes in the layout kernels stream, where it holds
+ * them (lq_packed_fits, and blocks that are read as such a scheme): one matrix at a time, its former codes freed. A table that is only looked
+ * up stays as it is stored. */
+typedef enum lq_load { LQ_LOAD_STORED, LQ_LOAD_F32, LQ_LOAD_PACKED } lq_load;
 /* Reads the tensors of a block (or, b = -1, the outer ones) into memory; NaN or infinity in a weight: LQ_ERR_FORMAT naming
  * tensor, row and column. A loaded block stays as it is, whatever `how` says. */
 lq_status lq_model_load(lq_ctx *ctx, lq_model *m, int32_t b, lq_load how);

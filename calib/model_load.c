@@ -24,11 +24,7 @@ static shape shape_of(const lq_row *r) {
 }
 
 /* Model row that stored row r is. */
-static uint64_t model_row(const lq_row *row, uint64_t rows, uint64_t r) {
-    if (row->view != LQ_VIEW_ROPE_PAIRS) return r;
-    uint64_t dim = rows / row->view_heads, head = r / dim, in = r % dim;
-    return head * dim + in / 2 + (in & 1) * (dim / 2);
-}
+static uint64_t model_row(const lq_row *row, uint64_t r) { return row->view == LQ_VIEW_ROWS ? row->view_rows[r] : r; }
 
 typedef struct job { /* a slab on its way from src to dst */
     const lq_kernels *k;
@@ -104,7 +100,7 @@ static void convert_slice(void *arg, size_t i) {
     for (uint64_t r = i * SLICE; r < end; r++) {
         int64_t bad = j->row->view == LQ_VIEW_TRANSPOSED
                           ? one_column(j, r)
-                          : one_row(j, j->src + r * j->s.bytes, j->dst + model_row(j->row, j->s.rows, j->row0 + r) * stride);
+                          : one_row(j, j->src + r * j->s.bytes, j->dst + model_row(j->row, j->row0 + r) * stride);
         if (bad >= 0 && j->bad[i] < 0) j->bad[i] = (int64_t)(r * j->s.cols) + bad;
     }
 }
@@ -112,7 +108,7 @@ static void convert_slice(void *arg, size_t i) {
 static lq_status finite(lq_ctx *ctx, const job *j) {
     for (uint64_t i = 0; i < (j->rows + SLICE - 1) / SLICE; i++) {
         if (j->bad[i] < 0) continue;
-        uint64_t r = model_row(j->row, j->s.rows, j->row0 + (uint64_t)j->bad[i] / j->s.cols), c = (uint64_t)j->bad[i] % j->s.cols;
+        uint64_t r = model_row(j->row, j->row0 + (uint64_t)j->bad[i] / j->s.cols), c = (uint64_t)j->bad[i] % j->s.cols;
         if (j->row->view == LQ_VIEW_TRANSPOSED) {
             uint64_t swap = r;
             r = c;
@@ -122,6 +118,18 @@ static lq_status finite(lq_ctx *ctx, const job *j) {
                        (unsigned long long)c);
     }
     return LQ_OK;
+}
+
+/* What a file stores too much is exact in the type it stores: fp32, or a half that its own norms are multiplied in. */
+static void take_off(const lq_row *row, bool f32, void *data) {
+    lq_dtype t = f32 ? LQ_F32 : row->dtype;
+    for (uint64_t i = 0; row->view_add != 0 && i < lq_row_elems(row); i++) {
+        float v;
+        char *at = (char *)data + i * lq_dtypes[t].bytes;
+        lq_dtype_decode(t, at, &v, 1);
+        v -= row->view_add;
+        lq_dtype_encode(t, &v, at, 1);
+    }
 }
 
 /* All of a float row (dtype not NONE) into dst. */
@@ -146,6 +154,7 @@ static lq_status read_rows(lq_ctx *ctx, lq_model *m, const lq_row *row, bool f32
         LQ_GO(finite(ctx, &j));
         LQ_GO(lq_check_cancel(ctx));
     }
+    take_off(row, f32, dst);
 done:
     lq_free(slab);
     lq_free(j.bad);
@@ -153,9 +162,9 @@ done:
 }
 
 static lq_status read_blocks(lq_ctx *ctx, lq_model *m, const lq_row *row, lq_qtensor *q) {
-    uint32_t rows = lq_row_rows(row), *stored = row->view == LQ_VIEW_ROPE_PAIRS ? LQ_NEWN(uint32_t, rows) : NULL;
-    if (row->view == LQ_VIEW_ROPE_PAIRS && !stored) return lq_oom(ctx, rows * sizeof *stored);
-    for (uint32_t r = 0; stored && r < rows; r++) stored[model_row(row, rows, r)] = r;
+    uint32_t rows = lq_row_rows(row), *stored = row->view == LQ_VIEW_ROWS ? LQ_NEWN(uint32_t, rows) : NULL;
+    if (row->view == LQ_VIEW_ROWS && !stored) return lq_oom(ctx, rows * sizeof *stored);
+    for (uint32_t r = 0; stored && r < rows; r++) stored[model_row(row, r)] = r;
     lq_status st = lq_source_read_blocks(ctx, m->src, (size_t)row->source, row->row0, rows, stored, q);
     q->slot = row->slot;
     lq_free(stored);
@@ -241,15 +250,29 @@ static bool is_matrix(const lq_row *r) { return r->part == LQ_PART_WEIGHT && r->
 
 static size_t padded(uint64_t n) { return (size_t)((n + 63) / 64 * 64); }
 
+static const lq_scheme *scheme_of(const lq_model *m, const lq_row *r) { return lq_is_master(m, r) ? &lq_master_scheme : &r->scheme; }
+
+/* Is it multiplied, not only looked up? */
+static bool is_multiplied(const lq_model *m, const lq_row *r) { return r->slot.role != LQ_R_POS_EMBED && (r->slot.role != LQ_R_EMBED || m->par.tied); }
+
+/* Held packed: codes, or blocks that a source reads as codes. */
+static bool is_packed(const lq_model *m, const lq_row *r, lq_load how) {
+    const lq_scheme *s = scheme_of(m, r);
+    if (how != LQ_LOAD_PACKED || !is_matrix(r) || !is_multiplied(m, r) || !s->grid.bits) return false;
+    lq_dtype type = type_of(m, r);
+    return (type == LQ_NONE || lq_dtypes[type].block > 1) && lq_packed_fits(s, lq_row_rows(r), lq_row_cols(r));
+}
+
 /* Bytes of a row in the layer's own allocation. */
 static uint64_t row_memory(const lq_model *m, const lq_row *r, lq_load how) {
     if (!is_matrix(r) || how == LQ_LOAD_F32) return padded(lq_row_elems(r) * 4);
+    if (is_packed(m, r, how)) return padded(sizeof(lq_packed));
     lq_dtype type = type_of(m, r);
     if (type == LQ_NONE) return padded(sizeof(lq_qtensor));
     return padded((uint64_t)lq_row_rows(r) * lq_dtype_row_bytes(type, lq_row_cols(r)));
 }
 
-static bool belongs(const lq_row *r, int32_t b) { return r->slot.block == b && r->slot.role != LQ_R_UNKNOWN && r->slot.role != LQ_R_ROPE_DIV && !lq_role_is_kv(r->slot.role); }
+static bool belongs(const lq_row *r, int32_t b) { return r->slot.block == b && r->slot.role != LQ_R_UNKNOWN && !lq_role_is_kv(r->slot.role); }
 
 static uint64_t own_memory(const lq_model *m, int32_t b, lq_load how) {
     uint64_t n = 64;
@@ -258,16 +281,41 @@ static uint64_t own_memory(const lq_model *m, int32_t b, lq_load how) {
     return n;
 }
 
+/* Bytes of a row outside it. */
+static uint64_t codes_memory(const lq_model *m, const lq_row *r, lq_load how) {
+    uint32_t rows = lq_row_rows(r), cols = lq_row_cols(r);
+    const lq_scheme *s = scheme_of(m, r);
+    if (is_packed(m, r, how)) return lq_packed_bytes(s, rows, cols) + lq_scheme_bytes(s, rows, cols) - ((uint64_t)rows * cols * s->grid.bits + 7) / 8;
+    return is_matrix(r) && how != LQ_LOAD_F32 && type_of(m, r) == LQ_NONE ? lq_scheme_bytes(s, rows, cols) : 0;
+}
+
 uint64_t lq_model_block_bytes(const lq_model *m, int32_t b, lq_load how) {
     uint64_t n = own_memory(m, b, how);
-    for (size_t i = 0; how == LQ_LOAD_STORED && i < m->cat.n; i++) {
-        const lq_row *r = &m->cat.rows[i];
-        if (belongs(r, b) && type_of(m, r) == LQ_NONE) n += lq_scheme_bytes(lq_is_master(m, r) ? &lq_master_scheme : &r->scheme, lq_row_rows(r), lq_row_cols(r));
-    }
+    for (size_t i = 0; i < m->cat.n; i++)
+        if (belongs(&m->cat.rows[i], b)) n += codes_memory(m, &m->cat.rows[i], how);
     return n;
 }
 
 static lq_layer *layer(lq_model *m, int32_t b) { return b < 0 ? &m->outer : &m->layers[b]; }
+
+static lq_status load_codes(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_qtensor *q) {
+    return (lq_is_master(m, r) ? lq_master_linear : lq_model_read_q)(ctx, m, r, q);
+}
+
+static lq_status load_packed(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_linear *lin, lq_packed *p) {
+    lq_qtensor q;
+    LQ_TRY(load_codes(ctx, m, r, &q));
+    lin->dtype = LQ_NONE;
+    lin->q = &p->q;
+    if (!lq_packed_fits(&q.sch, q.rows, q.cols)) { /* its header said less */
+        p->q = q;
+        return LQ_OK;
+    }
+    lin->packed = p;
+    lq_status st = lq_pack(ctx, &q, p);
+    lq_qtensor_free(&q);
+    return st ? lq_note(ctx, st, "tensor '%s'", r->name) : LQ_OK;
+}
 
 static lq_status load_matrix(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load how, lq_linear *lin, char *mem) {
     lin->slot = r->slot;
@@ -279,10 +327,11 @@ static lq_status load_matrix(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_load 
         lin->w = mem;
         return lq_model_read_f32(ctx, m, r, lin->w);
     }
+    if (is_packed(m, r, how)) return load_packed(ctx, m, r, lin, (lq_packed *)(void *)mem);
     lin->dtype = type_of(m, r);
     if (lin->dtype != r->dtype && lin->dtype != LQ_NONE) return lq_model_read_f32(ctx, m, r, lin->w = mem);
     if (lin->dtype != LQ_NONE) return lq_model_read_stored(ctx, m, r, lin->w = mem);
-    LQ_TRY((lq_is_master(m, r) ? lq_master_linear : lq_model_read_q)(ctx, m, r, (lq_qtensor *)(void *)mem));
+    LQ_TRY(load_codes(ctx, m, r, (lq_qtensor *)(void *)mem));
     lin->q = (lq_qtensor *)(void *)mem;
     return LQ_OK;
 }
@@ -330,12 +379,15 @@ lq_status lq_model_load_all(lq_ctx *ctx, lq_model *m, lq_load how) {
     return LQ_OK;
 }
 
+static void free_codes(lq_linear *lin) {
+    if (lin->packed) lq_packed_free(lin->packed);
+    else if (lin->q) lq_qtensor_free(lin->q);
+}
+
 void lq_model_unload(lq_model *m, int32_t b) {
     lq_layer *l = layer(m, b);
-    for (int r = 0; r < LQ_R_N; r++)
-        if (l->lin[r].q) lq_qtensor_free(l->lin[r].q);
-    for (size_t i = 0; i < (size_t)l->n_experts * LQ_EXPERT_ROLES; i++)
-        if (l->experts[i].q) lq_qtensor_free(l->experts[i].q);
+    for (int r = 0; r < LQ_R_N; r++) free_codes(&l->lin[r]);
+    for (size_t i = 0; i < (size_t)l->n_experts * LQ_EXPERT_ROLES; i++) free_codes(&l->experts[i]);
     lq_free(l->experts);
     lq_free(l->mem);
     *l = (lq_layer){0};

@@ -8,11 +8,6 @@
 #include <math.h>
 #include <string.h>
 
-static void table_row(const lq_model *m, const lq_linear *e, uint32_t row, float *out) {
-    if (e->q) m->k->dequant(e->q, row, 1, out);
-    else m->k->decode(e->dtype, (const char *)e->w + row * lq_dtype_row_bytes(e->dtype, e->cols), out, e->cols);
-}
-
 static lq_status check_place(lq_ctx *ctx, const lq_model *m, const int32_t *ids, uint32_t n, uint32_t pos) {
     const lq_linear *learned = &m->outer.lin[LQ_R_POS_EMBED];
     for (uint32_t i = 0; i < n; i++)
@@ -29,7 +24,7 @@ static lq_status add_positions(lq_ctx *ctx, const lq_model *m, uint32_t n, uint3
     float *row = LQ_NEWN(float, learned->cols);
     if (!row) return lq_oom(ctx, learned->cols * sizeof *row);
     for (uint32_t i = 0; i < n; i++) {
-        table_row(m, learned, m->par.pos_offset + pos + i, row);
+        lq_linear_row(m->k, learned, m->par.pos_offset + pos + i, NULL, row);
         m->k->add(out + (size_t)i * learned->cols, row, learned->cols);
     }
     lq_free(row);
@@ -40,9 +35,14 @@ lq_status lq_embed(lq_ctx *ctx, const lq_model *m, const int32_t *ids, uint32_t 
     const lq_layer *o = &m->outer;
     const lq_linear *e = &o->lin[LQ_R_EMBED], *in = &o->lin[LQ_R_PROJ_IN];
     LQ_TRY(check_place(ctx, m, ids, n, pos));
-    float *x = in->rows ? LQ_NEWN(float, (size_t)n * e->cols) : out;
-    if (!x) return lq_oom(ctx, (size_t)n * e->cols * sizeof *x);
-    for (uint32_t i = 0; i < n; i++) table_row(m, e, (uint32_t)ids[i], x + (size_t)i * e->cols);
+    float *x = in->rows ? LQ_NEWN(float, (size_t)n * e->cols) : out, *mine = e->packed ? LQ_NEWN(float, (size_t)LQ_TILE * e->cols) : NULL;
+    if (!x || (e->packed && !mine)) {
+        if (x != out) lq_free(x);
+        lq_free(mine);
+        return lq_oom(ctx, (size_t)n * e->cols * sizeof *x);
+    }
+    for (uint32_t i = 0; i < n; i++) lq_linear_row(m->k, e, (uint32_t)ids[i], mine, x + (size_t)i * e->cols);
+    lq_free(mine);
     for (size_t i = 0; m->par.embed_scale > 0 && i < (size_t)n * e->cols; i++) x[i] *= m->par.embed_scale;
     lq_status st = in->rows ? lq_linear_apply(ctx, m->k, in, x, n, out) : LQ_OK;
     if (x != out) lq_free(x);

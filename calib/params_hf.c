@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* config.json <-> parameters of the Llama-like families. Absent keys mean what transformers makes of them; rope settings are
+/* config.json -> parameters (the other way: params_to_hf.c). Absent keys mean what transformers makes of them; rope settings are
  * read where it wrote them before version 5 (rope_theta, rope_scaling) and since (rope_parameters). */
 #include "calib/arch.h"
 
 #include "core/num.h"
 
-#include <stdio.h>
-#include <stdlib.h>
+#include <string.h>
 
 enum { MAX_HIDDEN = 1 << 20, MAX_FFN = 1 << 22, MAX_LAYERS = 1024, MAX_HEADS = 4096, MAX_HEAD_DIM = 1024, MAX_VOCAB = 1 << 24, MAX_CTX = 1 << 28 };
 
@@ -42,20 +41,24 @@ static lq_status sizes(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_para
     return LQ_OK;
 }
 
-static lq_status activation(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
+lq_status lq_params_act(lq_ctx *ctx, const lq_family *f, const char *name, lq_actfn *out) {
     static const lq_respelled same[] = {{"swish", "silu"}, {"gelu_python", "gelu"}, {"gelu_new", "gelu_pytorch_tanh"}, {"gelu_fast", "gelu_pytorch_tanh"},
                                         {"gelu_accurate", "gelu_pytorch_tanh"}, {"gelu_python_tanh", "gelu_pytorch_tanh"}};
-    const char *name;
-    LQ_TRY(lq_json_string(ctx, c, f->act_key ? f->act_key : "hidden_act", false, &name));
     if (!name) name = f->act ? f->act : "silu";
     for (size_t i = 0; i < sizeof same / sizeof *same; i++)
         if (!strcmp(name, same[i].from)) name = same[i].to;
     if (f->gelu_is_tanh && !strcmp(name, "gelu")) name = "gelu_pytorch_tanh";
     for (int i = 0; i < LQ_ACTFN_N; i++) {
-        p->act = (lq_actfn)i;
+        *out = (lq_actfn)i;
         if (!strcmp(name, lq_actfn_names[i])) return LQ_OK;
     }
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "activation '%s' is not supported", name);
+}
+
+static lq_status activation(lq_ctx *ctx, const lq_family *f, const json_t *c, lq_params *p) {
+    const char *name;
+    LQ_TRY(lq_json_string(ctx, c, f->act_key ? f->act_key : "hidden_act", false, &name));
+    return lq_params_act(ctx, f, name, &p->act);
 }
 
 lq_status lq_params_real(lq_ctx *ctx, const json_t *o, const char *key, bool required, double def, double lo, double hi, double *out) {
@@ -119,61 +122,4 @@ lq_status lq_params_from_hf(lq_ctx *ctx, const lq_arch *arch, const json_t *c, l
     LQ_TRY(lq_params_rope_hf(ctx, arch, c, p));
     LQ_TRY(window(ctx, &arch->family, c, p));
     return switches(ctx, &arch->family, c, p);
-}
-
-static json_t *rope_out(lq_ctx *ctx, const lq_params *p, lq_status *st) {
-    double factor = p->rope.factor, low = p->rope.low, high = p->rope.high;
-    int original = (int)p->rope.original;
-    *st = LQ_OK;
-    if (p->rope.div) {
-        original = 8192;
-        if (!lq_rope_recover(&p->rope, &factor, &low, &high)) {
-            *st = lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor 'rope_freqs.weight' fits no llama3 rope scaling that config.json could say");
-            return NULL;
-        }
-    } else if (p->rope.kind == LQ_ROPE_DEFAULT) {
-        return json_null();
-    } else if (p->rope.kind == LQ_ROPE_LINEAR) {
-        return json_pack("{s:s, s:f}", "rope_type", "linear", "factor", factor);
-    }
-    return json_pack("{s:s, s:f, s:f, s:f, s:i}", "rope_type", "llama3", "factor", factor, "low_freq_factor", low, "high_freq_factor", high,
-                     "original_max_position_embeddings", original);
-}
-
-static void family_out(const lq_family *f, const lq_params *p, json_t *c) {
-    if (f->attention_bias) json_object_set_new(c, "attention_bias", json_boolean(p->o_bias));
-    if (f->mlp_bias) json_object_set_new(c, "mlp_bias", json_boolean(p->mlp_bias));
-    if (f->windows == LQ_WINDOW_NONE) return;
-    json_object_set_new(c, "sliding_window", p->window ? json_integer(p->window) : json_null());
-    if (f->windows == LQ_WINDOW_BY_LAYER || f->windows >= LQ_WINDOW_EVEN_LAYERS) json_object_set_new(c, "use_sliding_window", json_boolean(p->window > 0));
-    if (f->windows == LQ_WINDOW_BY_LAYER && p->window && !p->layer_window) json_object_set_new(c, "max_window_layers", json_integer(0));
-}
-
-/* A double that prints as the float it came from: 1e-5 and not 9.99999974737875e-06. */
-static double shortest(float f) {
-    char text[32];
-    double d = f;
-    for (int digits = 6; digits <= 9; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, (double)f);
-        d = strtod(text, NULL);
-        if ((float)d == f) break;
-    }
-    return d;
-}
-
-lq_status lq_params_to_hf(lq_ctx *ctx, const lq_arch *arch, const lq_params *p, json_t **out) {
-    lq_status st;
-    *out = NULL;
-    json_t *scaling = rope_out(ctx, p, &st);
-    if (st) return st;
-    json_t *c = json_pack("{s:[s], s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:o, s:s, s:b}", "architectures", arch->family.hf_class,
-                          "model_type", arch->model_types[0], "hidden_size", (int)p->hidden, "intermediate_size", (int)p->ffn,
-                          "num_hidden_layers", (int)p->n_layers, "num_attention_heads", (int)p->n_heads, "num_key_value_heads", (int)p->n_kv_heads,
-                          "head_dim", (int)p->head_dim, "vocab_size", (int)p->vocab, "max_position_embeddings", (int)p->max_ctx, "rms_norm_eps",
-                          shortest(p->norm_eps), "rope_theta", p->rope.base, "rope_scaling", scaling, "hidden_act", lq_actfn_names[p->act],
-                          "tie_word_embeddings", p->tied);
-    if (!c) return lq_oom(ctx, 0);
-    family_out(&arch->family, p, c);
-    *out = c;
-    return LQ_OK;
 }

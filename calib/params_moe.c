@@ -1,13 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* What a mixture of experts adds to the parameters: how many, how wide, which blocks, how routed. Absent keys mean what transformers makes
- * of them; GGUF metadata: formats.md 6.2, and whether probabilities are normalized is known to llama.cpp by the architecture. */
+ * of them. */
 #include "calib/arch.h"
-
-#include "core/num.h"
-
-#include <stdio.h>
-#include <string.h>
 
 enum { MAX_EXPERTS = 4096, MAX_FFN = 1 << 22, MAX_STEP = 1 << 20 };
 
@@ -67,52 +62,6 @@ lq_status lq_params_moe_hf(lq_ctx *ctx, const lq_arch *arch, const json_t *c, lq
         p->clip_qkv = (float)clip;
     }
     return k->sparse_keys ? dense_layers(ctx, c, p) : LQ_OK;
-}
-
-static const lq_gguf_kv *find(const lq_gguf *g, const lq_arch *a, const char *suffix) {
-    char key[128];
-    snprintf(key, sizeof key, "%s.%s", a->gguf_archs[0], suffix);
-    return lq_gguf_find(g, key);
-}
-
-static lq_status whole(lq_ctx *ctx, const lq_gguf *g, const lq_arch *a, const char *suffix, uint32_t absent, double hi, uint32_t *out) {
-    const lq_gguf_kv *kv = find(g, a, suffix);
-    *out = absent;
-    if (!kv && absent) return LQ_OK;
-    double v = kv && !lq_gguf_is_array(kv) && lq_gguf_elem(kv) != LQ_GGUF_STRING ? lq_gguf_num(kv, 0) : 0;
-    if (!(v >= 1 && v <= hi && v == floor(v)))
-        return lq_fail(ctx, LQ_ERR_FORMAT, "metadata key '%s.%s' is missing or no integer from 1 to %g", a->gguf_archs[0], suffix, hi);
-    *out = (uint32_t)v;
-    return LQ_OK;
-}
-
-/* Metadata do not say which blocks have no experts: those without a router. */
-static lq_status dense_blocks(lq_ctx *ctx, const lq_gguf *g, lq_params *p) {
-    if (!(p->layer_dense = lq_alloc(p->n_layers))) return lq_oom(ctx, p->n_layers);
-    memset(p->layer_dense, 1, p->n_layers);
-    for (size_t i = 0; i < lq_gguf_count(g); i++) {
-        unsigned b;
-        int n = 0;
-        const char *name = lq_gguf_tensor_at(g, i)->name;
-        if (sscanf(name, "blk.%9u.ffn_gate_inp.weight%n", &b, &n) == 1 && n && !name[n] && b < p->n_layers) p->layer_dense[b] = 0;
-    }
-    return keep_dense(p);
-}
-
-lq_status lq_params_moe_gguf(lq_ctx *ctx, const lq_arch *a, const lq_gguf *g, lq_params *p) {
-    const struct lq_moe_keys *k = &a->family.moe;
-    LQ_TRY(lq_params_from_gguf(ctx, a, g, p));
-    LQ_TRY(whole(ctx, g, a, "expert_count", 0, MAX_EXPERTS, &p->n_experts));
-    LQ_TRY(whole(ctx, g, a, "expert_used_count", 0, MAX_EXPERTS, &p->top_k));
-    LQ_TRY(check_top_k(ctx, p));
-    p->expert_ffn = p->ffn;
-    if (k->ffn) LQ_TRY(whole(ctx, g, a, "expert_feed_forward_length", 0, MAX_FFN, &p->expert_ffn));
-    if (k->shared_ffn) LQ_TRY(whole(ctx, g, a, "expert_shared_feed_forward_length", 0, MAX_FFN, &p->shared_ffn));
-    p->norm_topk = k->norm_always || k->gguf_norm;
-    const lq_gguf_kv *clip = k->clip ? find(g, a, "attention.clamp_kqv") : NULL;
-    if (clip && !lq_gguf_is_array(clip) && lq_gguf_elem(clip) != LQ_GGUF_STRING) p->clip_qkv = (float)lq_gguf_num(clip, 0);
-    if (!(p->clip_qkv >= 0 && p->clip_qkv < 1e30f)) return lq_fail(ctx, LQ_ERR_FORMAT, "metadata key '%s.attention.clamp_kqv' is %g", a->gguf_archs[0], (double)p->clip_qkv);
-    return dense_blocks(ctx, g, p);
 }
 
 static json_t *dense_list(const lq_params *p) {

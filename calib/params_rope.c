@@ -79,12 +79,10 @@ static lq_status read_yarn(lq_ctx *ctx, const json_t *r, lq_rope *out) {
     return lq_params_real(ctx, r, "attention_factor", false, scale, 1e-3, 1e3, &out->scale);
 }
 
-/* Ding et al. 2024: cos and sin grow by sqrt(1 + ln(factor) / ln(original)). */
 static lq_status read_longrope(lq_ctx *ctx, const json_t *r, lq_rope *out) {
     LQ_TRY(factors(ctx, r, "short_factor", out->dim / 2, &out->div));
     LQ_TRY(factors(ctx, r, "long_factor", out->dim / 2, &out->long_div));
-    double scale = out->factor > 1 && out->original > 1 ? sqrt(1 + log(out->factor) / log(out->original)) : 1;
-    return lq_params_real(ctx, r, "attention_factor", false, scale, 1e-3, 1e3, &out->scale);
+    return lq_params_real(ctx, r, "attention_factor", false, lq_rope_long_scale(out->factor, out->original), 1e-3, 1e3, &out->scale);
 }
 
 static lq_status one(lq_ctx *ctx, const lq_family *f, const json_t *c, const json_t *r, double base, const lq_params *p, lq_rope *out) {

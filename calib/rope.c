@@ -42,6 +42,8 @@ static void yarn(const lq_rope *r, double *theta) {
     }
 }
 
+double lq_rope_long_scale(double factor, uint32_t original) { return factor > 1 && original > 1 ? sqrt(1 + log(factor) / log(original)) : 1; }
+
 static double base_of(const lq_rope *r, uint32_t positions) {
     if (r->kind != LQ_ROPE_DYNAMIC || positions <= r->original || r->dim <= 2) return r->base;
     return r->base * pow(r->factor * positions / r->original - (r->factor - 1), r->dim / (double)(r->dim - 2));

@@ -42,7 +42,7 @@ lq_status lq_run_init(lq_ctx *ctx, lq_run *r, const lq_model *m, uint32_t tokens
     while (r->chunk > CHUNK_MIN && r->chunk * sum * 4 > RUN_BYTES) r->chunk /= 2;
     if (r->chunk > tokens) r->chunk = tokens;
     lq_status st = (r->mem = LQ_NEWN(float, sum * r->chunk)) ? rope_tables(ctx, r, positions) : lq_oom(ctx, sum * r->chunk * 4);
-    if (!st) st = lq_work_fit(ctx, &r->work, lq_attn_scratch(positions) + (size_t)LQ_KV_TILE * m->par.head_dim);
+    if (!st) st = lq_work_fit(ctx, &r->work, lq_attn_scratch(positions) + (size_t)LQ_KV_TILE * m->par.head_dim, 0);
     if (!st) st = lq_routing_init(ctx, &r->routing, r->par, r->chunk);
     if (st) return lq_run_free(r), st;
     float *at = r->mem;
@@ -54,13 +54,16 @@ lq_status lq_run_init(lq_ctx *ctx, lq_run *r, const lq_model *m, uint32_t tokens
     return LQ_OK;
 }
 
+static void most_of(const lq_linear *lin, uint32_t tokens, size_t *per, size_t *shared) {
+    if (lq_linear_scratch(lin) > *per) *per = lq_linear_scratch(lin);
+    if (lq_linear_shared(lin, tokens) > *shared) *shared = lq_linear_shared(lin, tokens);
+}
+
 lq_status lq_run_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l) {
-    size_t most = r->work.per;
-    for (int role = 0; role < LQ_R_N; role++)
-        if (lq_linear_scratch(&l->lin[role]) > most) most = lq_linear_scratch(&l->lin[role]);
-    for (size_t i = 0; i < (size_t)l->n_experts * LQ_EXPERT_ROLES; i++)
-        if (lq_linear_scratch(&l->experts[i]) > most) most = lq_linear_scratch(&l->experts[i]);
-    return lq_work_fit(ctx, &r->work, most);
+    size_t per = r->work.per, shared = r->work.bytes;
+    for (int role = 0; role < LQ_R_N; role++) most_of(&l->lin[role], r->chunk, &per, &shared);
+    for (size_t i = 0; i < (size_t)l->n_experts * LQ_EXPERT_ROLES; i++) most_of(&l->experts[i], r->chunk, &per, &shared);
+    return lq_work_fit(ctx, &r->work, per, shared);
 }
 
 void lq_run_free(lq_run *r) {

@@ -25,15 +25,20 @@ typedef struct lq_work {      /* scratch of each worker thread; holds no result 
     size_t per;               /* floats of one worker */
     int workers;
     lq_fault *fault;          /* [workers] */
+    void *shared;             /* what a linear prepares once for all workers */
+    size_t bytes;             /* of it */
 } lq_work;
-/* At least `per` floats for each of lq_threads() workers. */
-lq_status lq_work_fit(lq_ctx *ctx, lq_work *w, size_t per);
+/* At least `per` floats for each of lq_threads() workers, and `shared` bytes for all. */
+lq_status lq_work_fit(lq_ctx *ctx, lq_work *w, size_t per, size_t shared);
 float *lq_work_mine(const lq_work *w);
 void lq_work_free(lq_work *w);
 /* The first fault since the last call: activations that are to be rounded and are not finite (LQ_ERR_QUALITY), out of memory. */
 lq_status lq_work_check(lq_ctx *ctx, lq_work *w);
 
 size_t lq_linear_scratch(const lq_linear *lin); /* floats per worker */
+size_t lq_linear_shared(const lq_linear *lin, uint32_t n); /* bytes for all, at most n tokens at a time */
+/* Row r of what it holds, no bias. mine: LQ_TILE rows of scratch where it is packed */
+void lq_linear_row(const lq_kernels *k, const lq_linear *lin, uint32_t r, float *mine, float *out);
 /* lq_linear_apply with the caller's scratch. */
 void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y);
 /* A linear whose scheme rounds activations, without its bias; panel: rows per task, as lq_linear_scratch counts them. */

@@ -156,6 +156,16 @@ void lq_stats_add_cross(lq_stats *s, float *fp, const float *x, uint32_t n, bool
     lq_gram_add(&s->held, x, s->cols, n);
 }
 
+void lq_stats_divide(lq_stats *s, const float *by) {
+    for (uint32_t i = 0; i < s->cols; i++) {
+        double d = by[i];
+        if (s->absmax) s->absmax[i] /= by[i], s->abssum[i] /= d;
+        if (s->squares) s->squares[i] /= d * d;
+        for (uint32_t j = 0; s->gram.tiles && j <= i; j++) lq_gram_set(&s->gram, i, j, lq_gram_at(&s->gram, i, j) / (d * (double)by[j]));
+    }
+    for (size_t i = 0; i < (size_t)s->n_samples * s->cols; i++) s->samples[i] /= by[i % s->cols];
+}
+
 void lq_stats_free(lq_stats *s) {
     lq_gram_free(&s->held);
     lq_free(s->cross);

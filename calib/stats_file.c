@@ -7,18 +7,28 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PARTS = 5, TOKENS = 0, SQUARES, ABS, MAX, GRAM, IDENTITY_MAX = 16 << 20, PIECE = 1 << 16 };
+enum { TOKENS, SQUARES, ABS, MAX, GRAM, SAMPLED, SAMPLES, PARTS, IDENTITY_MAX = 16 << 20, PIECE = 1 << 16 };
 
 static const struct { const char *suffix; lq_dtype dtype; } parts[PARTS] = {
-    {".tokens", LQ_I64}, {".sum_x2", LQ_F64}, {".sum_abs", LQ_F64}, {".absmax", LQ_F32}, {".gram", LQ_F64}};
+    {".tokens", LQ_I64}, {".sum_x2", LQ_F64}, {".sum_abs", LQ_F64}, {".absmax", LQ_F32}, {".gram", LQ_F64}, {".sampled", LQ_I64}, {".samples", LQ_F32}};
 
-static uint64_t part_length(int part, uint64_t k) { return part == TOKENS ? 2 : part == GRAM ? k * (k + 1) / 2 : k; }
+static uint64_t part_length(int part, uint64_t k) {
+    return part == TOKENS ? 2 : part == GRAM ? k * (k + 1) / 2 : part == SAMPLED ? 1 : part == SAMPLES ? LQ_SAMPLES * k : k;
+}
+
+static bool held(unsigned extra, int part) { return part < GRAM || extra & (part == GRAM ? LQ_NEED_GRAM : LQ_NEED_SAMPLES); }
+
+static size_t parts_held(unsigned extra) {
+    size_t n = 0;
+    for (int p = 0; p < PARTS; p++) n += held(extra, p);
+    return n;
+}
 
 /* ---- writing ---- */
 
 struct lq_stats_writer {
     lq_st_writer *st;
-    bool gram;
+    unsigned extra;
 };
 
 static void drop_tensors(lq_st_tensor *t, size_t n) {
@@ -26,15 +36,16 @@ static void drop_tensors(lq_st_tensor *t, size_t n) {
     lq_free(t);
 }
 
-static lq_status announce(lq_ctx *ctx, const char *dir, const lq_stats_item *items, size_t n, bool gram, size_t identity, lq_st_writer **out) {
-    size_t per = gram ? PARTS : PARTS - 1, all = n * per + 1;
+static lq_status announce(lq_ctx *ctx, const char *dir, const lq_stats_item *items, size_t n, unsigned extra, size_t identity, lq_st_writer **out) {
+    size_t all = n * parts_held(extra) + 1, at = 0;
     lq_st_tensor *t = LQ_NEWN(lq_st_tensor, all);
     lq_status st = t ? LQ_OK : lq_oom(ctx, all * sizeof *t);
-    for (size_t i = 0; !st && i < n * per; i++) {
-        int part = (int)(i % per);
-        t[i] = (lq_st_tensor){.name = lq_strf("%s%s", items[i / per].name, parts[part].suffix), .dtype = parts[part].dtype, .ndim = 1};
-        t[i].shape[0] = part_length(part, items[i / per].cols);
-        if (!t[i].name) st = lq_oom(ctx, 64);
+    for (size_t i = 0; !st && i < n * PARTS; i++) {
+        int part = (int)(i % PARTS);
+        if (!held(extra, part)) continue;
+        t[at] = (lq_st_tensor){.name = lq_strf("%s%s", items[i / PARTS].name, parts[part].suffix), .dtype = parts[part].dtype, .ndim = 1};
+        t[at].shape[0] = part_length(part, items[i / PARTS].cols);
+        if (!t[at++].name) st = lq_oom(ctx, 64);
     }
     if (!st) {
         t[all - 1] = (lq_st_tensor){.name = lq_strdup("identity"), .dtype = LQ_U8, .ndim = 1, .shape = {identity}};
@@ -44,13 +55,13 @@ static lq_status announce(lq_ctx *ctx, const char *dir, const lq_stats_item *ite
     return st;
 }
 
-lq_status lq_stats_create(lq_ctx *ctx, const char *dir, const lq_stats_item *items, size_t n, bool gram, const json_t *identity, lq_stats_writer **out) {
+lq_status lq_stats_create(lq_ctx *ctx, const char *dir, const lq_stats_item *items, size_t n, unsigned extra, const json_t *identity, lq_stats_writer **out) {
     lq_buf text = {0};
     lq_stats_writer *w = *out = LQ_NEW(lq_stats_writer);
     if (!w) return lq_oom(ctx, sizeof *w);
-    w->gram = gram;
+    w->extra = extra;
     lq_status st = lq_json_dump(ctx, identity, &text);
-    if (!st) st = announce(ctx, dir, items, n, gram, text.n, &w->st);
+    if (!st) st = announce(ctx, dir, items, n, extra, text.n, &w->st);
     if (!st) st = lq_st_put(ctx, w->st, "identity", text.v, text.n);
     lq_buf_free(&text);
     if (st) lq_stats_abandon(out);
@@ -75,15 +86,24 @@ static lq_status put_gram(lq_ctx *ctx, lq_stats_writer *w, const char *item, con
     return st;
 }
 
+static lq_status put_samples(lq_ctx *ctx, lq_stats_writer *w, const char *item, const lq_stats *s) {
+    int64_t n = s->n_samples;
+    size_t all = (size_t)LQ_SAMPLES * s->cols, own = (size_t)s->n_samples * s->cols; /* room that was given up holds older tokens */
+    memset(s->samples + own, 0, (all - own) * sizeof *s->samples);
+    LQ_TRY(put_part(ctx, w, item, SAMPLED, &n, sizeof n));
+    return put_part(ctx, w, item, SAMPLES, s->samples, all * sizeof *s->samples);
+}
+
 lq_status lq_stats_put(lq_ctx *ctx, lq_stats_writer *w, const char *name, const lq_stats *s) {
-    unsigned want = LQ_NEED_ABSMAX | LQ_NEED_SQUARES | (w->gram ? LQ_NEED_GRAM : 0);
+    unsigned want = LQ_NEED_ABSMAX | LQ_NEED_SQUARES | w->extra;
     if ((s->needs & want) != want) return lq_fail(ctx, LQ_ERR_INTERNAL, "%s: statistics of kind %u, %u are written", name, s->needs, want);
     int64_t tokens[2] = {(int64_t)s->n, (int64_t)s->routed};
     LQ_TRY(put_part(ctx, w, name, TOKENS, tokens, sizeof tokens));
     LQ_TRY(put_part(ctx, w, name, SQUARES, s->squares, s->cols * sizeof *s->squares));
     LQ_TRY(put_part(ctx, w, name, ABS, s->abssum, s->cols * sizeof *s->abssum));
     LQ_TRY(put_part(ctx, w, name, MAX, s->absmax, s->cols * sizeof *s->absmax));
-    return w->gram ? put_gram(ctx, w, name, &s->gram) : LQ_OK;
+    if (w->extra & LQ_NEED_GRAM) LQ_TRY(put_gram(ctx, w, name, &s->gram));
+    return w->extra & LQ_NEED_SAMPLES ? put_samples(ctx, w, name, s) : LQ_OK;
 }
 
 lq_status lq_stats_finish(lq_ctx *ctx, lq_stats_writer **w) {
@@ -127,7 +147,8 @@ static lq_status read_identity(lq_ctx *ctx, lq_stats_file *f) {
 
 /* The parts of an item agree with the length of its sum_x2. */
 static lq_status check_item(lq_ctx *ctx, const lq_stats_file *f, const lq_stats_item *item) {
-    for (int p = 0; p < (f->gram ? PARTS : PARTS - 1); p++) {
+    for (int p = 0; p < PARTS; p++) {
+        if (!held(f->extra, p)) continue;
         const lq_st_tensor *t = tensor(f, item->name, p);
         if (!t) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s%s' is missing", item->name, parts[p].suffix);
         if (t->dtype != parts[p].dtype || t->ndim != 1 || t->shape[0] != part_length(p, item->cols))
@@ -143,12 +164,12 @@ static bool ends_with(const char *s, const char *end) {
 }
 
 static lq_status list_items(lq_ctx *ctx, lq_stats_file *f) {
-    size_t grams = 0;
     f->items = LQ_NEWN(lq_stats_item, f->st.n);
     if (!f->items) return lq_oom(ctx, f->st.n * sizeof *f->items);
     for (size_t i = 0; i < f->st.n; i++) {
         const lq_st_tensor *t = &f->st.tensors[i];
-        grams += ends_with(t->name, parts[GRAM].suffix);
+        if (ends_with(t->name, parts[GRAM].suffix)) f->extra |= LQ_NEED_GRAM;
+        if (ends_with(t->name, parts[SAMPLES].suffix)) f->extra |= LQ_NEED_SAMPLES;
         if (!ends_with(t->name, parts[SQUARES].suffix)) continue;
         if (t->ndim != 1 || !t->shape[0] || t->shape[0] > 1u << 20)
             return lq_fail(ctx, LQ_ERR_FORMAT, "'%s': expected one dimension of 1 to 1048576", t->name);
@@ -157,9 +178,8 @@ static lq_status list_items(lq_ctx *ctx, lq_stats_file *f) {
         memcpy(name, t->name, strlen(t->name) - strlen(parts[SQUARES].suffix));
         f->items[f->n++] = (lq_stats_item){name, (uint32_t)t->shape[0]};
     }
-    f->gram = grams > 0;
     for (size_t i = 0; i < f->n; i++) LQ_TRY(check_item(ctx, f, &f->items[i]));
-    size_t known = f->n * (f->gram ? PARTS : PARTS - 1) + 1;
+    size_t known = f->n * parts_held(f->extra) + 1;
     if (!f->n || known != f->st.n) return lq_fail(ctx, LQ_ERR_FORMAT, "%zu tensors, its %zu items have %zu", f->st.n, f->n, known);
     return LQ_OK;
 }
@@ -226,12 +246,27 @@ static lq_status read_gram(lq_ctx *ctx, const lq_stats_file *f, const char *name
     return st;
 }
 
-lq_status lq_stats_read(lq_ctx *ctx, const lq_stats_file *f, const char *name, bool gram, lq_stats *out) {
+/* No sampled token is larger than the largest. */
+static lq_status read_samples(lq_ctx *ctx, const lq_stats_file *f, const char *name, lq_stats *s) {
+    int64_t n;
+    LQ_TRY(read_part(ctx, f, name, SAMPLED, &n));
+    if (n < 0 || n > LQ_SAMPLES || (uint64_t)n > s->n || (!n && s->n)) return lq_fail(ctx, LQ_ERR_FORMAT, "%s: %lld samples of %llu tokens", name, (long long)n, (unsigned long long)s->n);
+    LQ_TRY(read_part(ctx, f, name, SAMPLES, s->samples));
+    s->n_samples = (uint32_t)n;
+    for (uint32_t i = 0; i < s->n_samples; i++)
+        for (uint32_t c = 0; c < s->cols; c++) {
+            float v = s->samples[(size_t)i * s->cols + c];
+            if (!(fabsf(v) <= s->absmax[c])) return lq_fail(ctx, LQ_ERR_FORMAT, "%s: sample %u has %g in column %u, whose largest is %g", name, i, (double)v, c, (double)s->absmax[c]);
+        }
+    return LQ_OK;
+}
+
+lq_status lq_stats_read(lq_ctx *ctx, const lq_stats_file *f, const char *name, unsigned want, lq_stats *out) {
     const lq_stats_item *item = lq_stats_find(f, name);
     int64_t tokens[2];
     *out = (lq_stats){0};
     if (!item) return lq_fail(ctx, LQ_ERR_MISMATCH, "%s: has no statistics of '%s'", f->st.file.path, name);
-    LQ_TRY(lq_stats_init(ctx, out, LQ_NEED_ABSMAX | LQ_NEED_SQUARES | (gram && f->gram ? LQ_NEED_GRAM : 0), item->cols));
+    LQ_TRY(lq_stats_init(ctx, out, LQ_NEED_ABSMAX | LQ_NEED_SQUARES | (want & f->extra), item->cols));
     lq_status st = read_part(ctx, f, name, TOKENS, tokens);
     if (!st && (tokens[0] < 0 || tokens[1] < 0 || tokens[1] > tokens[0])) st = lq_fail(ctx, LQ_ERR_FORMAT, "%s: %lld tokens, %lld routed", name, (long long)tokens[0], (long long)tokens[1]);
     if (!st) out->n = (uint64_t)tokens[0], out->routed = (uint64_t)tokens[1];
@@ -240,6 +275,7 @@ lq_status lq_stats_read(lq_ctx *ctx, const lq_stats_file *f, const char *name, b
     if (!st) st = read_part(ctx, f, name, MAX, out->absmax);
     if (!st) st = possible(ctx, name, out);
     if (!st && out->needs & LQ_NEED_GRAM) st = read_gram(ctx, f, name, out);
+    if (!st && out->needs & LQ_NEED_SAMPLES) st = read_samples(ctx, f, name, out);
     if (st) lq_stats_free(out);
     return st ? lq_note(ctx, st, "%s", f->st.file.path) : LQ_OK;
 }
@@ -251,7 +287,10 @@ static lq_status same_model(lq_ctx *ctx, const lq_stats_file *a, const lq_stats_
     for (int i = 0; i < 2; i++)
         if (!json_equal(json_object_get(a->identity, keys[i]), json_object_get(b->identity, keys[i])))
             return lq_fail(ctx, LQ_ERR_MISMATCH, "%s and %s are of different models (%s)", a->st.file.path, b->st.file.path, keys[i]);
-    if (a->gram != b->gram) return lq_fail(ctx, LQ_ERR_MISMATCH, "%s has Hessians, %s has not", a->gram ? a->st.file.path : b->st.file.path, a->gram ? b->st.file.path : a->st.file.path);
+    for (unsigned what = LQ_NEED_GRAM; what <= LQ_NEED_SAMPLES; what += LQ_NEED_SAMPLES - LQ_NEED_GRAM) {
+        const char *has = a->extra & what ? a->st.file.path : b->st.file.path, *not = a->extra & what ? b->st.file.path : a->st.file.path;
+        if ((a->extra ^ b->extra) & what) return lq_fail(ctx, LQ_ERR_MISMATCH, "%s has %s, %s has not", has, what == LQ_NEED_GRAM ? "Hessians" : "samples", not);
+    }
     for (size_t i = 0; i < a->n; i++) {
         const lq_stats_item *other = lq_stats_find(b, a->items[i].name);
         if (a->n != b->n || !other || other->cols != a->items[i].cols)
@@ -292,6 +331,39 @@ static lq_status merge_part(lq_ctx *ctx, const lq_stats_file *files, size_t n, c
     return st;
 }
 
+/* Of each file a part in proportion to its tokens, evenly spread. */
+static lq_status merge_samples(lq_ctx *ctx, const lq_stats_file *files, size_t n, const lq_stats_item *item, lq_stats_writer *w) {
+    lq_stats all, s;
+    double tokens = 0;
+    int64_t seen[2];
+    lq_status st = lq_stats_init(ctx, &all, LQ_NEED_SAMPLES, item->cols);
+    for (size_t i = 0; i < n && !st; i++)
+        if (!(st = read_part(ctx, &files[i], item->name, TOKENS, seen))) tokens += (double)seen[0];
+    for (size_t i = 0; i < n && !st; i++) {
+        if ((st = lq_stats_read(ctx, &files[i], item->name, LQ_NEED_SAMPLES, &s))) break;
+        uint32_t share = tokens > LQ_SAMPLES ? (uint32_t)(LQ_SAMPLES * ((double)s.n / tokens)) : s.n_samples;
+        if (share > s.n_samples) share = s.n_samples;
+        if (!share && s.n && all.n_samples < LQ_SAMPLES) share = 1;
+        for (uint32_t k = 0; k < share && all.n_samples < LQ_SAMPLES; k++)
+            memcpy(all.samples + (size_t)all.n_samples++ * s.cols, s.samples + (size_t)((uint64_t)k * s.n_samples / share) * s.cols, s.cols * sizeof *s.samples);
+        lq_stats_free(&s);
+    }
+    if (!st) st = put_samples(ctx, w, item->name, &all);
+    lq_stats_free(&all);
+    return st;
+}
+
+static lq_status merge_item(lq_ctx *ctx, const lq_stats_file *files, size_t n, const lq_stats_item *item, lq_stats_writer *w, double *piece) {
+    lq_stats s;
+    for (size_t k = 0; k < n; k++) { /* an impossible file is not added to a sound one */
+        LQ_TRY(lq_stats_read(ctx, &files[k], item->name, files[k].extra, &s));
+        lq_stats_free(&s);
+    }
+    for (int p = 0; p < SAMPLED; p++)
+        if (held(w->extra, p)) LQ_TRY(merge_part(ctx, files, n, item, p, w->st, piece));
+    return held(w->extra, SAMPLES) ? merge_samples(ctx, files, n, item, w) : LQ_OK;
+}
+
 lq_status lq_stats_merge(lq_ctx *ctx, const lq_stats_file *files, size_t n, const char *dir) {
     json_t *identity = NULL;
     lq_stats_writer *w = NULL;
@@ -299,15 +371,8 @@ lq_status lq_stats_merge(lq_ctx *ctx, const lq_stats_file *files, size_t n, cons
     lq_status st = piece ? LQ_OK : lq_oom(ctx, 2 * PIECE * sizeof *piece);
     for (size_t i = 1; i < n && !st; i++) st = same_model(ctx, &files[0], &files[i]);
     if (!st) st = joined(ctx, files, n, &identity);
-    if (!st) st = lq_stats_create(ctx, dir, files[0].items, files[0].n, files[0].gram, identity, &w);
-    for (size_t i = 0; i < files[0].n && !st; i++) {
-        lq_stats s;
-        for (size_t k = 0; k < n && !st; k++) { /* an impossible file is not added to a sound one */
-            st = lq_stats_read(ctx, &files[k], files[0].items[i].name, true, &s);
-            if (!st) lq_stats_free(&s);
-        }
-        for (int p = 0; p < (files[0].gram ? PARTS : PARTS - 1) && !st; p++) st = merge_part(ctx, files, n, &files[0].items[i], p, w->st, piece);
-    }
+    if (!st) st = lq_stats_create(ctx, dir, files[0].items, files[0].n, files[0].extra, identity, &w);
+    for (size_t i = 0; i < files[0].n && !st; i++) st = merge_item(ctx, files, n, &files[0].items[i], w, piece);
     if (!st) st = lq_stats_finish(ctx, &w);
     lq_stats_abandon(&w);
     json_decref(identity);

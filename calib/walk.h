@@ -42,8 +42,6 @@ typedef struct lq_chunk { uint32_t index, n, n_spans, sequence; } lq_chunk; /* n
 typedef lq_status (*lq_chunk_fn)(lq_walk *w, const lq_chunk *c, void *user);
 /* fn for every chunk, w->run holding what lives across cut s; keep: the residual stream goes back to its cache. */
 lq_status lq_walk_chunks(lq_walk *w, uint32_t s, bool keep, lq_chunk_fn fn, void *user);
-/* Stage `index` of lq_arch_stages; expert: whose linears a stage of experts gets. */
-void lq_stage_fill(lq_model *m, int32_t b, uint32_t index, int32_t expert, lq_stage *out);
 /* The stages between the ROUTE at cut s + 1 and its MERGE, for every expert. layer: statistics of all tokens, NULL: none wanted. */
 lq_status lq_walk_experts(lq_walk *w, uint32_t s, const lq_stage_hook *hook, const lq_stats *layer);
 #endif

@@ -42,7 +42,6 @@
     X(SHARED_UP, "shared_expert.up_proj")     \
     X(SHARED_DOWN, "shared_expert.down_proj") \
     X(MLP_POST_NORM, "mlp_post_norm") \
-    X(ROPE_DIV, "rope_freqs") /* a GGUF's divisors of the rotary frequencies; config.json says them as rope_scaling */ \
     X(K_SCALE, "k_scale") /* F32 [1]: step of E4M3 keys, and of values; kept, of the attention module */ \
     X(V_SCALE, "v_scale")
 
@@ -62,7 +61,7 @@ static inline bool lq_role_is_router(lq_role r) { return r == LQ_R_ROUTER || r =
 typedef enum lq_view {
     LQ_VIEW_PLAIN,
     LQ_VIEW_TRANSPOSED, /* stored [cols][rows] */
-    LQ_VIEW_ROPE_PAIRS, /* GGUF llama q/k: per head, stored row 2j is row j and stored row 2j+1 is row j + head_dim/2 */
+    LQ_VIEW_ROWS,       /* stored row i is row view_rows[i] (GGUF: q and k as rope pairs; q, k and v of a fused matrix one after the other) */
 } lq_view;
 
 typedef enum lq_part { LQ_PART_WEIGHT, LQ_PART_BIAS } lq_part;
@@ -78,7 +77,8 @@ typedef struct lq_row {          /* one tensor of the model */
     uint32_t ndim;               /* 1 or 2 for known roles; 0..LQ_DIMS for unknown ones */
     uint64_t shape[LQ_DIMS];     /* Hugging Face order: rows, cols */
     lq_view view;
-    uint32_t view_heads;         /* heads of a ROPE_PAIRS view */
+    const uint32_t *view_rows;   /* [rows] of a ROWS view; owned by the catalog */
+    float view_add;              /* what the stored values of a vector have too much (GGUF: Gemma's gains as 1 + w) */
     bool transposed;             /* as a float tensor of this name it is stored [cols][rows] (Conv1D); shape, codes and data in memory are [rows][cols] */
     int32_t fuse;                /* rows of a block with the same non-negative number are fused by runtimes (q/k/v: 0, gate/up: 1) */
     int32_t stage;               /* linears: order in which the block's linears are calibrated, same number = same input; -1 otherwise */

@@ -197,8 +197,34 @@ static float round_whole(const lq_plane_desc *d, float v) {
     return v < low ? low : v > top ? top : rintf(v);
 }
 
+static bool is_computed(uint8_t sig) { return sig == LQ_SIG_127TH || sig == LQ_SIG_INVERSE; }
+
+static float computed(uint8_t sig, float number) { return sig == LQ_SIG_127TH ? number / 127 : 1 / number; }
+
+static int trailing_zeros(float v) {
+    uint32_t bits = lq_f32_bits(v) | 1u << 23;
+    int n = 0;
+    while (!(bits >> n & 1)) n++;
+    return n;
+}
+
+bool lq_sig_stored(uint8_t sig, float v, float *number) {
+    float at = sig == LQ_SIG_127TH ? v * 127 : 1 / v, near[3] = {nextafterf(at, 0), at, nextafterf(at, INFINITY)};
+    *number = 0;
+    if (v == 0 && sig == LQ_SIG_127TH) return true;
+    for (int i = 0; i < 3 && v > 0; i++)
+        if (isfinite(near[i]) && computed(sig, near[i]) == v && (*number == 0 || trailing_zeros(near[i]) > trailing_zeros(*number))) *number = near[i];
+    return *number > 0;
+}
+
+static float round_computed(uint8_t sig, float v) {
+    float number;
+    return lq_sig_stored(sig, v, &number) ? v : sig == LQ_SIG_127TH ? v * 127 / 127 : 1 / (1 / v);
+}
+
 float lq_plane_round(const lq_plane_desc *d, float v) {
     if (d->dtype == LQ_U8 || d->dtype == LQ_I8) return round_whole(d, v);
+    if (is_computed(d->sig)) return round_computed(d->sig, v);
     if (d->sig) v = lq_round_sig(v, d->sig);
     switch (d->dtype) {
     case LQ_F16: return lq_f16_f32(lq_f32_f16(v));

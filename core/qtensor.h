@@ -33,9 +33,11 @@ typedef struct lq_grid {     /* what a stored code means before scaling         
 } lq_grid;
 
 #define LQ_FLAT UINT32_MAX   /* tile_r: tiles run over the flattened matrix           */
+/* sig of an F32 plane whose values are what a format makes of a positive F32 number that it stores */
+enum { LQ_SIG_127TH = 127, LQ_SIG_INVERSE = 254 }; /* number / 127 (bitsandbytes' SCB), 1 / number (BitNet's weight_scale) */
 typedef struct lq_plane_desc { /* a parameter per tile of the matrix                  */
     lq_dtype dtype;          /* LQ_NONE: absent. F32 F16 BF16 E4M3 E8M0 U8 I8         */
-    uint8_t sig;             /* significant bits the values are rounded to; 0: all of the dtype's. F16 with 8 is exact in BF16 too.
+    uint8_t sig;             /* significant bits the values are rounded to; 0: all of the dtype's. F16 with 8 is exact in BF16 too; or LQ_SIG_*.
                               * U8, I8: bits in use, 6 = 0 .. 63, -32 .. 31 */
     uint32_t tile_r, tile_c; /* weights covered by one element; 0 = the whole axis    */
     lq_dtype parent;         /* second-level scale, LQ_NONE when elements are final   */
@@ -141,6 +143,8 @@ lq_status lq_qtensor_outlier_cols(lq_ctx *ctx, lq_qtensor *q, uint32_t n);
 float lq_plane_get(const lq_plane_desc *d, const lq_plane *p, size_t i);
 void lq_plane_set(const lq_plane_desc *d, lq_plane *p, size_t i, float v);
 float lq_plane_round(const lq_plane_desc *d, float v); /* what set then get would give, without a second level */
+/* The number that a format stores for v, a value of a plane with sig LQ_SIG_*: of several the one with most trailing zeros; false: there is none. */
+bool lq_sig_stored(uint8_t sig, float v, float *number);
 size_t lq_plane_index(const lq_plane_desc *d, uint32_t cols, uint32_t r, uint32_t c); /* element that covers weight (r, c) */
 void lq_lut_fill(const lq_grid *g, float *lut); /* lut[1 << bits] of a fixed table; LQ_LUT_DATA: untouched */
 /* A(code): what a stored code of row r means before scaling. */

@@ -2,6 +2,8 @@
  * Copyright the lquant authors */
 #include "eval/loaded.h"
 
+#include "kernels/ref/ref.h"
+
 lq_status lq_loaded_open(lq_ctx *ctx, const char *path, bool tokenizer, lq_loaded *out) {
     lq_status st = LQ_OK;
     double start = lq_now();
@@ -15,9 +17,15 @@ done:
     return st;
 }
 
+/* Plain C reads codes where they lie: it is what the packed kernels are judged against. */
+static lq_load best_load(const lq_kernels *k) {
+    bool own = k->packed_dequant != lq_packed_dequant_c && k->packed_gemv != lq_packed_gemv_c && k->packed_idot != lq_packed_idot_c;
+    return own ? LQ_LOAD_PACKED : LQ_LOAD_STORED;
+}
+
 lq_status lq_loaded_read(lq_ctx *ctx, lq_loaded *l) {
     double start = lq_now();
-    LQ_TRY(lq_model_load_all(ctx, l->m, LQ_LOAD_STORED));
+    LQ_TRY(lq_model_load_all(ctx, l->m, best_load(l->m->k)));
     l->seconds += lq_now() - start;
     return LQ_OK;
 }

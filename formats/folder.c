@@ -37,8 +37,6 @@ static size_t spec_bytes(const lq_part_spec *p) {
 
 static lq_status describe(lq_sink *s, const lq_layout *l, const lq_row *r, lq_arena *mem, lq_st_tensor *t, size_t *n) {
     lq_part_spec specs[LQ_PARTS_MAX] = {0};
-    if (r->slot.role == LQ_R_EMBED)
-        return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s': a %s checkpoint keeps embeddings; leave it out, or use --format lqt", r->name, s->format->name);
     if (r->ndim != 2) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "'%s' has %u dimensions", r->name, r->ndim);
     size_t parts = l->parts(s, r, specs);
     for (size_t i = 0; i < parts; i++) {
@@ -46,6 +44,28 @@ static lq_status describe(lq_sink *s, const lq_layout *l, const lq_row *r, lq_ar
         *out = (lq_st_tensor){.name = part_name(mem, r, specs[i].suffix), .dtype = specs[i].dtype, .ndim = specs[i].ndim};
         memcpy(out->shape, specs[i].shape, sizeof out->shape);
         if (!out->name) return lq_oom(s->ctx, 256);
+    }
+    return LQ_OK;
+}
+
+/* A file says of all planes of a type at once how many significant bits they have. */
+static lq_status check_sig(lq_sink *s, const lq_row *r, const lq_row **of) {
+    const lq_plane_desc *d = &r->scheme.scale;
+    if (!of[d->dtype]) of[d->dtype] = r;
+    uint8_t sig = of[d->dtype]->scheme.scale.sig;
+    if (d->dtype == LQ_U8 || d->dtype == LQ_I8 || sig == d->sig) return LQ_OK;
+    return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "scales of '%s' and '%s' are both %s, but rounded in two ways (%u, %u), and a %s checkpoint says it once; --format lqt holds them", of[d->dtype]->name,
+                   r->name, lq_dtypes[d->dtype].name, sig, d->sig, s->format->name);
+}
+
+lq_status lq_folder_check(lq_sink *s) {
+    const lq_row *of[LQ_DTYPE_N] = {0};
+    for (size_t i = 0; i < s->cat->n; i++) {
+        const lq_row *r = &s->cat->rows[i];
+        if (!r->quantize) continue;
+        if (r->slot.role == LQ_R_EMBED)
+            return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s': a %s checkpoint keeps embeddings; leave it out, or use --format lqt", r->name, s->format->name);
+        LQ_TRY(check_sig(s, r, of));
     }
     return LQ_OK;
 }

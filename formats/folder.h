@@ -5,7 +5,7 @@
  *
  *     typedef struct priv { lq_folder folder; ... } priv;     the folder is the first member of the format's priv
  *     static lq_status open(lq_sink *s) { ...; return lq_folder_open(s, &layout); }
- *     const lq_format lq_format_x = { .name = "x", .priv_size = sizeof(priv), .accept = accept, .open = open, .quant_config = config, LQ_FOLDER_CALLS };
+ *     const lq_format lq_format_x = { .name = "x", .priv_size = sizeof(priv), .accept = accept, .check = lq_folder_check, .open = open, .quant_config = config, LQ_FOLDER_CALLS };
  */
 #ifndef LQ_FOLDER_H
 #define LQ_FOLDER_H
@@ -30,7 +30,10 @@ typedef struct lq_layout {
 
 typedef struct lq_folder { const lq_layout *layout; lq_st_writer *w; } lq_folder;
 
-/* Every tensor of the folder laid out. Refuses a quantized embedding. */
+/* The last line of a folder format's check, or all of it: LQ_ERR_UNSUPPORTED for a quantized embedding, and for scales of a type that are not
+ * all of one `sig`. */
+lq_status lq_folder_check(lq_sink *s);
+/* Every tensor of the folder laid out. */
 lq_status lq_folder_open(lq_sink *s, const lq_layout *layout);
 lq_status lq_folder_put(lq_sink *s, const lq_row *r, const lq_qtensor *q);
 lq_status lq_folder_put_fp(lq_sink *s, const lq_row *r, const void *data, size_t bytes);

@@ -50,8 +50,8 @@ static lq_status plane_check(lq_ctx *ctx, const char *what, const lq_plane_desc 
     if (d->divides && d->parent == LQ_NONE) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%ss divided by nothing", what);
     if (d->parent != LQ_NONE && d->parent != LQ_F32 && d->parent != LQ_F16 && d->parent != LQ_BF16)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "second-level %ss of type %s; F32, F16 and BF16 are known", what, lq_dtypes[d->parent].name);
-    bool whole = d->dtype == LQ_U8 || d->dtype == LQ_I8;
-    if (d->sig > (whole ? 8 : 24)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%ss of %u significant bits; at most %d", what, d->sig, whole ? 8 : 24);
+    bool whole = d->dtype == LQ_U8 || d->dtype == LQ_I8, computed = d->dtype == LQ_F32 && d->parent == LQ_NONE && (d->sig == LQ_SIG_127TH || d->sig == LQ_SIG_INVERSE);
+    if (d->sig > (whole ? 8 : 24) && !computed) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%ss of %u significant bits; at most %d", what, d->sig, whole ? 8 : 24);
     if (d->dtype == LQ_NONE) return LQ_OK;
     bool block = d->tile_r > 1 && d->tile_c; /* may be larger than the matrix */
     if (d->tile_r == LQ_FLAT ? !d->tile_c : !block && (d->tile_r > rows || d->tile_c > cols))
@@ -218,6 +218,11 @@ static lq_status whole_check(lq_ctx *ctx, const char *what, const lq_plane_desc 
     return LQ_OK;
 }
 
+static lq_status unrounded(lq_ctx *ctx, const lq_plane_desc *d, size_t i, float v, lq_status bad) {
+    if (d->sig <= 24) return lq_fail(ctx, bad, "scale %zu (%g) has more than %u significant bits", i, (double)v, d->sig);
+    return lq_fail(ctx, bad, "scale %zu (%.9g) is no %s", i, (double)v, d->sig == LQ_SIG_127TH ? "F32 number divided by 127" : "reciprocal of a positive F32 number");
+}
+
 static lq_status scale_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
     const lq_plane_desc *d = &q->sch.scale;
     size_t n = lq_plane_count(d, q->rows, q->cols);
@@ -226,7 +231,7 @@ static lq_status scale_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
     for (size_t i = 0; i < n; i++) {
         float v = lq_plane_get(d, &q->scale, i);
         if (!isfinite(v)) return lq_fail(ctx, bad, "scale %zu is not finite", i);
-        if (rounded && lq_round_sig(v, d->sig) != v) return lq_fail(ctx, bad, "scale %zu (%g) has more than %u significant bits", i, (double)v, d->sig);
+        if (rounded && lq_plane_round(d, v) != v) return unrounded(ctx, d, i, v, bad);
     }
     return LQ_OK;
 }

@@ -150,7 +150,7 @@ static lq_status describe_int8(lq_ctx *ctx, lq_source *s, const lq_module *m, lq
     LQ_TRY(lq_entry_expect(ctx, scb, scb->dtype == LQ_F32, 1, w->shape[0], 0));
     if (format) LQ_TRY(lq_entry_expect(ctx, format, format->dtype == LQ_U8, 0, 0, 0));
     *e = (lq_entry){.dtype = LQ_NONE, .ndim = 2, .shape = {w->shape[0], w->shape[1]},
-                    .scheme = {.grid = {.kind = LQ_GRID_INT, .bits = 8, .vec = 1, .bias = 128}, .scale = {.dtype = LQ_F32, .tile_r = 1},
+                    .scheme = {.grid = {.kind = LQ_GRID_INT, .bits = 8, .vec = 1, .bias = 128}, .scale = {.dtype = LQ_F32, .sig = LQ_SIG_127TH, .tile_r = 1},
                                .act = {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = threshold, .scope = threshold > 0}}};
     return LQ_OK;
 }

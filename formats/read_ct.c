@@ -55,7 +55,7 @@ static lq_status ct_config(lq_ctx *ctx, lq_source *s) {
     const json_t *sigs = json_object_get(json_object_get(q, "lquant"), "scale_sig");
     for (lq_dtype t = LQ_F32; t <= LQ_BF16; t++) {
         int64_t sig;
-        LQ_TRY(lq_json_int(ctx, sigs, lq_dtypes[t].name, false, 0, 0, 24, &sig));
+        LQ_TRY(lq_json_int(ctx, sigs, lq_dtypes[t].name, false, 0, 0, LQ_SIG_INVERSE, &sig));
         f->sig[t] = (uint8_t)sig;
     }
     return lq_ct_config_new(ctx, q, &f->config);

@@ -52,16 +52,32 @@ void lq_sink_abandon(lq_sink **s) {
     *s = NULL;
 }
 
-lq_status lq_sink_open(lq_ctx *ctx, const lq_format *f, const char *dir, const lq_catalog *cat, const lq_sink_opts *opts, lq_sink **out) {
+static lq_status sink_new(lq_ctx *ctx, const lq_format *f, const lq_catalog *cat, const lq_sink_opts *opts, lq_sink **out) {
     *out = NULL;
     LQ_TRY(rows_check(ctx, f, cat));
-    lq_sink *s = LQ_NEW(lq_sink);
+    lq_sink *s = *out = LQ_NEW(lq_sink);
     if (!s) return lq_oom(ctx, sizeof *s);
     *s = (lq_sink){.ctx = ctx, .format = f, .cat = cat, .opts = *opts};
-    s->dir = lq_strdup(dir);
     s->seen = lq_alloc(cat->n);
     s->priv = lq_alloc(f->priv_size);
-    lq_status st = s->dir && s->seen && s->priv ? f->open(s) : lq_oom(ctx, cat->n + f->priv_size);
+    lq_status st = s->seen && s->priv ? LQ_OK : lq_oom(ctx, cat->n + f->priv_size);
+    if (!st && f->check) st = f->check(s);
+    if (st) lq_sink_abandon(out);
+    return st;
+}
+
+lq_status lq_sink_check(lq_ctx *ctx, const lq_format *f, const lq_catalog *cat, const lq_sink_opts *opts) {
+    lq_sink *s;
+    LQ_TRY(sink_new(ctx, f, cat, opts, &s));
+    lq_sink_abandon(&s);
+    return LQ_OK;
+}
+
+lq_status lq_sink_open(lq_ctx *ctx, const lq_format *f, const char *dir, const lq_catalog *cat, const lq_sink_opts *opts, lq_sink **out) {
+    lq_sink *s;
+    *out = NULL;
+    LQ_TRY(sink_new(ctx, f, cat, opts, &s));
+    lq_status st = (s->dir = lq_strdup(dir)) ? f->open(s) : lq_oom(ctx, strlen(dir));
     if (st) {
         lq_sink_abandon(&s);
         return lq_note(ctx, st, "%s", dir);

@@ -21,12 +21,12 @@ typedef struct lq_format {   /* one row per output format */
     size_t priv_size;
     /* LQ_OK or LQ_ERR_UNSUPPORTED with a sentence that names the nearest setting that would be accepted. */
     lq_status (*accept)(lq_ctx *, const lq_scheme *, uint32_t rows, uint32_t cols);
-    /* *want: this format's scheme that could hold a matrix of scheme `have`, should its values allow it (core/recast); false: none. NULL
-     * function: the format takes `have` as it is or not at all. */
-    bool (*fit)(const lq_scheme *have, uint32_t rows, uint32_t cols, lq_scheme *want);
     bool kv_scales;          /* k_scale and v_scale rows have a place */
     bool gguf;               /* open needs opts.gguf, and every row arrives as [rows][cols] */
     lq_dtype (*kept)(const lq_row *, lq_dtype want); /* type a kept tensor gets in this format; NULL function: want */
+    /* What the format refuses of a catalog as a whole, before work starts; what it notes in priv is there for open. Nothing is on the disk yet,
+     * the sink has no dir. NULL function: nothing. */
+    lq_status (*check)(lq_sink *);
     lq_status (*open)(lq_sink *);
     lq_status (*put)(lq_sink *, const lq_row *, const lq_qtensor *);
     lq_status (*put_fp)(lq_sink *, const lq_row *, const void *data, size_t bytes); /* data in row->out_dtype, a transposed row as it is stored */
@@ -51,6 +51,8 @@ struct lq_sink {
 };
 /* out[cols][rows] of data[rows][cols], `unit` bytes each: a Conv1D matrix as it is stored, or back. */
 void lq_transpose(const void *data, size_t rows, size_t cols, size_t unit, void *out);
+/* What open would refuse of this catalog, without a file: asked at plan time. */
+lq_status lq_sink_check(lq_ctx *ctx, const lq_format *f, const lq_catalog *cat, const lq_sink_opts *opts);
 lq_status lq_sink_open(lq_ctx *ctx, const lq_format *f, const char *dir, const lq_catalog *cat, const lq_sink_opts *opts, lq_sink **out);
 lq_status lq_sink_put(lq_sink *s, const lq_qtensor *q);                                     /* row found by slot; any order */
 /* data: [rows][cols] in row->out_dtype, whatever the row's name wants in a file. */

@@ -32,7 +32,8 @@ static lq_status accept_kind(lq_ctx *ctx, const lq_scheme *s) {
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "codes in permuted column order do not fit; use static groups, or --format lqt");
     if (s->grid.bits != 4) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%u bits do not fit; the nearest is --bits 4, and --format gptq has 2, 3 and 8", s->grid.bits);
     if (!plane_is(&s->scale, LQ_F16, s->scale.tile_c))
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scales are F16, one per row and group, not %s; --scale-dtype f16 fits", lq_dtypes[s->scale.dtype].name);
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scales are F16, one per row and group, not %s%s; --scheme int4 fits", lq_dtypes[s->scale.dtype].name,
+                       s->scale.tile_r == 1 ? "" : " for more than a row");
     if (s->zero_kind == LQ_ZERO_NONE && s->grid.bias == 8) return LQ_OK;
     if (s->zero_kind == LQ_ZERO_CODE && !s->grid.bias && plane_is(&s->zero, LQ_U8, s->scale.tile_c)) return LQ_OK;
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "zero points are codes of one byte per scale, or 8 everywhere; --asym or --sym fits");
@@ -108,12 +109,16 @@ static lq_status awq_pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q
     return LQ_OK;
 }
 
-static lq_status awq_open(lq_sink *s) {
-    static const lq_layout layout = {.parts = awq_parts, .pack = awq_pack};
+static lq_status awq_check(lq_sink *s) {
     const lq_row *first;
     LQ_TRY(lq_folder_alike(s, same_group, "--format gptq has several group sizes", &first));
     ((lq_awq *)s->priv)->group = first ? first->scheme.scale.tile_c : 0;
     LQ_TRY(lq_folder_kept_apart(s));
+    return lq_folder_check(s);
+}
+
+static lq_status awq_open(lq_sink *s) {
+    static const lq_layout layout = {.parts = awq_parts, .pack = awq_pack};
     return lq_folder_open(s, &layout);
 }
 
@@ -132,6 +137,6 @@ static json_t *awq_config(lq_sink *s) {
 }
 
 const lq_format lq_format_awq = {
-    .name = "awq", .what = "AWQ checkpoint folder, gemm layout, 4 bits", .priv_size = sizeof(lq_awq), .accept = awq_accept, .open = awq_open,
+    .name = "awq", .what = "AWQ checkpoint folder, gemm layout, 4 bits", .priv_size = sizeof(lq_awq), .accept = awq_accept, .check = awq_check, .open = awq_open,
     .quant_config = awq_config, LQ_FOLDER_CALLS,
 };

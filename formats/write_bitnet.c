@@ -17,10 +17,10 @@ static lq_status accept_scheme(lq_ctx *ctx, const lq_scheme *s) {
     char name[64];
     if (s->grid.kind != LQ_GRID_INT || s->grid.bits != 2 || s->grid.bias != 1 || s->zero_kind || s->extra)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "it holds -1, 0, 1 alone, not %s; --scheme b1.58 fits", lq_scheme_name(s, name, sizeof name));
-    if (d->tile_r || d->tile_c || d->dtype != LQ_F32 || d->sig || d->parent)
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "one F32 scale per matrix fits, not %s; --scheme b1.58 does", lq_scheme_name(s, name, sizeof name));
     if (s->act.kind != LQ_ACT_DYNAMIC || s->act.dtype != LQ_I8 || s->act.tile || s->act.outlier > 0)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "its linears round their activations to 8 bits per token, this scheme does not; --scheme b1.58 (or ternary --activations int8) fits");
+    if (d->tile_r || d->tile_c || d->dtype != LQ_F32 || d->sig != LQ_SIG_INVERSE || d->parent)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "one F32 scale per matrix that is 1 / a number fits, not %s; --scheme b1.58 does", lq_scheme_name(s, name, sizeof name));
     return LQ_OK;
 }
 
@@ -29,13 +29,6 @@ static lq_status accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uint32_t
     if (!rows || !cols || rows % 4)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%u outputs x %u inputs do not fit: four outputs share a byte; --keep-unfit keeps such linears, --format lqt holds them", rows, cols);
     return LQ_OK;
-}
-
-static bool fit(const lq_scheme *have, uint32_t rows, uint32_t cols, lq_scheme *want) {
-    *want = *have;
-    if (want->scale.dtype == LQ_F16 || want->scale.dtype == LQ_BF16) want->scale.dtype = LQ_F32;
-    want->scale.sig = 0;
-    return !accept(NULL, want, rows, cols);
 }
 
 static size_t parts(const lq_sink *s, const lq_row *r, lq_part_spec out[LQ_PARTS_MAX]) {
@@ -58,9 +51,7 @@ static lq_status pack_codes(lq_ctx *ctx, const lq_qtensor *q, uint8_t *out) {
 
 static lq_status pack_scale(lq_ctx *ctx, const lq_qtensor *q, float *out) {
     float scale = *(const float *)q->scale.v;
-    *out = 1 / scale;
-    if (scale > 0 && 1 / *out == scale) return LQ_OK;
-    return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "the scale %.9g is no reciprocal of an F32 number, which is what the format stores; quantize with --scheme b1.58, or use --format lqt", (double)scale);
+    return lq_sig_stored(LQ_SIG_INVERSE, scale, out) ? LQ_OK : lq_fail(ctx, LQ_ERR_INTERNAL, "the scale %.9g has no reciprocal", (double)scale);
 }
 
 static lq_status pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q, size_t i, void *out) {
@@ -79,6 +70,6 @@ static json_t *bitnet_config(lq_sink *s) {
 }
 
 const lq_format lq_format_bitnet = {
-    .name = "bitnet", .what = "BitNet b1.58 checkpoint folder for transformers: ternary", .priv_size = sizeof(lq_folder), .accept = accept, .fit = fit, .open = bitnet_open,
+    .name = "bitnet", .what = "BitNet b1.58 checkpoint folder for transformers: ternary", .priv_size = sizeof(lq_folder), .accept = accept, .check = lq_folder_check, .open = bitnet_open,
     .quant_config = bitnet_config, LQ_FOLDER_CALLS,
 };

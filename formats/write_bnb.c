@@ -55,8 +55,8 @@ static lq_status accept_int8(lq_ctx *ctx, const lq_scheme *s) {
     const lq_plane_desc *d = &s->scale;
     if (s->extra & LQ_X_OUTLIER_COLS)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "outlier columns fixed by calibration do not fit, bitsandbytes finds them as it runs; leave out --static, or use --format lqt");
-    if (s->grid.bits != 8 || s->grid.bias != 128 || s->zero_kind || s->extra || d->tile_r != 1 || d->tile_c || d->dtype != LQ_F32 || d->sig || d->parent)
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "integers are 8 bits, symmetric, with one F32 scale per row; lquant int8 fits");
+    if (s->grid.bits != 8 || s->grid.bias != 128 || s->zero_kind || s->extra || d->tile_r != 1 || d->tile_c || d->dtype != LQ_F32 || d->sig != LQ_SIG_127TH || d->parent)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "integers are 8 bits, symmetric, with one F32 scale per row that is a number / 127; --scheme %s fits", s->grid.bits > 5 ? "INT8" : "NF4");
     if (s->act.kind != LQ_ACT_DYNAMIC || s->act.dtype != LQ_I8 || s->act.tile)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "its 8-bit linears round their activations per token to 8 bits, this scheme does not; --scheme INT8 fits");
     if (s->act.scope != (s->act.outlier > 0))
@@ -70,16 +70,6 @@ static lq_status accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uint32_t
     if (s->grid.kind == LQ_GRID_INT) return accept_int8(ctx, s);
     if (s->grid.kind == LQ_GRID_LUT && s->grid.bits == 4 && (s->grid.bias == LQ_LUT_NF4 || s->grid.bias == LQ_LUT_FP4)) return accept_table(ctx, s);
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "it holds NF4, FP4 and LLM.int8, not %s; --format lqt holds every scheme", lq_scheme_name(s, name, sizeof name));
-}
-
-/* Groups that divide the rows are blocks of the flattened matrix too; row scales of any float type are F32. */
-static bool fit(const lq_scheme *have, uint32_t rows, uint32_t cols, lq_scheme *want) {
-    *want = *have;
-    lq_plane_desc *d = &want->scale;
-    if (have->grid.kind == LQ_GRID_LUT && d->tile_r == 1 && d->tile_c && cols % d->tile_c == 0) d->tile_r = LQ_FLAT;
-    if (d->dtype == LQ_F16 || d->dtype == LQ_BF16) d->dtype = LQ_F32;
-    if (d->dtype == LQ_F32) d->sig = 0;
-    return !accept(NULL, want, rows, cols);
 }
 
 /* -- parts ----------------------------------------------------------------------------------------------------------- */
@@ -162,21 +152,6 @@ static lq_status pack_table(const lq_sink *s, const lq_qtensor *q, void *out) {
     return LQ_OK;
 }
 
-static int trailing_zeros(float v) {
-    uint32_t bits = lq_f32_bits(v) | 1u << 23;
-    int n = 0;
-    while (!(bits >> n & 1)) n++;
-    return n;
-}
-
-/* The roundest SCB with SCB / 127 = scale: magnitudes of weights have few bits. 0: there is none. */
-static float scb_of(float scale) {
-    float top = scale * 127, near[3] = {nextafterf(top, 0), top, nextafterf(top, INFINITY)}, best = 0;
-    for (int i = 0; i < 3; i++)
-        if (near[i] / 127 == scale && (best == 0 || trailing_zeros(near[i]) > trailing_zeros(best))) best = near[i];
-    return isfinite(best) ? best : 0;
-}
-
 static bool row_is_zero(const lq_qtensor *q, uint32_t r) {
     for (uint32_t c = 0; c < q->cols; c++)
         if (q->codes[r * q->row_bytes + c] != 128) return false;
@@ -187,9 +162,7 @@ static lq_status pack_scb(const lq_sink *s, const lq_qtensor *q, float *out) {
     for (uint32_t r = 0; r < q->rows; r++) {
         float scale = ((const float *)q->scale.v)[r];
         if (scale == 1 && row_is_zero(q, r)) continue; /* 0, as bitsandbytes has it */
-        if ((out[r] = scb_of(scale)) == 0)
-            return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "the scale %.9g of row %u is no F32 number divided by 127, which is what the format stores; quantize with lquant int8, or use --format lqt",
-                           (double)scale, r);
+        if (!lq_sig_stored(LQ_SIG_127TH, scale, &out[r])) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "the scale %.9g of row %u has no SCB", (double)scale, r);
     }
     return LQ_OK;
 }
@@ -238,17 +211,24 @@ static void warn_crossing(const lq_sink *s, const lq_row *r, size_t n) {
                r->scheme.scale.tile_c, n, r->name, lq_row_cols(r));
 }
 
-static lq_status bnb_open(lq_sink *s) {
-    static const lq_layout layout = {.parts = parts, .pack = pack};
+static lq_status bnb_check(lq_sink *s) {
     bnb *f = s->priv;
-    const lq_row *crossing = NULL;
-    size_t n = 0;
     for (size_t i = 0; i < s->cat->n; i++) {
         const lq_row *r = &s->cat->rows[i];
         if (!r->quantize) continue;
         if (!f->first) f->first = r;
         LQ_TRY(same_kind(s->ctx, f->first, r));
-        if (is_int8(&r->scheme) || lq_row_cols(r) % r->scheme.scale.tile_c == 0) continue;
+    }
+    return lq_folder_check(s);
+}
+
+static lq_status bnb_open(lq_sink *s) {
+    static const lq_layout layout = {.parts = parts, .pack = pack};
+    const lq_row *crossing = NULL;
+    size_t n = 0;
+    for (size_t i = 0; i < s->cat->n; i++) {
+        const lq_row *r = &s->cat->rows[i];
+        if (!r->quantize || is_int8(&r->scheme) || lq_row_cols(r) % r->scheme.scale.tile_c == 0) continue;
         if (!n++) crossing = r;
     }
     warn_crossing(s, crossing, n);
@@ -266,6 +246,6 @@ static json_t *bnb_config(lq_sink *s) {
 }
 
 const lq_format lq_format_bnb = {
-    .name = "bitsandbytes", .what = "bitsandbytes checkpoint folder: NF4, FP4, LLM.int8", .priv_size = sizeof(bnb), .accept = accept, .fit = fit, .open = bnb_open,
+    .name = "bitsandbytes", .what = "bitsandbytes checkpoint folder: NF4, FP4, LLM.int8", .priv_size = sizeof(bnb), .accept = accept, .check = bnb_check, .open = bnb_open,
     .quant_config = bnb_config, LQ_FOLDER_CALLS,
 };

@@ -39,7 +39,7 @@ static lq_status accept_scale(lq_ctx *ctx, const lq_scheme *s, uint32_t cols) {
     const lq_plane_desc *d = &s->scale;
     bool plain = d->dtype == LQ_F16 || d->dtype == LQ_BF16 || d->dtype == LQ_F32, small = s->grid.kind != LQ_GRID_INT && (d->dtype == LQ_E8M0 || d->dtype == LQ_E4M3);
     lq_ct_tile tile = lq_ct_tile_of(d);
-    if (!plain && !small) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scales are F16, BF16 or F32, not %s; --scale-dtype f16 fits", lq_dtypes[d->dtype].name);
+    if (!plain && !small) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scales are F16, BF16 or F32, not %s; --scheme int4 or FP8 fits", lq_dtypes[d->dtype].name);
     if (tile == LQ_CT_OTHER || (plain && d->parent != LQ_NONE))
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scales are one per group, row, block of rows and inputs, or tensor, of one level; --group-size 128 fits");
     if (tile == LQ_CT_BLOCK && s->grid.kind != LQ_GRID_E4M3) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "blocks of rows are for FP8; --group-size %u fits", d->tile_c);
@@ -285,5 +285,5 @@ static json_t *ct_config(lq_sink *s) {
 
 const lq_format lq_format_ct = {
     .name = "compressed-tensors", .what = "compressed-tensors checkpoint folder, for vLLM and transformers", .priv_size = sizeof(lq_ct), .kv_scales = true,
-    .accept = ct_accept, .open = ct_open, .quant_config = ct_config, LQ_FOLDER_CALLS,
+    .accept = ct_accept, .check = lq_folder_check, .open = ct_open, .quant_config = ct_config, LQ_FOLDER_CALLS,
 };

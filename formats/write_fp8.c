@@ -39,13 +39,6 @@ static lq_status fp8_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uint
     return rows && cols ? LQ_OK : lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a matrix of %u x %u", rows, cols);
 }
 
-/* Scales that are shorter floats are F32 numbers too. */
-static bool fp8_fit(const lq_scheme *have, uint32_t rows, uint32_t cols, lq_scheme *want) {
-    *want = *have;
-    if (have->scale.dtype == LQ_F16 || have->scale.dtype == LQ_BF16) want->scale.dtype = LQ_F32, want->scale.sig = 0;
-    return !fp8_accept(NULL, want, rows, cols);
-}
-
 static size_t fp8_parts(const lq_sink *s, const lq_row *r, lq_part_spec out[LQ_PARTS_MAX]) {
     const lq_plane_desc *d = &r->scheme.scale;
     uint32_t rows = lq_row_rows(r), cols = lq_row_cols(r), n = 1;
@@ -66,11 +59,15 @@ static lq_status fp8_pack(const lq_sink *s, const lq_row *r, const lq_qtensor *q
     return LQ_OK;
 }
 
-static lq_status fp8_open(lq_sink *s) {
-    static const lq_layout layout = {.parts = fp8_parts, .pack = fp8_pack};
+static lq_status fp8_check(lq_sink *s) {
     const lq_row *first;
     LQ_TRY(lq_folder_alike(s, lq_scheme_eq, "--format compressed-tensors mixes them", &first));
     if (first) ((lq_fp8 *)s->priv)->base = first->scheme;
+    return lq_folder_check(s);
+}
+
+static lq_status fp8_open(lq_sink *s) {
+    static const lq_layout layout = {.parts = fp8_parts, .pack = fp8_pack};
     return lq_folder_open(s, &layout);
 }
 
@@ -93,6 +90,6 @@ static json_t *fp8_config(lq_sink *s) {
 }
 
 const lq_format lq_format_fp8 = {
-    .name = "fp8", .what = "FP8 checkpoint folder: E4M3 in blocks or with one scale", .priv_size = sizeof(lq_fp8), .accept = fp8_accept, .fit = fp8_fit,
-    .open = fp8_open, .quant_config = fp8_config, LQ_FOLDER_CALLS,
+    .name = "fp8", .what = "FP8 checkpoint folder: E4M3 in blocks or with one scale", .priv_size = sizeof(lq_fp8), .accept = fp8_accept,
+    .check = fp8_check, .open = fp8_open, .quant_config = fp8_config, LQ_FOLDER_CALLS,
 };

@@ -21,6 +21,7 @@ typedef struct gguf_sink {
     lq_gguf_writer *w;
     lq_gguf_info *infos;
     size_t n;
+    size_t (*of_row)[2];     /* [cat->n] tensors a row is in; the second one SIZE_MAX: none */
     uint64_t *scale_at;      /* [cat->n] where the second-level scale of NVFP4 goes; 0: none */
     uint64_t *at;            /* [cat->n][2] where the row's data begins in the file, and where it lies again (0: nowhere) */
 } gguf_sink;
@@ -46,15 +47,6 @@ static lq_status gguf_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uin
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "rows of %u weights are no multiple of the %u in a block of %s; a mixture (--scheme Q4_K_M ...) falls back to another type", cols,
                        lq_dtypes[t].block, lq_dtypes[t].name);
     return LQ_OK;
-}
-
-static bool gguf_fit(const lq_scheme *have, uint32_t rows, uint32_t cols, lq_scheme *want) {
-    lq_dtype t = stored_as(have);
-    (void)rows;
-    *want = *have;
-    if (t == LQ_NONE || cols % lq_dtypes[t].block) return false;
-    if (lq_dtypes[t].block > 1) lq_gguf_fit(have, want);
-    return true;
 }
 
 static lq_dtype gguf_kept(const lq_row *r, lq_dtype want) {
@@ -97,8 +89,7 @@ static lq_status place_scale(lq_sink *s, size_t of) {
     return LQ_OK;
 }
 
-/* of_row: [cat->n][2] tensors a row is in; the second one n: none. */
-static lq_status place_row(lq_sink *s, size_t i, size_t (*of_row)[2]) {
+static lq_status place_row(lq_sink *s, size_t i) {
     gguf_sink *g = s->priv;
     const lq_row *r = &s->cat->rows[i];
     const lq_gguf_place *p = &s->opts.gguf->places[i];
@@ -112,20 +103,30 @@ static lq_status place_row(lq_sink *s, size_t i, size_t (*of_row)[2]) {
     else if (stack->dtype != t)
         return lq_fail(s->ctx, LQ_ERR_UNSUPPORTED, "'%s' would be %s, but an expert stacked with it is %s; experts of a layer share a type", r->name, lq_dtypes[t].name,
                        lq_dtypes[stack->dtype].name);
-    of_row[i][0] = (size_t)(stack - g->infos);
-    of_row[i][1] = SIZE_MAX;
-    if (fresh && t == LQ_NVFP4 && r->quantize) LQ_TRY(place_scale(s, of_row[i][0]));
+    g->of_row[i][0] = (size_t)(stack - g->infos);
+    g->of_row[i][1] = SIZE_MAX;
+    if (fresh && t == LQ_NVFP4 && r->quantize) LQ_TRY(place_scale(s, g->of_row[i][0]));
     if (!p->also) return LQ_OK;
-    of_row[i][1] = g->n;
+    g->of_row[i][1] = g->n;
     g->infos[g->n] = info_of(r, p, t);
     g->infos[g->n++].name = p->also;
     return LQ_OK;
 }
 
-static lq_status lay_out(lq_sink *s, size_t (*of_row)[2]) {
+static lq_status gguf_check(lq_sink *s) {
     gguf_sink *g = s->priv;
     const lq_gguf_meta *m = s->opts.gguf;
-    for (size_t i = 0; i < s->cat->n; i++) LQ_TRY(place_row(s, i, of_row));
+    if (!m || m->n_places != s->cat->n) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "a GGUF needs metadata of %zu tensors, %zu are described", s->cat->n, m ? m->n_places : 0);
+    g->of_row = lq_calloc(s->cat->n + 1, sizeof *g->of_row);
+    g->infos = LQ_NEWN(lq_gguf_info, 3 * s->cat->n + m->n_extras + 1);
+    if (!g->of_row || !g->infos) return lq_oom(s->ctx, s->cat->n * sizeof *g->infos);
+    for (size_t i = 0; i < s->cat->n; i++) LQ_TRY(place_row(s, i));
+    return LQ_OK;
+}
+
+static lq_status lay_out(lq_sink *s) {
+    gguf_sink *g = s->priv;
+    const lq_gguf_meta *m = s->opts.gguf;
     for (size_t i = 0; i < m->n_extras; i++) g->infos[g->n++] = (lq_gguf_info){.name = m->extras[i].name, .dtype = LQ_F32, .ndim = 1, .ne = {m->extras[i].n, 1, 1, 1}};
     char *path = lq_path_join(s->dir, "model.gguf");
     lq_status st = path ? lq_gguf_create(s->ctx, path, m, g->infos, g->n, &g->w) : lq_oom(s->ctx, 256);
@@ -133,10 +134,10 @@ static lq_status lay_out(lq_sink *s, size_t (*of_row)[2]) {
     for (size_t i = 0; i < s->cat->n && !st; i++) {
         const lq_gguf_place *p = &m->places[i];
         if (!p->name) continue;
-        const lq_gguf_info *t = &g->infos[of_row[i][0]];
+        const lq_gguf_info *t = &g->infos[g->of_row[i][0]];
         g->at[2 * i] = t->offset + (p->of ? t->bytes / p->of * p->at : 0);
         if (t->dtype == LQ_NVFP4 && s->cat->rows[i].quantize) g->scale_at[i] = t[1].offset + 4 * (uint64_t)(p->of ? p->at : 0);
-        if (p->also) g->at[2 * i + 1] = g->infos[of_row[i][1]].offset;
+        if (p->also) g->at[2 * i + 1] = g->infos[g->of_row[i][1]].offset;
     }
     for (size_t i = 0; i < m->n_extras && !st; i++)
         st = lq_gguf_write(s->ctx, g->w, g->infos[g->n - m->n_extras + i].offset, m->extras[i].v, 4 * (size_t)m->extras[i].n);
@@ -145,15 +146,9 @@ static lq_status lay_out(lq_sink *s, size_t (*of_row)[2]) {
 
 static lq_status gguf_open(lq_sink *s) {
     gguf_sink *g = s->priv;
-    const lq_gguf_meta *m = s->opts.gguf;
-    if (!m || m->n_places != s->cat->n) return lq_fail(s->ctx, LQ_ERR_INTERNAL, "a GGUF needs metadata of %zu tensors, %zu are described", s->cat->n, m ? m->n_places : 0);
-    size_t (*of_row)[2] = lq_calloc(s->cat->n + 1, sizeof *of_row);
-    g->infos = LQ_NEWN(lq_gguf_info, 3 * s->cat->n + m->n_extras + 1);
     g->scale_at = LQ_NEWN(uint64_t, s->cat->n + 1);
     g->at = LQ_NEWN(uint64_t, 2 * s->cat->n + 1);
-    lq_status st = of_row && g->infos && g->at && g->scale_at ? lay_out(s, of_row) : lq_oom(s->ctx, s->cat->n * sizeof *g->infos);
-    lq_free(of_row);
-    return st;
+    return g->at && g->scale_at ? lay_out(s) : lq_oom(s->ctx, s->cat->n * 24);
 }
 
 /* -- put --------------------------------------------------------------------------------------------------------------- */
@@ -222,12 +217,13 @@ static void gguf_abandon(lq_sink *s) {
     gguf_sink *g = s->priv;
     lq_gguf_write_abandon(&g->w);
     lq_free(g->infos);
+    lq_free(g->of_row);
     lq_free(g->scale_at);
     lq_free(g->at);
 }
 
 const lq_format lq_format_gguf = {
-    .name = "gguf", .ext = ".gguf", .what = "GGUF file for llama.cpp", .priv_size = sizeof(gguf_sink), .gguf = true, .kept = gguf_kept, .fit = gguf_fit,
-    .accept = gguf_accept, .open = gguf_open, .put = gguf_put, .put_fp = gguf_put_fp, .sidecar = gguf_sidecar,
+    .name = "gguf", .ext = ".gguf", .what = "GGUF file for llama.cpp", .priv_size = sizeof(gguf_sink), .gguf = true, .kept = gguf_kept,
+    .accept = gguf_accept, .check = gguf_check, .open = gguf_open, .put = gguf_put, .put_fp = gguf_put_fp, .sidecar = gguf_sidecar,
     .sync = gguf_sync, .close = gguf_close, .abandon = gguf_abandon,
 };

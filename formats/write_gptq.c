@@ -39,7 +39,8 @@ static lq_status accept_kind(lq_ctx *ctx, const lq_scheme *s) {
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "codes in permuted column order do not fit; use static groups, or --format lqt");
     if (b != 2 && b != 3 && b != 4 && b != 8) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%u bits do not fit; the nearest is --bits %d", b, b < 2 ? 2 : b < 6 ? 4 : 8);
     if (!plane_is(&s->scale, LQ_F16, s->scale.tile_c))
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scales are F16, one per row and group, not %s; --scale-dtype f16 fits", lq_dtypes[s->scale.dtype].name);
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "scales are F16, one per row and group, not %s%s; --scheme int%u fits", lq_dtypes[s->scale.dtype].name,
+                       s->scale.tile_r == 1 ? "" : " for more than a row", b == 3 || b == 8 ? b : 4);
     if (s->zero_kind == LQ_ZERO_NONE && s->grid.bias == 1 << (b - 1)) return LQ_OK;
     if (s->zero_kind == LQ_ZERO_CODE && !s->grid.bias && plane_is(&s->zero, LQ_U8, s->scale.tile_c)) return LQ_OK;
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "zero points are codes of one byte per scale, or 2^(bits-1) everywhere; --sym or --asym fits");
@@ -263,11 +264,11 @@ static lq_status gptq_close(lq_sink *s) {
 
 const lq_format lq_format_gptq = {
     .name = "gptq", .what = "GPTQ checkpoint folder: v1 when all is symmetric, else v2", .priv_size = sizeof(lq_gptq),
-    .accept = gptq_accept, .open = gptq_open, .put = lq_folder_put, .put_fp = lq_folder_put_fp, .sidecar = lq_folder_sidecar,
+    .accept = gptq_accept, .check = lq_folder_check, .open = gptq_open, .put = lq_folder_put, .put_fp = lq_folder_put_fp, .sidecar = lq_folder_sidecar,
     .quant_config = gptq_config, .sync = lq_folder_sync, .close = gptq_close, .abandon = lq_folder_abandon,
 };
 const lq_format lq_format_gptq_v2 = {
     .name = "gptq_v2", .what = "GPTQ checkpoint folder, always v2 (zero points stored as they are)", .priv_size = sizeof(lq_gptq),
-    .accept = gptq_accept, .open = gptq_open, .put = lq_folder_put, .put_fp = lq_folder_put_fp, .sidecar = lq_folder_sidecar,
+    .accept = gptq_accept, .check = lq_folder_check, .open = gptq_open, .put = lq_folder_put, .put_fp = lq_folder_put_fp, .sidecar = lq_folder_sidecar,
     .quant_config = gptq_config, .sync = lq_folder_sync, .close = gptq_close, .abandon = lq_folder_abandon,
 };

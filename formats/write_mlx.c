@@ -169,6 +169,6 @@ static json_t *mlx_config(lq_sink *s) {
 }
 
 const lq_format lq_format_mlx = {
-    .name = "mlx", .what = "MLX checkpoint folder: integers in groups, mxfp4, mxfp8, nvfp4", .priv_size = sizeof(lq_mlx), .accept = mlx_accept, .open = mlx_open,
+    .name = "mlx", .what = "MLX checkpoint folder: integers in groups, mxfp4, mxfp8, nvfp4", .priv_size = sizeof(lq_mlx), .accept = mlx_accept, .check = lq_folder_check, .open = mlx_open,
     .quant_config = mlx_quant_config, .config = mlx_config, LQ_FOLDER_CALLS,
 };

@@ -106,12 +106,16 @@ static const char *modelopt_kept_name(lq_arena *mem, const lq_row *r) {
     return name;
 }
 
-static lq_status modelopt_open(lq_sink *s) {
-    static const lq_layout layout = {.parts = modelopt_parts, .pack = modelopt_pack, .kept_name = modelopt_kept_name};
+static lq_status modelopt_check(lq_sink *s) {
     const lq_row *first;
     LQ_TRY(lq_folder_alike(s, lq_scheme_eq, "--format compressed-tensors mixes them", &first));
     LQ_TRY(lq_folder_kept_apart(s));
     if (first) ((lq_modelopt *)s->priv)->base = first->scheme;
+    return lq_folder_check(s);
+}
+
+static lq_status modelopt_open(lq_sink *s) {
+    static const lq_layout layout = {.parts = modelopt_parts, .pack = modelopt_pack, .kept_name = modelopt_kept_name};
     return lq_folder_open(s, &layout);
 }
 
@@ -173,6 +177,6 @@ static lq_status modelopt_close(lq_sink *s) {
 
 const lq_format lq_format_modelopt = {
     .name = "modelopt", .what = "modelopt checkpoint folder: FP8, NVFP4, W4A16_AWQ, KV FP8", .priv_size = sizeof(lq_modelopt), .accept = modelopt_accept,
-    .kv_scales = true, .open = modelopt_open, .put = lq_folder_put, .put_fp = lq_folder_put_fp, .sidecar = lq_folder_sidecar, .quant_config = modelopt_config,
+    .kv_scales = true, .check = modelopt_check, .open = modelopt_open, .put = lq_folder_put, .put_fp = lq_folder_put_fp, .sidecar = lq_folder_sidecar, .quant_config = modelopt_config,
     .sync = lq_folder_sync, .close = modelopt_close, .abandon = lq_folder_abandon,
 };

@@ -128,5 +128,5 @@ static json_t *squeeze_config(lq_sink *s) {
 
 const lq_format lq_format_squeezellm = {
     .name = "squeezellm", .what = "SqueezeLLM folder: a codebook per row and sparse values, named as lquant documents", .priv_size = sizeof(squeeze), .accept = accept,
-    .open = squeeze_open, .quant_config = squeeze_config, LQ_FOLDER_CALLS,
+    .check = lq_folder_check, .open = squeeze_open, .quant_config = squeeze_config, LQ_FOLDER_CALLS,
 };

@@ -4,13 +4,13 @@
  * lq_parallel_for over fixed slices. The C entries are the definition; others override them at lq_kernels_init. */
 #ifndef LQ_KERNELS_H
 #define LQ_KERNELS_H
-#include "core/qtensor.h"
+#include "kernels/packed.h"
 
 typedef enum lq_actfn { LQ_ACTFN_SILU, LQ_ACTFN_GELU_TANH, LQ_ACTFN_GELU, LQ_ACTFN_RELU, LQ_ACTFN_RELU2, LQ_ACTFN_N } lq_actfn;
 extern const char *const lq_actfn_names[LQ_ACTFN_N]; /* as in hidden_act: "silu", "gelu_pytorch_tanh", "gelu", "relu", "relu2" (the square of relu) */
 
 typedef struct lq_kernels {
-    const char *name;   /* "c", "avx2", "avx512" */
+    const char *name;   /* "c", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod" */
     /* Rows [r0, r0+nr) of q into out[nr][cols], weight-column order; bit-equal to lq_qtensor_decode_row (NaN payloads apart). */
     void (*dequant)(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out);
     /* n stored weights to float; bit-equal to lq_dtype_decode (the payload of a NaN may differ). */
@@ -31,10 +31,21 @@ typedef struct lq_kernels {
     /* One token: y = (x - mean) / sqrt(variance + eps) * gain + shift; NULL: 1 and 0; y may be x. */
     void (*layernorm)(const float *x, const float *gain, const float *shift, float eps, uint32_t d, float *y);
     double (*dot)(const float *a, const float *b, size_t n); /* products exact, sums in fp64 in a fixed order */
+    /* The codes of tiles [t0, t0 + nt) of a packed matrix, what extras add left out. Decoded into out[rows of these tiles][cols], weight-column
+     * order: bit-equal to lq_qtensor_decode_row. */
+    void (*packed_dequant)(const lq_packed *p, uint32_t t0, uint32_t nt, float *out);
+    /* Times n tokens: y[t * ldy + r], r the row of the matrix. Within k eps sum ((|s A| + |s z|) |x| + |s| 2^-127); a MIN
+     * counts as |z|. */
+    void (*packed_gemv)(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
+    /* Times rounded activations, for schemes that have them: acc[n][nt * 16], whole sums of a segment exact, then
+     * sum over segments g in ascending order of step[g] (s sum - z' ones), z' = s z or a MIN's z, each operation rounded to fp64. Rows behind the
+     * last give 0. All variants give the same bits. */
+    void (*packed_idot)(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
 } lq_kernels;
 
-/* AVX2 with FMA and F16C; AVX512 with F, DQ, BW, VL, VBMI (Ice Lake, Zen 4 and later) */
-enum { LQ_ISA_AVX2 = 1, LQ_ISA_AVX512 = 2, LQ_ISA_NEON = 4 };
+/* Tiers in ascending order: where two override an entry the later one wins. AVX2 with FMA and F16C; AVXVNNI: dot products of bytes in
+ * 256 bits; AVX512 with F, DQ, BW, VL, VBMI (Ice Lake, Zen 4 and later); DOTPROD: Arm's dot products of bytes. */
+enum { LQ_ISA_AVX2 = 1, LQ_ISA_AVXVNNI = 2, LQ_ISA_AVX512 = 4, LQ_ISA_AVX512VNNI = 8, LQ_ISA_NEON = 16, LQ_ISA_DOTPROD = 32 };
 unsigned lq_cpu_mask(void);                          /* what this machine has */
 void lq_kernels_init(lq_kernels *k, unsigned mask);  /* C first, then overrides in ascending order */
 const lq_kernels *lq_kernels_best(void);             /* initialised once for this machine */

@@ -284,10 +284,27 @@ static lq_status one_output(road *r, size_t i) {
     return st && r->outs.many ? lq_note(r->ctx, st, "format %s", r->writing->name) : st;
 }
 
-lq_status lq_assemble(road *r) {
-    LQ_TRY(lq_outputs_begin(r->ctx, &r->outs, &r->job));
+static lq_status note_types(road *r) {
     if (!r->planned && !(r->planned = LQ_NEWN(lq_dtype, r->model->cat.n + 1))) return lq_oom(r->ctx, r->model->cat.n);
     for (size_t i = 0; i < r->model->cat.n; i++) r->planned[i] = r->model->cat.rows[i].out_dtype;
+    return LQ_OK;
+}
+
+lq_status lq_assemble_check(road *r) {
+    lq_status st = note_types(r);
+    for (size_t i = 0; i < r->outs.n && !st; i++) {
+        const lq_format *f = r->outs.format[i];
+        set_types(r, f);
+        st = lq_sink_check(r->ctx, f, &r->model->cat, &(lq_sink_opts){.gguf = f->gguf ? r->gguf : NULL});
+        if (st && r->outs.many) lq_note(r->ctx, st, "format %s", f->name);
+    }
+    if (r->planned) set_types(r, NULL);
+    return st;
+}
+
+lq_status lq_assemble(road *r) {
+    LQ_TRY(lq_outputs_begin(r->ctx, &r->outs, &r->job));
+    LQ_TRY(note_types(r));
     lq_status st = LQ_OK;
     for (size_t i = 0; i < r->outs.n && !st; i++) st = one_output(r, i);
     set_types(r, NULL);

@@ -18,7 +18,7 @@ typedef struct args {
     lq_common common;
     lq_corpus_opts corpus;
     const char *output, *work_dir;
-    int hessians, overwrite, rotate;
+    int hessians, samples, overwrite, rotate;
     int64_t rotate_seed;
     uint64_t max_memory;
 } args;
@@ -26,6 +26,7 @@ typedef struct args {
 static const lq_opt options[] = {
     {"output", "o", LQ_OPT_STRING, offsetof(args, output), "STATS", NULL, NULL, 0, 0, 0, "the file to write (or the second argument); NAME.gguf, NAME.dat: llama.cpp's importance matrix"},
     {"hessians", NULL, LQ_OPT_SET, offsetof(args, hessians), NULL, NULL, NULL, 0, 0, 1, "with the Gram matrices gptq and others need: 4 k^2 bytes per input of k columns"},
+    {"samples", NULL, LQ_OPT_SET, offsetof(args, samples), NULL, NULL, NULL, 0, 0, 1, "with up to 1024 tokens' activations, which smoothquant's search needs: 4096 k bytes per input of k columns"},
     {"rotate", NULL, LQ_OPT_CHOICE, offsetof(args, rotate), NULL, "none", LQ_ROTATION_FIXED, 0, 0, 0, "statistics of the model rotated so"},
     {"rotate-seed", NULL, LQ_OPT_INT, offsetof(args, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
     {"max-memory", NULL, LQ_OPT_SIZE, offsetof(args, max_memory), "SIZE", NULL, NULL, 0, 0, 0, "activations beyond it go to disk; default: a quarter of the machine's"},
@@ -66,8 +67,9 @@ static lq_status write_stats(lq_ctx *ctx, const args *a, lq_source *src, lq_mode
     inputs = lq_manifest_inputs(ctx, src, &st);
     if (!st && !(identity = lq_statistics_identity(m, inputs, rows, a->corpus.seed))) st = lq_oom(ctx, 256);
     if (!st) st = list_items(ctx, m, &items, &n);
-    if (!st) st = lq_stats_create(ctx, dir, items, n, a->hessians, identity, &c.w);
-    lq_gather g = {.rows = rows, .needs = LQ_NEED_ABSMAX | LQ_NEED_SQUARES | (a->hessians ? LQ_NEED_GRAM : 0), .work_dir = a->work_dir,
+    unsigned extra = (a->hessians ? LQ_NEED_GRAM : 0) | (a->samples ? LQ_NEED_SAMPLES : 0);
+    if (!st) st = lq_stats_create(ctx, dir, items, n, extra, identity, &c.w);
+    lq_gather g = {.rows = rows, .needs = LQ_NEED_ABSMAX | LQ_NEED_SQUARES | extra, .work_dir = a->work_dir,
                    .cache_budget = a->max_memory ? a->max_memory : machine / 4, .on_stage = on_stage, .user = &c};
     if (!st) st = lq_gather_run(ctx, m, &g);
     if (!st) st = lq_stats_finish(ctx, &c.w);
@@ -84,7 +86,8 @@ static lq_status write_imatrix(lq_ctx *ctx, const args *a, lq_model *m, const lq
     uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     lq_imatrix im = {0};
     char *path = lq_path_join(dir, name);
-    if (a->hessians) return lq_free(path), lq_fail(ctx, LQ_ERR_USAGE, "--hessians: llama.cpp's importance matrix has diagonals only; name STATS without .gguf or .dat");
+    if (a->hessians || a->samples)
+        return lq_free(path), lq_fail(ctx, LQ_ERR_USAGE, "--%s: llama.cpp's importance matrix has diagonals only; name STATS without .gguf or .dat", a->hessians ? "hessians" : "samples");
     lq_status st = path ? lq_importance_gather(ctx, m, rows, a->max_memory ? a->max_memory : machine / 4, a->work_dir, &im) : lq_oom(ctx, 256);
     if (!st) im.dataset = rows->source;
     if (!st) st = lq_imatrix_write(ctx, path, &im);

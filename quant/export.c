@@ -260,6 +260,24 @@ done:
     return st;
 }
 
+/* What a kept tensor is after the trip: a GGUF may hold w as fl(w + 1). */
+static lq_status digest_kept(const job *j, const target *t, size_t i, const void *data, size_t bytes, char hex[65]) {
+    lq_dtype type = t->cat.rows[i].out_dtype;
+    float add = t->gguf ? t->gguf->places[i].add : 0;
+    char *x = add != 0 ? lq_alloc(bytes) : NULL;
+    if (add == 0) return digest_bytes(j->ctx, data, bytes, hex);
+    if (!x) return lq_oom(j->ctx, bytes);
+    for (size_t at = 0; at < bytes; at += lq_dtypes[type].bytes) {
+        float v;
+        lq_dtype_decode(type, (const char *)data + at, &v, 1);
+        v = (v + add) - add;
+        lq_dtype_encode(type, &v, x + at, 1);
+    }
+    lq_status st = digest_bytes(j->ctx, x, bytes, hex);
+    lq_free(x);
+    return st;
+}
+
 static lq_status put_floats(const job *j, target *t, size_t i, const float *x) {
     const lq_row *was = &j->m->cat.rows[i], *is = &t->cat.rows[i];
     size_t n = (size_t)lq_row_elems(is), bytes = n * lq_dtypes[is->out_dtype].bytes;
@@ -274,7 +292,7 @@ static lq_status put_floats(const job *j, target *t, size_t i, const float *x) {
         if (!isfinite(again[k])) LQ_GO(lq_fail(j->ctx, LQ_ERR_UNSUPPORTED, "%s: %g is past the range of %s; use --dtype bf16 or f32", was->name, (double)x[k], lq_dtypes[is->out_dtype].name));
     lq_loss_measure(&l, x, again, n);
     LQ_GO(tell(j, t, was, is, &l, false));
-    LQ_GO(digest_bytes(j->ctx, out, bytes, t->digest[i]));
+    LQ_GO(digest_kept(j, t, i, out, bytes, t->digest[i]));
     t->told->bytes += bytes;
     st = lq_sink_put_fp(t->sink, is, out, bytes);
 done:
@@ -301,7 +319,7 @@ static lq_status put_stored(const job *j, target *t, size_t i, const void *data,
     const lq_row *was = &j->m->cat.rows[i], *is = &t->cat.rows[i];
     lq_loss l = carried(is, data);
     LQ_TRY(tell(j, t, was, is, &l, false));
-    LQ_TRY(digest_bytes(j->ctx, data, bytes, t->digest[i]));
+    LQ_TRY(digest_kept(j, t, i, data, bytes, t->digest[i]));
     t->told->bytes += bytes;
     return lq_sink_put_fp(t->sink, is, data, bytes);
 }
@@ -461,7 +479,6 @@ static lq_status compare(lq_ctx *ctx, const target *t, lq_model *back) {
         if (!r) return lq_fail(ctx, LQ_ERR_QUALITY, "%s: '%s' is not in the written checkpoint", t->path, want->name);
         bool codes = want->quantize && lq_grid_dtype(want->scheme.grid.kind) == LQ_NONE;
         if (!codes && (want->quantize || r->dtype != want->out_dtype)) continue; /* a type of the format's own */
-        if (t->gguf && t->gguf->places[i].add != 0) continue; /* changed on its way */
         if (codes && t->gguf) LQ_TRY(again_values(ctx, back, r, hex));
         else if (codes) LQ_TRY(again_codes(ctx, back, r, hex));
         else LQ_TRY(again_stored(ctx, back, r, hex));
@@ -470,15 +487,13 @@ static lq_status compare(lq_ctx *ctx, const target *t, lq_model *back) {
     return LQ_OK;
 }
 
-static lq_status read_back(lq_ctx *ctx, const lq_model *m, const target *t) {
+static lq_status read_back(lq_ctx *ctx, const target *t) {
     lq_source *src = NULL;
     lq_model *back = NULL;
     lq_ctx quiet = {.cancel = ctx->cancel};
     lq_status st;
-    if (t->format->gguf && (!m->arch || !m->arch->params_gguf)) return LQ_OK; /* an architecture we do not read from there */
     LQ_GO(lq_source_open(&quiet, t->path, &src));
     LQ_GO(lq_model_open(&quiet, src, true, &back));
-    if (t->format->gguf && !back->arch) goto done; /* a setting we do not read from there */
     st = compare(&quiet, t, back);
 done:
     lq_model_free(&back);
@@ -531,7 +546,7 @@ lq_status lq_export(lq_ctx *ctx, lq_source *src, lq_model *m, const lq_outputs *
         LQ_GO(resolve(&j, &t[k]));
     }
     LQ_GO(write_all(&j));
-    for (size_t k = 0; k < outs->n; k++) LQ_GO(read_back(ctx, m, &t[k]));
+    for (size_t k = 0; k < outs->n; k++) LQ_GO(read_back(ctx, &t[k]));
 done:
     for (size_t k = 0; k < outs->n; k++) {
         lq_sink_abandon(&t[k].sink);

@@ -51,15 +51,31 @@ lq_status lq_gguf_compare(road *r, const lq_row *row, const lq_qtensor *want, bo
     return st;
 }
 
+/* A row of the file against the one it was made of. */
+static bool is_row(const lq_gguf_place *p, lq_dtype t, const char *got, const char *from, size_t bytes) {
+    if (p->add == 0) return !memcmp(got, from, bytes);
+    for (size_t at = 0; at < bytes; at += lq_dtypes[t].bytes) {
+        float a, b;
+        lq_dtype_decode(t, got + at, &a, 1);
+        lq_dtype_decode(t, from + at, &b, 1);
+        if (a != b + p->add) return false;
+    }
+    return true;
+}
+
 lq_status lq_gguf_compare_kept(road *r, const lq_row *row, const void *data, size_t n, bool *same) {
     const lq_gguf_place *p = place_of(r, row);
     *same = true;
-    if (!p->name || p->add != 0 || p->rows) return LQ_OK; /* changed on its way */
+    if (!p->name) return LQ_OK;
     long i = lq_source_find(r->back, p->name);
     if (i < 0) return missing(r, p->name);
-    char *got = lq_alloc(n);
-    lq_status st = got ? lq_source_read(r->ctx, r->back, (size_t)i, 0, lq_entry_rows(&r->back->entries[i]), got) : lq_oom(r->ctx, n);
-    if (!st) *same = !memcmp(got, data, n);
+    const lq_entry *e = &r->back->entries[i];
+    uint64_t mats = p->of ? p->of : 1, rows = lq_entry_rows(e) / mats;
+    *same = rows && e->bytes == n * mats && n % rows == 0;
+    char *got = *same ? lq_alloc(n) : NULL;
+    if (!*same || !got) return *same ? lq_oom(r->ctx, n) : LQ_OK;
+    lq_status st = lq_source_read(r->ctx, r->back, (size_t)i, p->at * rows, rows, got);
+    for (uint64_t k = 0; k < rows && !st && *same; k++) *same = is_row(p, e->dtype, got + k * (n / rows), (const char *)data + (p->rows ? p->rows[k] : k) * (n / rows), n / rows);
     lq_free(got);
     return st;
 }

@@ -244,7 +244,8 @@ typedef struct sweep { float top, bottom; int points; bool negative; } sweep;
 
 static sweep sweep_of(const lq_tile *t) {
     const lq_scheme *s = t->s;
-    bool two_signs = t->how == LQ_FIT_SEARCH_SIGNED && (s->scale.parent == LQ_NONE || s->scale.dtype == LQ_I8) && s->scale.dtype != LQ_E8M0 && s->scale.dtype != LQ_E4M3;
+    bool two_signs = t->how == LQ_FIT_SEARCH_SIGNED && (s->scale.parent == LQ_NONE || s->scale.dtype == LQ_I8) && s->scale.dtype != LQ_E8M0 && s->scale.dtype != LQ_E4M3 &&
+                     s->scale.sig != LQ_SIG_127TH && s->scale.sig != LQ_SIG_INVERSE;
     float half = (float)s->grid.bias;
     if (is_sign(s)) return (sweep){1, 1, 0, false}; /* its codes do not depend on the scale */
     if (is_ternary(s)) return (sweep){1, 0.08f, GRID_POINTS, false};

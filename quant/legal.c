@@ -181,12 +181,13 @@ const char *lq_legal_choose(const char *natural, const lq_scheme *s, const lq_ta
 
 /* -- planning for a target ------------------------------------------------------------------------------------------- */
 
-typedef struct change { const char *format; int64_t bits, group; bool sym; } change; /* NULL, 0, false: as it is */
+typedef struct change { const char *format, *scheme; int64_t bits, group; bool sym; } change; /* NULL, 0, false: as it is */
 
 static lq_status plan_as(lq_ctx *ctx, const lq_legal_run *run, const lq_legal_case *c, const change *ch, lq_plan *out) {
     lq_plan_opts o = *run->opts;
     lq_legal_case as = *c;
     if (ch->format) as.format = ch->format;
+    if (ch->scheme) o.scheme = ch->scheme;
     if (ch->bits) o.bits = ch->bits;
     if (ch->group) o.group = ch->group;
     if (ch->sym) o.asym = 2;
@@ -207,7 +208,7 @@ static bool change_at(const lq_legal_run *run, size_t i, int most, change *out) 
     while (lq_formats[n_formats]) n_formats++;
     size_t f = i / 30;
     if (f > n_formats) return false;
-    *out = (change){f ? lq_formats[f - 1]->name : NULL, widths[i / 10 % 3], groups[i % 5], i / 5 % 2};
+    *out = (change){f ? lq_formats[f - 1]->name : NULL, NULL, widths[i / 10 % 3], groups[i % 5], i / 5 % 2};
     if (out->format && !strcmp(out->format, run->format->name)) out->format = NULL, most = -1;
     if ((out->bits && out->bits == run->opts->bits) || (out->group && out->group == run->opts->group)) most = -1;
     if (!!out->format + !!out->bits + !!out->group + out->sym != most) *out = (change){0};
@@ -217,23 +218,36 @@ static bool change_at(const lq_legal_run *run, size_t i, int most, change *out) 
 static bool is_none(const change *ch) { return !ch->format && !ch->bits && !ch->group && !ch->sym; }
 
 /* Another format for the same codes is nearest of all. */
-static bool other_format(const lq_legal_run *run, const lq_legal_case *c, change *out) {
+static bool other_format(const lq_legal_run *run, const lq_legal_case *c, const char *scheme, change *out) {
     char name[32];
     for (const char *p = lq_runtimes[run->targets->v[0].runtime].formats; *p; p += strcspn(p, "|"), p += *p == '|') {
         snprintf(name, sizeof name, "%.*s", (int)strcspn(p, "|"), p);
         const lq_format *f = lq_format_by_name(name);
-        *out = (change){.format = f ? f->name : NULL};
+        *out = (change){.format = f ? f->name : NULL, .scheme = scheme};
         if (f && f != run->format && loads(run, c, out)) return true;
     }
     return false;
 }
 
+/* A named type's fellow with other scales: the same numbers, the same width. */
+static bool other_scheme(const lq_legal_run *run, const lq_legal_case *c, change *out) {
+    lq_scheme base;
+    if (!run->opts->scheme || lq_plan_base(&(lq_ctx){0}, run->opts, run->method, run->method_opts, &base)) return false;
+    for (const lq_type *t = lq_types; t->name; t++) {
+        const lq_scheme *s = &t->scheme;
+        if (t->keep || s->grid.kind != base.grid.kind || s->grid.bits != base.grid.bits || s->act.kind != base.act.kind) continue;
+        *out = (change){.scheme = t->name};
+        if (loads(run, c, out) || other_format(run, c, t->name, out)) return true;
+    }
+    return false;
+}
+
 static bool nearest(const lq_legal_run *run, const lq_legal_case *c, change *out) {
-    if (other_format(run, c, out)) return true;
+    if (other_format(run, c, NULL, out)) return true;
     for (int most = 1; most <= 3; most++)
         for (size_t i = 0; change_at(run, i, most, out); i++)
             if (!is_none(out) && loads(run, c, out)) return true;
-    return false;
+    return other_scheme(run, c, out);
 }
 
 /* The most devices, of fewer, that load it as it is; 0: none. */
@@ -257,6 +271,7 @@ static lq_status refuse(lq_ctx *ctx, const lq_legal_run *run, const lq_legal_cas
     uint32_t tp = fewer_devices(run, c);
     if (nearest(run, c, &ch)) {
         if (ch.format) at += (size_t)snprintf(what + at, sizeof what - at, " --format %s", ch.format);
+        if (ch.scheme) at += (size_t)snprintf(what + at, sizeof what - at, " --scheme %s", ch.scheme);
         if (ch.bits) at += (size_t)snprintf(what + at, sizeof what - at, " --bits %lld", (long long)ch.bits);
         if (ch.sym) at += (size_t)snprintf(what + at, sizeof what - at, " --sym");
         if (ch.group) at += (size_t)snprintf(what + at, sizeof what - at, " --group-size %lld", (long long)ch.group);

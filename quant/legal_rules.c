@@ -45,6 +45,8 @@ ASK(int_in_trt, is_int(p->s))
 ASK(asym_or_awq, is_int(p->s))
 ASK(not_trt_fp8, p->s->grid.kind == LQ_GRID_E4M3 && (p->s->act.kind != LQ_ACT_DYNAMIC || (p->s->scale.tile_r != 1 && p->s->scale.tile_r != 128)))
 ASK(not_block, p->s->scale.tile_r != 128 || p->s->scale.tile_c != 128)
+static bool ragged(uint32_t side) { return side > 128 && side % 128; }
+ASK(ragged_blocks, p->s->scale.tile_r == 128 && (ragged(lq_row_rows(p->row)) || ragged(lq_row_cols(p->row))))
 ASK(not_mlx_group, is_int(p->s) && !group_in(p->s, G32 | G64 | G128))
 
 ASK(not_whole, lq_row_rows(p->row) % p->parts_r || lq_row_cols(p->row) % p->parts_c)
@@ -128,6 +130,8 @@ const lq_rule lq_rules[] = {
     {T, GPTQ, NULL, LQ_OF_LINEAR, not_power_group, "groups of 16, 32 ... 1024, or one per row", "gptqmodel qlinear/torch.py: SUPPORTS_GROUP_SIZE"},
     {T, "awq", NULL, LQ_OF_LINEAR, not_marlin_group, "groups of 32, 64 or 128, or one per row", "gptqmodel qlinear/torch_awq.py: SUPPORTS_GROUP_SIZE"},
     {T, "fp8", NULL, LQ_OF_LINEAR, not_block, "blocks of 128 x 128", "quantizer_finegrained_fp8.py"},
+    {T, "fp8", NULL, LQ_OF_LINEAR, ragged_blocks, "128 divides both sides of a matrix, or they are shorter (dequantizing, it takes a block for an even share of a side)",
+     "finegrained_fp8.py: _dequantize_one; seen: 'Weight shape (576, 576) not divisible by scale grid (5, 5)'"},
     {T, "gguf", "gemma|granite|glm|glm4|bitnet|mixtral|olmoe|opt|gpt_neox|phi|qwen2_vl|qwen3_vl|llava", LQ_OF_FORMAT, NULL, "it knows no such GGUF (and dequantizes those it reads)",
      "integrations/ggml.py: GGUF_CONFIG_MAPPING"},
     NEVER(T, "modelopt", "no quantizer of this name", "quantizers/auto.py"),

@@ -28,8 +28,9 @@ static unsigned needs_of(const void *opts) { return ((const ternary_opts *)opts)
 
 static void refine(const void *opts, lq_scheme *s) {
     const ternary_opts *o = opts;
-    if (o->fit == FIT_ABSMEAN && s->grid.kind == LQ_GRID_INT && s->grid.bits == 2) s->scale = (lq_plane_desc){.dtype = LQ_F32};
     if (o->activations) s->act = (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8};
+    if (o->fit == FIT_ABSMEAN && s->grid.kind == LQ_GRID_INT && s->grid.bits == 2) /* BitNet's runtimes store and use 1 / s */
+        s->scale = (lq_plane_desc){.dtype = LQ_F32, .sig = s->act.kind ? LQ_SIG_INVERSE : 0};
 }
 
 static lq_status accept(lq_ctx *ctx, const void *opts, uint32_t rows, uint32_t cols, const lq_scheme *s) {
@@ -58,21 +59,10 @@ static double absmean(const float *w, const float *h, size_t n, uint32_t *order)
     return fmax(sum / (double)n, 1e-5);
 }
 
-/* BitNet's runtimes store and use 1 / s, so s is the reciprocal of a float: also for a matrix that is s {-1, 0, 1} already, where
- * that moves one s in five by the last bit of a float. */
-static lq_status fit_bitnet(const lq_weights *w, lq_qtensor *q) {
-    size_t n = (size_t)w->rows * w->cols;
-    float same = ternary_already(w->w, n);
-    float inverse = 1 / (same > 0 ? same : (float)absmean(w->w, NULL, n, NULL));
-    lq_plane_set(&q->sch.scale, &q->scale, 0, 1 / inverse);
-    return LQ_OK;
-}
-
 static lq_status fit(lq_ctx *ctx, const ternary_opts *opt, const lq_weights *w, const lq_gptq_factor *f, lq_qtensor *q) {
     const lq_plane_desc *d = &q->sch.scale;
-    if (d->dtype == LQ_F32 && q->sch.act.kind && opt->fit == FIT_ABSMEAN) return fit_bitnet(w, q);
     float same = ternary_already(w->w, (size_t)w->rows * w->cols);
-    if (same > 0 && lq_plane_round(d, same) == same) {
+    if (same > 0 && (lq_plane_round(d, same) == same || d->sig == LQ_SIG_INVERSE)) { /* the last bit of a reciprocal is all it may lose */
         for (size_t i = 0, n = lq_plane_count(d, w->rows, w->cols); i < n; i++) lq_plane_set(d, &q->scale, i, same);
         return LQ_OK;
     }

@@ -51,7 +51,7 @@ static int zero_cost(const lq_scheme *a, const lq_scheme *b) {
 static int scale_cost(const lq_plane_desc *a, const lq_plane_desc *b) {
     if (a->dtype == LQ_NONE || b->dtype == LQ_NONE) return a->dtype == b->dtype ? 0 : 5;
     if (a->dtype == b->dtype && a->parent == b->parent && a->span == b->span) return b->sig == a->sig || (!b->sig && b->dtype != LQ_U8 && b->dtype != LQ_I8) ? a->sig != b->sig : VALUES + 5;
-    if (b->dtype == LQ_F32 && b->parent == LQ_NONE) return 3;
+    if (b->dtype == LQ_F32 && b->parent == LQ_NONE) return b->sig ? VALUES + 5 : 3;
     if (b->parent != LQ_NONE) return VALUES + 40;
     if (a->dtype == LQ_E8M0 && b->dtype == LQ_BF16) return 1;
     if (a->dtype == LQ_F16 && b->dtype == LQ_BF16 && a->sig && a->sig <= 8) return 1;
@@ -163,7 +163,8 @@ static void offer_zeros(search *s, lq_scheme b) {
 }
 
 static void offer_scales(search *s, lq_scheme b) {
-    static const lq_plane_desc kinds[] = {{.dtype = LQ_F16, .sig = 8}, {.dtype = LQ_F16}, {.dtype = LQ_BF16}, {.dtype = LQ_F32}, {.dtype = LQ_E8M0}, {.dtype = LQ_E4M3, .parent = LQ_F32}};
+    static const lq_plane_desc kinds[] = {{.dtype = LQ_F16, .sig = 8}, {.dtype = LQ_F16}, {.dtype = LQ_BF16}, {.dtype = LQ_F32}, {.dtype = LQ_F32, .sig = LQ_SIG_127TH},
+                                          {.dtype = LQ_F32, .sig = LQ_SIG_INVERSE}, {.dtype = LQ_E8M0}, {.dtype = LQ_E4M3, .parent = LQ_F32}};
     static const uint32_t tiles[] = {0, 256, 128, 64, 32, 16};
     if (s->have->scale.dtype == LQ_NONE) {
         offer_zeros(s, b);
@@ -184,6 +185,9 @@ static void offer_scales(search *s, lq_scheme b) {
         }
         b.scale.tile_r = b.scale.tile_c = 0;
         offer_zeros(s, b);
+        b.scale.tile_r = LQ_FLAT;
+        b.scale.tile_c = s->have->scale.tile_c;
+        if (b.scale.tile_c && b.grid.kind == LQ_GRID_LUT) offer_zeros(s, b);
     }
 }
 
@@ -217,10 +221,6 @@ lq_nearness lq_nearest_scheme(const lq_format *f, const lq_scheme *have, uint32_
     if (!f->accept(NULL, have, rows, cols)) {
         *want = *have;
         return LQ_NEAR_EXACT;
-    }
-    if (f->fit && f->fit(have, rows, cols, want) && !f->accept(NULL, want, rows, cols)) {
-        int c = cost(&s, want);
-        return c < VALUES ? LQ_NEAR_EXACT : LQ_NEAR_VALUES;
     }
     offer_grids(&s);
     offer_named(&s);

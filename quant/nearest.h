@@ -13,8 +13,8 @@ typedef enum lq_nearness {
     LQ_NEAR_NONE              /* the format takes no scheme for this shape */
 } lq_nearness;
 
-/* `have` itself where the format accepts it, then the format's own statement (lq_format.fit), then the accepted one among the variations of
- * `have`, the named types and the ggml types that costs least. */
+/* `have` itself where the format accepts it, else the accepted one among the variations of `have`, the named types and the ggml types that
+ * costs least. */
 lq_nearness lq_nearest_scheme(const lq_format *f, const lq_scheme *have, uint32_t rows, uint32_t cols, lq_scheme *want);
 /* Names of the formats that accept s, "gptq, lqt"; buf returned. */
 const char *lq_nearest_formats(const lq_scheme *s, uint32_t rows, uint32_t cols, char *buf, size_t n);

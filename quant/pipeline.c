@@ -125,27 +125,6 @@ static lq_status rotate(road *r, const lq_format *format) {
     return LQ_OK;
 }
 
-/* Statistics from a file: what the method needs must be in it, and no text is run. */
-static lq_status open_stats(road *r) {
-    const char *name = r->plan.method->name;
-    if (!r->run->opts.stats) return LQ_OK;
-    if (r->run->recipe.n_xforms)
-        return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s looks at the activations themselves, statistics do not suffice", r->run->opts.stats, r->run->recipe.xform[0].x->name);
-    if (r->run->opts.kv_scales) return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "--stats with --kv-scales: keys and values are not in the statistics");
-    if (r->imatrix.n) {
-        if (r->needs) return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs more of the activations than the diagonals of an importance matrix", r->run->opts.stats, name);
-        return LQ_OK;
-    }
-    LQ_TRY(lq_stats_open(r->ctx, r->run->opts.stats, &r->stats));
-    if (r->needs & LQ_NEED_GRAM && !r->stats.gram)
-        return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs the Gram matrices of `lquant calibrate --hessians`; this file has diagonals only", r->run->opts.stats, name);
-    if (r->needs & ~(unsigned)(LQ_NEED_GRAM | LQ_NEED_ABSMAX | LQ_NEED_SQUARES))
-        return lq_fail(r->ctx, LQ_ERR_UNSUPPORTED, "%s: %s needs the activations themselves, statistics do not suffice", r->run->opts.stats, name);
-    r->stats_needs = r->needs;
-    r->needs = 0;
-    return LQ_OK;
-}
-
 static lq_status plan_for_targets(road *r) {
     const lq_run *run = r->run;
     lq_model *m = r->model;
@@ -210,7 +189,9 @@ static lq_status open_and_plan(road *r) {
     for (size_t i = 0; i < r->outs.n && !r->gguf; i++) LQ_TRY(lq_gguf_out_make(r->ctx, r->outs.format[i], r->model, &(lq_gguf_opts){.pre = r->run->opts.pre}, &r->gguf));
     LQ_TRY(lq_xforms_check(r));
     LQ_TRY(static_needs(r));
-    LQ_TRY(open_stats(r));
+    LQ_TRY(lq_stored_open(r));
+    LQ_TRY(lq_assemble_check(r));
+    r->by_block = r->needs || (r->stats.n && r->run->recipe.n_xforms);
     lq_log(r->ctx, LQ_LOG_INFO, "plan: %s to format %s, %u linears at %.3f bits per weight, %u kept, %.1f MB -> %.1f MB", method->name, format->name,
            r->plan.n_quantized, lq_plan_bpw(&r->plan), r->plan.n_kept, (double)r->plan.bytes_source / 1e6,
            (double)(r->plan.bytes_quantized + r->plan.bytes_kept) / 1e6);
@@ -378,6 +359,7 @@ static void leave(road *r) {
     lq_free(r->kv_max);
     lq_buf_free(&r->unit);
     lq_rows_free(&r->rows);
+    lq_stored_forget(r);
     lq_stats_free(&r->item);
     lq_stats_close(&r->stats);
     lq_imatrix_free(&r->imatrix);

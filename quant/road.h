@@ -4,6 +4,7 @@
 #ifndef LQ_ROAD_H
 #define LQ_ROAD_H
 #include "core/progress.h"
+#include "calib/sites.h"
 #include "calib/stats_file.h"
 #include "quant/gguf_out.h"
 #include "quant/importance.h"
@@ -21,7 +22,9 @@ typedef struct road {
     lq_rows rows;
     lq_stats_file stats;       /* --stats: read instead of running the model; needs is then 0 */
     lq_imatrix imatrix;        /* the same from llama.cpp; n 0: none */
-    unsigned stats_needs;      /* what the method wants of it */
+    unsigned stats_needs;      /* what the recipe wants of it */
+    bool by_block;             /* units are blocks: calibrated runs, and transforms */
+    float **divided;           /* [catalog rows] of the first linear of a stage of this block: what a fold divided its input by; NULL: nothing */
     lq_stats item;             /* statistics read last, of item_of */
     const lq_row *item_of;
     lq_job job;
@@ -69,6 +72,14 @@ lq_status lq_xforms_accept(road *r);             /* at plan time: has the archit
 lq_status lq_xforms_check(road *r);              /* after the plan: can they score its schemes? */
 lq_status lq_xforms_block(road *r, uint32_t b);  /* the loaded block folded; changed kept tensors and choices added to the unit */
 
+/* --stats: what the file holds in place of what a run of the model would see. */
+lq_status lq_stored_open(road *r);               /* refuses a file that lacks what the recipe needs, naming the command that makes it */
+lq_status lq_stored_stats(road *r, const lq_row *row, const lq_stats **out); /* of a row's input, folds of this block counted; NULL: no file */
+/* The hook of lq_block_calibrate for every stage of the loaded block, in its order, each expert's included. */
+lq_status lq_stored_block(road *r, uint32_t b, const lq_stage_hook *hook);
+lq_status lq_stored_divide(road *r, const lq_stage *stage, const lq_site *site, const float *s); /* s[site->scales] were folded into it */
+void lq_stored_forget(road *r);                  /* the folds of a block that is done */
+
 lq_status lq_fisher_open(road *r);   /* --fisher takes the place of calibration */
 lq_status lq_fisher_read(road *r, const lq_row *row, float **out); /* *out NULL: none; the caller frees, after a failure too */
 /* max |W| over the linears fused with linear i of a stage whose weights are still as they were; 0: its scheme does not ask. */
@@ -77,6 +88,7 @@ float lq_fuse_stage(const lq_stage *stage, uint32_t i);
 lq_status lq_fuse_read(road *r, const lq_row *row, float *out);
 lq_status lq_stream_run(road *r);    /* decides the codes of every linear: all units finished */
 /* Every output, written from the units into the job's folder, read by another code path and compared with the codes the method chose. */
+lq_status lq_assemble_check(road *r); /* what the formats refuse of the plan as a whole */
 lq_status lq_assemble(road *r);
 /* A GGUF's rows have other names and places: does the one of this row decode to what the codes mean? */
 lq_status lq_gguf_compare(road *r, const lq_row *row, const lq_qtensor *want, bool *same);

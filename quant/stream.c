@@ -6,8 +6,8 @@
 #include "calib/act.h"
 #include "calib/fold.h"
 #include "core/thread.h"
+#include "quant/gather.h"
 #include "quant/target.h"
-#include "quant/statistics.h"
 
 struct decode { const lq_kernels *k; const lq_qtensor *q; float *w; };
 static void decode_slice(void *arg, size_t i) {
@@ -86,28 +86,6 @@ static lq_status quantize_linear(road *r, const lq_row *row, lq_linear *lin, flo
 
 static double row_cost(const lq_row *row) { return row->quantize ? (double)lq_row_elems(row) : 0; }
 
-/* Statistics of a row's input from the file, read once for all linears that share it; NULL without a file. */
-static lq_status stats_of(road *r, const lq_row *row, const lq_stats **out) {
-    char name[256];
-    if (r->imatrix.n) {
-        bool have;
-        lq_stats_free(&r->item);
-        LQ_TRY(lq_importance_stats(r->ctx, &r->imatrix, row, &r->item, &have));
-        *out = have ? &r->item : NULL;
-        return LQ_OK;
-    }
-    const lq_row *leader = r->stats.n ? lq_statistics_leader(&r->model->cat, row) : NULL;
-    *out = leader ? &r->item : NULL;
-    if (!leader || leader == r->item_of) return LQ_OK;
-    r->item_of = NULL;
-    lq_stats_free(&r->item);
-    LQ_TRY(lq_stats_read(r->ctx, &r->stats, lq_row_module(leader, name, sizeof name), true, &r->item));
-    if (r->item.cols != lq_row_cols(row))
-        return lq_fail(r->ctx, LQ_ERR_MISMATCH, "%s: statistics of %u columns, '%s' has %u", r->run->opts.stats, r->item.cols, row->name, lq_row_cols(row));
-    r->item_of = leader;
-    return LQ_OK;
-}
-
 static lq_status data_free(road *r) {
     for (size_t i = 0; i < r->model->cat.n; i++) {
         const lq_row *row = &r->model->cat.rows[i];
@@ -116,7 +94,7 @@ static lq_status data_free(road *r) {
             float *w = lq_calloc(lq_row_elems(row), 4);
             lq_status st = w ? lq_model_read_f32(r->ctx, r->model, row, w) : lq_oom(r->ctx, 4 * lq_row_elems(row));
             const lq_stats *stats = NULL;
-            if (!st) st = stats_of(r, row, &stats);
+            if (!st) st = lq_stored_stats(r, row, &stats);
             if (!st) st = lq_fuse_read(r, row, &r->fuse_absmax);
             if (!st) st = quantize_linear(r, row, NULL, w, stats);
             lq_free(w);
@@ -166,15 +144,29 @@ static double block_cost(const road *r, int32_t b) {
     return cost;
 }
 
-static lq_status run_block(road *r, uint32_t b) {
-    bool done = lq_job_has(&r->job, b);
+/* A block without the stream: statistics of a file, folds of transforms. */
+static lq_status run_stored(road *r, uint32_t b) {
+    lq_stage_hook hook = {.on_stage = on_stage, .user = r};
+    LQ_TRY(lq_model_load(r->ctx, r->model, (int32_t)b, LQ_LOAD_F32));
+    lq_status st = lq_xforms_block(r, b);
+    if (!st) st = lq_stored_block(r, b, &hook);
+    lq_stored_forget(r);
+    return st;
+}
+
+static lq_status run_streamed(road *r, uint32_t b, bool done) {
     lq_stage_hook hook = {.needs = done ? 0 : r->needs, .on_stage = done ? NULL : on_stage, .user = r, .twin = r->twin, .kv_max = r->kv_max ? r->kv_max + 2 * (size_t)b : NULL};
-    LQ_TRY(lq_check_cancel(r->ctx));
     lq_status st = lq_model_load(r->ctx, r->model, (int32_t)b, LQ_LOAD_F32);
     if (!st && done && r->twin) st = lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->twin, r->rows.len, NULL, r->cache_budget / 2, r->run->opts.work_dir);
     if (!st && done) st = lq_unit_each(r, b, &(lq_unit_reader){.linear = replay_linear, .kept = replay_kept});
     if (!st && !done) st = lq_xforms_block(r, b);
-    if (!st) st = lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->resid, r->rows.len, &hook, r->cache_budget / 2, r->run->opts.work_dir);
+    return st ? st : lq_block_calibrate(r->ctx, r->model, (int32_t)b, r->resid, r->rows.len, &hook, r->cache_budget / 2, r->run->opts.work_dir);
+}
+
+static lq_status run_block(road *r, uint32_t b) {
+    bool done = lq_job_has(&r->job, b);
+    LQ_TRY(lq_check_cancel(r->ctx));
+    lq_status st = r->needs ? run_streamed(r, b, done) : done ? LQ_OK : run_stored(r, b);
     lq_model_unload(r->model, (int32_t)b);
     LQ_TRY(st);
     if (!done) LQ_TRY(lq_unit_finish(r, b));
@@ -182,20 +174,27 @@ static lq_status run_block(road *r, uint32_t b) {
     return LQ_OK;
 }
 
-static lq_status start_stream(road *r) {
-    uint32_t d = r->model->par.hidden;
-    size_t T = r->rows.seqlen;
-    LQ_TRY(lq_cache_new(r->ctx, r->rows.n, r->cache_budget / 2, r->run->opts.work_dir, &r->resid));
-    if (r->needs & LQ_NEED_CROSS) LQ_TRY(lq_cache_new(r->ctx, r->rows.n, r->cache_budget / 4, r->run->opts.work_dir, &r->twin));
-    LQ_TRY(lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED));
+/* The fp stream beside it starts with the same states. */
+static lq_status copy_stream(road *r) {
+    size_t T = r->rows.seqlen, d = r->model->par.hidden;
+    LQ_TRY(lq_cache_new(r->ctx, r->rows.n, r->cache_budget / 4, r->run->opts.work_dir, &r->twin));
     float *x = lq_calloc(T * d, 4);
     lq_status st = x ? LQ_OK : lq_oom(r->ctx, T * d * 4);
     for (size_t i = 0; i < r->rows.n && !st; i++) {
-        st = lq_embed(r->ctx, r->model, r->rows.ids + i * T, r->rows.len[i], 0, x);
-        if (!st) st = lq_cache_put(r->ctx, r->resid, i, x, (size_t)r->rows.len[i] * d);
-        if (!st && r->twin) st = lq_cache_put(r->ctx, r->twin, i, x, (size_t)r->rows.len[i] * d);
+        st = lq_cache_get(r->ctx, r->resid, i, x, (size_t)r->rows.len[i] * d);
+        if (!st) st = lq_cache_put(r->ctx, r->twin, i, x, (size_t)r->rows.len[i] * d);
     }
     lq_free(x);
+    return st;
+}
+
+static lq_status head_stats(road *r, const lq_row *row, lq_stats *own, const lq_stats **out) {
+    *own = (lq_stats){0};
+    *out = own;
+    if (!r->needs) return lq_stored_stats(r, row, out);
+    lq_status st = lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED);
+    if (!st) st = lq_stats_init(r->ctx, own, r->needs & ~(unsigned)LQ_NEED_CROSS, lq_head_width(r->model));
+    if (!st) st = lq_gather_head(r->ctx, r->model, &r->rows, r->resid, own);
     lq_model_unload(r->model, -1);
     return st;
 }
@@ -203,26 +202,15 @@ static lq_status start_stream(road *r) {
 /* The head reads the final-normed stream; it goes last, through the same path. */
 static lq_status run_head(road *r) {
     const lq_row *row = lq_catalog_find(&r->model->cat, (lq_slot){.block = -1, .role = LQ_R_HEAD, .expert = -1}, LQ_PART_WEIGHT);
-    uint32_t unit = r->model->par.n_layers, d = r->model->par.hidden, width = lq_head_width(r->model);
+    uint32_t unit = r->model->par.n_layers;
     if (!row || !row->quantize || lq_job_has(&r->job, unit)) return LQ_OK;
-    size_t T = r->rows.seqlen;
-    lq_stats stats = {0};
-    float *x = lq_calloc(T * d, 4), *in = lq_calloc(T * width, 4), *w = lq_calloc(lq_row_elems(row), 4);
-    lq_status st = x && in && w ? lq_model_load(r->ctx, r->model, -1, LQ_LOAD_STORED) : lq_oom(r->ctx, 4 * lq_row_elems(row));
-    if (!st) st = lq_stats_init(r->ctx, &stats, r->needs & ~(unsigned)LQ_NEED_CROSS, width);
-    for (size_t i = 0; i < r->rows.n && !st; i++) {
-        uint32_t len = r->rows.len[i];
-        st = lq_cache_get(r->ctx, r->resid, i, x, (size_t)len * d);
-        if (!st) lq_final_norm(r->model, x, len, x);
-        if (!st) st = lq_head_input(r->ctx, r->model, x, len, in);
-        if (!st) st = lq_stats_add(r->ctx, &stats, in, len);
-    }
+    lq_stats own;
+    const lq_stats *stats;
+    float *w = lq_calloc(lq_row_elems(row), 4);
+    lq_status st = w ? head_stats(r, row, &own, &stats) : lq_oom(r->ctx, 4 * lq_row_elems(row));
     if (!st) st = lq_model_read_f32(r->ctx, r->model, row, w);
-    if (!st) st = quantize_linear(r, row, NULL, w, &stats);
-    lq_stats_free(&stats);
-    lq_model_unload(r->model, -1);
-    lq_free(x);
-    lq_free(in);
+    if (!st) st = quantize_linear(r, row, NULL, w, stats);
+    if (w) lq_stats_free(&own);
     lq_free(w);
     return st ? st : lq_unit_finish(r, unit);
 }
@@ -244,24 +232,25 @@ static lq_status run_embed(road *r) {
     return st ? st : lq_unit_finish(r, unit);
 }
 
-static lq_status calibrated(road *r) {
+static lq_status by_block(road *r) {
     if (r->run->opts.kv_scales && !(r->kv_max = LQ_NEWN(float, 2 * (size_t)r->model->par.n_layers))) return lq_oom(r->ctx, 8 * (size_t)r->model->par.n_layers);
-    LQ_TRY(start_stream(r));
+    if (r->needs) LQ_TRY(lq_gather_embed(r->ctx, r->model, &r->rows, r->cache_budget / 2, r->run->opts.work_dir, &r->resid));
+    if (r->needs & LQ_NEED_CROSS) LQ_TRY(copy_stream(r));
     for (uint32_t b = 0; b < r->model->par.n_layers; b++) {
         lq_status st = run_block(r, b);
         if (st) return lq_note(r->ctx, st, "block %u", b);
     }
     LQ_TRY(run_head(r));
     LQ_TRY(run_embed(r));
-    if (lq_cache_spilled(r->resid)) lq_log(r->ctx, LQ_LOG_INFO, "activations: %.1f MB were kept on disk", (double)lq_cache_spilled(r->resid) / 1e6);
+    if (r->resid && lq_cache_spilled(r->resid)) lq_log(r->ctx, LQ_LOG_INFO, "activations: %.1f MB were kept on disk", (double)lq_cache_spilled(r->resid) / 1e6);
     lq_cache_free(&r->resid);
     lq_cache_free(&r->twin);
     return LQ_OK;
 }
 
 lq_status lq_stream_run(road *r) {
-    r->bar = lq_progress_start(r->ctx, r->needs ? "block" : "linear", (double)r->plan.weights);
-    lq_status st = r->needs ? calibrated(r) : data_free(r);
+    r->bar = lq_progress_start(r->ctx, r->by_block ? "block" : "linear", (double)r->plan.weights);
+    lq_status st = r->by_block ? by_block(r) : data_free(r);
     lq_progress_end(&r->bar);
     return st;
 }

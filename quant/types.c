@@ -19,6 +19,7 @@
 #define FLAT64_DQ {.dtype = LQ_U8, .tile_r = LQ_FLAT, .tile_c = 64, .parent = LQ_F32, .span = 256}
 #define E4M3 {.kind = LQ_GRID_E4M3, .bits = 8, .vec = 1}
 #define F32_SCALES(r, c) {.dtype = LQ_F32, .tile_r = (r), .tile_c = (c)}
+#define COMPUTED(form, r) {.dtype = LQ_F32, .sig = (form), .tile_r = (r)}
 #define ROW_LUT(b) {.grid = TABLE(b, LQ_LUT_DATA), .extra = LQ_X_LUT_PER_ROW}
 enum { G = LQ_TYPE_GROUP, GS = LQ_TYPE_GROUP | LQ_TYPE_SYM, GSA = GS | LQ_TYPE_ACT };
 #define DYN .kind = LQ_ACT_DYNAMIC, .dtype
@@ -44,7 +45,7 @@ const lq_type lq_types[] = {
     {"mlx6", "6-bit integers of MLX: a scale and a bias per group", G, false, MLX(6)},
     {"mlx8", "8-bit integers of MLX: a scale and a bias per group", G, false, MLX(8)},
     {"INT8", "LLM.int8: W8A8 with outlier activations apart", 0, false,
-     {.grid = {.kind = LQ_GRID_INT, .bits = 8, .vec = 1, .bias = 128}, .scale = F32_SCALES(1, 0), .act = {DYN = LQ_I8, .outlier = 6, .scope = 1}}},
+     {.grid = {.kind = LQ_GRID_INT, .bits = 8, .vec = 1, .bias = 128}, .scale = COMPUTED(LQ_SIG_127TH, 1), .act = {DYN = LQ_I8, .outlier = 6, .scope = 1}}},
     {"NF4", "bitsandbytes NormalFloat, blocks of 64", G, false, {.grid = TABLE(4, LQ_LUT_NF4), .scale = FLAT64}},
     {"NF4-DQ", "NF4 with 8-bit block scales", G, false, {.grid = TABLE(4, LQ_LUT_NF4), .scale = FLAT64_DQ}},
     {"FP4", "bitsandbytes 4-bit floats, blocks of 64", G, false, {.grid = TABLE(4, LQ_LUT_FP4), .scale = FLAT64}},
@@ -59,7 +60,7 @@ const lq_type lq_types[] = {
 #undef X
     {"ternary", "-1, 0, 1", G, false, {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = SCALES(128)}},
     {"b1.58", "BitNet: ternary, one scale; 8-bit activations per token", 0, false,
-     {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = F32_SCALES(0, 0), .act = {DYN = LQ_I8}}},
+     {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = COMPUTED(LQ_SIG_INVERSE, 0), .act = {DYN = LQ_I8}}},
     {"binary", "-1, 1", G, false, {.grid = TABLE(1, LQ_LUT_SIGN), .scale = SCALES(128)}},
     {"lut2", "4 values chosen for each row", 0, false, ROW_LUT(2)},
     {"lut3", "8 values chosen for each row", 0, false, ROW_LUT(3)},

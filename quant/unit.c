@@ -85,7 +85,7 @@ lq_status lq_unit_each(road *r, uint32_t unit, const lq_unit_reader *fn) {
 }
 
 lq_status lq_unit_each_done(road *r, const lq_unit_reader *fn) {
-    uint32_t units = r->needs ? r->model->par.n_layers + 2 : (uint32_t)r->model->cat.n;
+    uint32_t units = r->by_block ? r->model->par.n_layers + 2 : (uint32_t)r->model->cat.n;
     /* blocks, the head, the embedding */
     for (uint32_t u = 0; u < units; u++)
         if (lq_job_has(&r->job, u)) LQ_TRY(lq_unit_each(r, u, fn));

@@ -16,10 +16,10 @@ enum { READERS = sizeof((lq_stage *)0)->lin / sizeof *((lq_stage *)0)->lin, SLIC
 typedef struct decision {       /* of one visited stage: carried out after the pass */
     const lq_site *site;        /* of its input; NULL: nothing is folded there */
     int32_t expert;             /* whose site it is; -1 */
+    lq_stage stage;
     const float *s;             /* [site->scales]; NULL: not looked at */
     float *own;                 /* s, where this stage decided it: a norm before experts is decided at its router */
-    uint32_t n;
-    struct { lq_linear *lin; float *limit; uint32_t group; } cut[READERS]; /* limit[rows][cols / group] on |W diag(s)|; NULL: none */
+    struct { float *limit; uint32_t group; } cut[READERS]; /* limit[rows][cols / group] on |W diag(s)|; NULL: none */
 } decision;
 
 typedef struct pass {
@@ -172,9 +172,8 @@ static lq_status on_stage(void *user, int32_t block, const lq_stage *stage, cons
     decision *d = &p->made[p->n_made];
     lq_xsite x = {.cols = stage->cols, .scales = stage->cols, .stats = stats, .settle = settle, .user = p};
     const lq_method *m = p->r->plan.method;
-    *d = (decision){.n = stage->n};
+    *d = (decision){.stage = *stage};
     d->site = x.site = site_at(p, stage, &d->expert, &d->s);
-    for (uint32_t i = 0; i < stage->n; i++) d->cut[i].lin = stage->lin[i];
     p->n_made++;
     if (!stats->n || (!x.site && !clips(p))) return LQ_OK;
     if (x.site) x.scales = x.site->scales;
@@ -207,8 +206,9 @@ static void cut_slice(void *arg, size_t i) {
 static lq_status carry_out(pass *p) {
     for (const decision *d = p->made; d < p->made + p->n_made; d++) {
         if (d->site && d->own) LQ_TRY(lq_fold_apply(p->r->ctx, p->r->model, (int32_t)p->block, d->expert, d->site, d->own));
-        for (uint32_t i = 0; i < d->n; i++)
-            if (d->cut[i].limit) lq_parallel_for((d->cut[i].lin->rows + SLICE - 1) / SLICE, cut_slice, &(cut){d->cut[i].lin, d->cut[i].limit, d->cut[i].group});
+        for (uint32_t i = 0; i < d->stage.n; i++)
+            if (d->cut[i].limit) lq_parallel_for((d->stage.lin[i]->rows + SLICE - 1) / SLICE, cut_slice, &(cut){d->stage.lin[i], d->cut[i].limit, d->cut[i].group});
+        if (d->site && d->s && p->r->stats.n) LQ_TRY(lq_stored_divide(p->r, &d->stage, d->site, d->s));
     }
     return LQ_OK;
 }
@@ -219,14 +219,15 @@ static lq_status run_pass(pass *p) {
     p->n_sites = lq_arch_sites(r->model->arch, &r->model->par, p->block, p->site);
     p->room = LQ_MAX_OPS + 2 * r->model->par.n_experts;
     if (!(p->made = LQ_NEWN(decision, p->room))) return lq_oom(r->ctx, p->room * sizeof *p->made);
-    lq_status st = lq_block_look(r->ctx, r->model, (int32_t)p->block, r->resid, r->rows.len, &hook, r->cache_budget / 2, r->run->opts.work_dir);
+    lq_status st = r->stats.n ? lq_stored_block(r, p->block, &hook)
+                              : lq_block_look(r->ctx, r->model, (int32_t)p->block, r->resid, r->rows.len, &hook, r->cache_budget / 2, r->run->opts.work_dir);
     return st ? st : carry_out(p);
 }
 
 static void pass_free(pass *p) {
     for (uint32_t k = 0; k < p->n_made; k++) {
         lq_free(p->made[k].own);
-        for (uint32_t c = 0; c < p->made[k].n; c++) lq_free(p->made[k].cut[c].limit);
+        for (uint32_t c = 0; c < p->made[k].stage.n; c++) lq_free(p->made[k].cut[c].limit);
     }
     lq_free(p->made);
 }

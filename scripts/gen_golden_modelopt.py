@@ -5,8 +5,8 @@
 
   gen_golden_modelopt.py OUT_DIR        (tests/golden/modelopt)
 
-fp8 and nvfp4: a tiny random Llama quantized by mtq.quantize and exported by export_hf_checkpoint, as a user would; awq: two matrices packed
-by to_quantized_weight. Made with nvidia-modelopt 0.47.0, transformers 5.23.0, torch 2.13.0+cpu (scripts/requirements-modelopt.txt).
+fp8, fp8_kv (with scales of keys and values) and nvfp4: a tiny random Llama quantized by mtq.quantize and exported by export_hf_checkpoint,
+as a user would; awq: two matrices packed by to_quantized_weight. Made with nvidia-modelopt 0.47.0, transformers 5.23.0, torch 2.13.0+cpu (scripts/requirements-modelopt.txt).
 """
 import copy
 import json
@@ -27,7 +27,10 @@ def export(algo):
     config = LlamaConfig(vocab_size=32, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
                          max_position_embeddings=32, dtype="bfloat16", architectures=["LlamaForCausalLM"])
     model = LlamaForCausalLM(config).bfloat16().eval()
-    settings = copy.deepcopy({"fp8": mtq.FP8_DEFAULT_CFG, "nvfp4": getattr(mtq, "W4A16_NVFP4_CFG", None)}[algo])
+    settings = copy.deepcopy({"fp8": mtq.FP8_DEFAULT_CFG, "fp8_kv": mtq.FP8_DEFAULT_CFG, "nvfp4": getattr(mtq, "W4A16_NVFP4_CFG", None)}[algo])
+    if algo == "fp8_kv":
+        kv = mtq.FP8_KV_CFG["quant_cfg"]
+        settings["quant_cfg"] = settings["quant_cfg"] + kv if isinstance(settings["quant_cfg"], list) else {**settings["quant_cfg"], **kv}
     model = mtq.quantize(model, settings, lambda m: m(torch.arange(32)[None]))
     with tempfile.TemporaryDirectory() as tmp:
         export_hf_checkpoint(model, export_dir=tmp)
@@ -68,7 +71,7 @@ def awq():
 
 
 def main():
-    for algo, decode in (("fp8", fp8), ("nvfp4", nvfp4)):
+    for algo, decode in (("fp8", fp8), ("fp8_kv", fp8), ("nvfp4", nvfp4)):
         stored, config, beside = export(algo)
         weights = {n: decode(stored, n).bfloat16() for n in stored if n + "_scale" in stored}
         golden_folder.write(os.path.join(sys.argv[1], algo), config, stored, weights, {"hf_quant_config.json": beside})

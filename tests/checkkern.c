@@ -2,7 +2,7 @@
  * Copyright the lquant authors */
 /* Every kernel of every variant this machine can run against its definition: bit for bit where the header promises the
  * bits, else against a sum in fp64 within k eps sum |w x|, k stated. Outputs lie between guard bytes, inputs end where
- * their memory ends. checkkern [--seed N] [--bench] */
+ * their memory ends. checkkern [--seed N] [--only PART_OF_A_NAME] [--bench] */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,9 +19,7 @@
 
 static uint64_t seed = 20240607;
 
-typedef struct probe { const ck_variant *v; const ck_scheme *scheme; lq_dtype dtype; char name[64]; } probe;
-
-static lq_rng start(const char *name) {
+lq_rng ck_start(const char *name) {
     lq_rng r;
     uint64_t h = 1469598103934665603u;
     while (*name) h = (h ^ (uint8_t)*name++) * 1099511628211u;
@@ -30,61 +28,62 @@ static lq_rng start(const char *name) {
 }
 
 enum { GUARD = 68, MAGIC = 0xa5 }; /* 68: outputs are aligned to a float and no more */
-static void *guarded(size_t n) {
+void *ck_guarded(size_t n) {
     uint8_t *p = malloc(n + 2 * (size_t)GUARD);
     assert_non_null(p);
     memset(p, MAGIC, n + 2 * (size_t)GUARD);
     return p + GUARD;
 }
-static void release(void *v, size_t n) {
+void ck_release(void *v, size_t n) {
     uint8_t *p = (uint8_t *)v - GUARD;
     for (size_t i = 0; i < GUARD; i++)
         if (p[i] != MAGIC || p[GUARD + n + i] != MAGIC) fail_msg("wrote outside its output (guard byte %zu)", i);
     free(p);
 }
 
-static void *exact(size_t n) { /* ends where its memory ends: a sanitizer sees an over-read */
+void *ck_exact(size_t n) { /* ends where its memory ends: a sanitizer sees an over-read */
     void *p = malloc(n ? n : 1);
     assert_non_null(p);
     return p;
 }
 
 static uint64_t digest = 1469598103934665603u; /* of every result: equal between compilers and thread counts on one machine */
-static void note(const void *v, size_t n) {
+void ck_note(const void *v, size_t n) {
     for (size_t i = 0; i < n; i++) digest = (digest ^ ((const uint8_t *)v)[i]) * 1099511628211u;
 }
 
-static void same_bits(const float *got, const float *want, size_t n, const char *what, uint32_t cols) {
+void ck_same_bits(const float *got, const float *want, size_t n, const char *what, uint32_t cols) {
     for (size_t i = 0; i < n; i++) {
-        if (!isnan(got[i])) note(got + i, sizeof *got);
+        if (!isnan(got[i])) ck_note(got + i, sizeof *got);
         if (lq_f32_bits(got[i]) != lq_f32_bits(want[i]) && !(isnan(got[i]) && isnan(want[i])))
             fail_msg("%s, cols %u: element %zu is %a, the definition says %a", what, cols, i, (double)got[i], (double)want[i]);
     }
 }
 
-static const uint32_t widths[] = {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 97, 128, 240, 257, 384, 512, 640, 1031, 1920, 4352};
-enum { WIDTHS = sizeof widths / sizeof *widths };
+const uint32_t ck_widths[] = {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 97, 128, 240, 257, 384, 512, 640, 1031, 1920, 4352};
+enum { WIDTHS = sizeof ck_widths / sizeof *ck_widths };
+const size_t ck_n_widths = WIDTHS;
 
-static bool fits(const lq_scheme *s, uint32_t cols) {
+bool ck_fits_cols(const lq_scheme *s, uint32_t cols) {
     return s->scale.tile_r == LQ_FLAT || ((!s->scale.tile_c || cols % s->scale.tile_c == 0) && (!s->zero.tile_c || cols % s->zero.tile_c == 0)) || cols % 5 == 0;
 }
 
 static void dequant_is_the_definition(void **state) {
-    const probe *p = *state;
-    lq_rng rng = start(p->name);
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
     for (int round = 0; round < 4; round++)
         for (size_t i = 0; i < WIDTHS; i++) {
-            uint32_t cols = widths[i], rows = 5;
+            uint32_t cols = ck_widths[i], rows = 5;
             lq_scheme s = p->scheme->s;
             lq_qtensor q;
-            if (!fits(&s, cols)) continue;
+            if (!ck_fits_cols(&s, cols)) continue;
             if (round & 1) s.extra |= LQ_X_PERM;
             ck_fill(&q, &s, rows, cols, &rng, round > 1);
-            float *want = exact(4 * (size_t)cols * 3), *got = guarded(4 * (size_t)cols * 3);
+            float *want = ck_exact(4 * (size_t)cols * 3), *got = ck_guarded(4 * (size_t)cols * 3);
             for (uint32_t r = 0; r < 3; r++) lq_qtensor_decode_row(&q, 2 + r, want + (size_t)r * cols);
             p->v->k.dequant(&q, 2, 3, got);
-            same_bits(got, want, (size_t)cols * 3, p->name, cols);
-            release(got, 4 * (size_t)cols * 3);
+            ck_same_bits(got, want, (size_t)cols * 3, p->name, cols);
+            ck_release(got, 4 * (size_t)cols * 3);
             free(want);
             lq_qtensor_free(&q);
         }
@@ -92,28 +91,28 @@ static void dequant_is_the_definition(void **state) {
 
 /* A lane of the narrowest variant takes at most cols / 8 terms and one scaled sum per segment of at least 8 columns, then the
  * lanes are joined; the C code rounds once. */
-static double factor(const probe *p, uint32_t cols) { return strcmp(p->v->name, "c") ? cols / 8.0 * 2 + 12 : 1.01; }
+static double factor(const ck_probe *p, uint32_t cols) { return strcmp(p->v->name, "c") ? cols / 8.0 * 2 + 12 : 1.01; }
 
-static double worst_ratio;
-static void near_exact(const probe *p, float got, double sum, double mass, double k, uint32_t cols) {
+double ck_worst;
+void ck_near_exact(const ck_probe *p, float got, double sum, double mass, double k, uint32_t cols) {
     double bound = k * (FLT_EPSILON / 2) * mass + cols * 0x1p-149;
-    note(&got, sizeof got);
+    ck_note(&got, sizeof got);
     if (mass > FLT_MAX) return;
-    worst_ratio = fmax(worst_ratio, mass > 1e-30 ? fabs((double)got - sum) / ((FLT_EPSILON / 2) * mass) : 0);
+    ck_worst = fmax(ck_worst, mass > 1e-30 ? fabs((double)got - sum) / ((FLT_EPSILON / 2) * mass) : 0);
     if (!(fabs((double)got - sum) <= bound)) fail_msg("%s, cols %u: %.9g, want %.9g within %.3g (k = %.1f)", p->name, cols, (double)got, sum, bound, k);
 }
 
-static void near_sum(const probe *p, float got, const float *w, const float *x, uint32_t cols) {
+static void near_sum(const ck_probe *p, float got, const float *w, const float *x, uint32_t cols) {
     double sum = 0, mass = 0;
     for (uint32_t c = 0; c < cols; c++) {
         sum += (double)w[c] * (double)x[c];
         mass += fabs((double)w[c] * (double)x[c]);
     }
-    near_exact(p, got, sum, mass, factor(p, cols), cols);
+    ck_near_exact(p, got, sum, mass, factor(p, cols), cols);
 }
 
 /* Codes, low rank and sparse values are summed apart: each counts in the mass, and each part rounds once more. */
-static void near_parts(const probe *p, float got, const lq_qtensor *q, uint32_t r, float *w, const float *x) {
+static void near_parts(const ck_probe *p, float got, const lq_qtensor *q, uint32_t r, float *w, const float *x) {
     lq_qtensor plain = *q;
     const lq_csr *o = &q->outliers;
     const lq_cols *kept = &q->outlier_cols;
@@ -133,31 +132,31 @@ static void near_parts(const probe *p, float got, const lq_qtensor *q, uint32_t 
         sum += v * (double)x[c];
         mass += m * fabs((double)x[c]);
     }
-    near_exact(p, got, sum, mass, factor(p, q->cols) + (q->sch.extra & LQ_X_ADDED ? 4 : 0), q->cols);
+    ck_near_exact(p, got, sum, mass, factor(p, q->cols) + (q->sch.extra & LQ_X_ADDED ? 4 : 0), q->cols);
 }
 
 static void gemv_is_within_its_bound(void **state) {
-    const probe *p = *state;
-    lq_rng rng = start(p->name);
-    worst_ratio = 0;
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
+    ck_worst = 0;
     for (int round = 0; round < 4; round++)
         for (size_t i = 0; i < WIDTHS; i++) {
-            uint32_t cols = widths[i], rows = 5;
+            uint32_t cols = ck_widths[i], rows = 5;
             lq_scheme s = p->scheme->s;
             lq_qtensor q;
-            if (!fits(&s, cols)) continue;
+            if (!ck_fits_cols(&s, cols)) continue;
             if (round & 1) s.extra |= LQ_X_PERM;
             ck_fill(&q, &s, rows, cols, &rng, round > 1);
-            float *x = exact(4 * (size_t)cols), *w = exact(4 * (size_t)cols), *y = guarded(4 * 4);
+            float *x = ck_exact(4 * (size_t)cols), *w = ck_exact(4 * (size_t)cols), *y = ck_guarded(4 * 4);
             ck_floats(x, cols, &rng, round > 1);
             p->v->k.gemv(&q, 1, 4, x, y);
             for (uint32_t r = 0; r < 4; r++) near_parts(p, y[r], &q, 1 + r, w, x);
-            release(y, 4 * 4);
+            ck_release(y, 4 * 4);
             free(x);
             free(w);
             lq_qtensor_free(&q);
         }
-    print_message("    %s: worst error %.2f eps sum|wx|, k at cols 4352: %.0f\n", p->name, worst_ratio, factor(p, 4352));
+    print_message("    %s: worst error %.2f eps sum|wx|, k at cols 4352: %.0f\n", p->name, ck_worst, factor(p, 4352));
 }
 
 static void stored_weights(lq_dtype t, uint8_t *p, size_t bytes, lq_rng *rng) {
@@ -175,31 +174,31 @@ static void stored_weights(lq_dtype t, uint8_t *p, size_t bytes, lq_rng *rng) {
 }
 
 static void decode_is_the_definition(void **state) {
-    const probe *p = *state;
-    lq_rng rng = start(p->name);
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
     for (size_t i = 0; i < WIDTHS; i++) {
-        size_t n = widths[i] * (lq_dtypes[p->dtype].block > 1 ? 256u : 1), bytes = lq_dtype_row_bytes(p->dtype, n);
-        uint8_t *src = exact(bytes);
-        float *want = exact(4 * n), *got = guarded(4 * n);
+        size_t n = ck_widths[i] * (lq_dtypes[p->dtype].block > 1 ? 256u : 1), bytes = lq_dtype_row_bytes(p->dtype, n);
+        uint8_t *src = ck_exact(bytes);
+        float *want = ck_exact(4 * n), *got = ck_guarded(4 * n);
         for (size_t b = 0; b < bytes; b++) src[b] = (uint8_t)lq_rng_u32(&rng);
         lq_dtype_decode(p->dtype, src, want, n);
         p->v->k.decode(p->dtype, src, got, n);
-        same_bits(got, want, n, p->name, (uint32_t)n);
-        release(got, 4 * n);
+        ck_same_bits(got, want, n, p->name, (uint32_t)n);
+        ck_release(got, 4 * n);
         free(want);
         free(src);
     }
 }
 
 static void gemv_fp_is_within_its_bound(void **state) {
-    const probe *p = *state;
-    lq_rng rng = start(p->name);
-    worst_ratio = 0;
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
+    ck_worst = 0;
     for (size_t i = 0; i < WIDTHS; i++) {
-        uint32_t cols = lq_dtypes[p->dtype].block > 1 ? (widths[i] % 7 + 1) * 256 : widths[i];
+        uint32_t cols = lq_dtypes[p->dtype].block > 1 ? (ck_widths[i] % 7 + 1) * 256 : ck_widths[i];
         size_t bytes = lq_dtype_row_bytes(p->dtype, cols), stride = bytes + 8;
-        uint8_t *w = exact(3 * stride);
-        float *x = exact(4 * (size_t)cols), *y = guarded(4 * 3), *row = exact(4 * (size_t)cols);
+        uint8_t *w = ck_exact(3 * stride);
+        float *x = ck_exact(4 * (size_t)cols), *y = ck_guarded(4 * 3), *row = ck_exact(4 * (size_t)cols);
         for (int r = 0; r < 3; r++) stored_weights(p->dtype, w + r * stride, bytes, &rng);
         ck_floats(x, cols, &rng, false);
         p->v->k.gemv_fp(p->dtype, w, stride, 3, cols, x, y);
@@ -209,21 +208,21 @@ static void gemv_fp_is_within_its_bound(void **state) {
             for (uint32_t c = 0; c < cols; c++) finite = finite && isfinite(row[c]);
             if (finite) near_sum(p, y[r], row, x, cols);
         }
-        release(y, 4 * 3);
+        ck_release(y, 4 * 3);
         free(row);
         free(x);
         free(w);
     }
-    print_message("    %s: worst error %.2f eps sum|wx|\n", p->name, worst_ratio);
+    print_message("    %s: worst error %.2f eps sum|wx|\n", p->name, ck_worst);
 }
 
 static void norms_and_sums_have_the_bits_of_c(void **state) {
-    const probe *p = *state;
-    lq_rng rng = start(p->name);
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
     for (int round = 0; round < 2; round++)
         for (size_t i = 0; i < WIDTHS; i++) {
-            uint32_t n = widths[i];
-            float *x = exact(4 * (size_t)n), *g = exact(4 * (size_t)n), *want = exact(4 * (size_t)n), *got = guarded(4 * (size_t)n);
+            uint32_t n = ck_widths[i];
+            float *x = ck_exact(4 * (size_t)n), *g = ck_exact(4 * (size_t)n), *want = ck_exact(4 * (size_t)n), *got = ck_guarded(4 * (size_t)n);
             ck_floats(x, n, &rng, round);
             ck_floats(g, n, &rng, round);
             double d = p->v->k.dot(x, g, n), c = lq_dot_c(x, g, n), sum = 0, mass = 0;
@@ -232,11 +231,11 @@ static void norms_and_sums_have_the_bits_of_c(void **state) {
                 mass += fabs((double)x[j] * (double)g[j]);
             }
             assert_memory_equal(&d, &c, sizeof d);
-            note(&d, sizeof d);
+            ck_note(&d, sizeof d);
             assert_true(fabs(d - sum) <= n * DBL_EPSILON * mass);
             lq_rmsnorm_c(x, g, 1e-5f, n, want);
             p->v->k.rmsnorm(x, g, 1e-5f, n, got);
-            same_bits(got, want, n, "rmsnorm", n);
+            ck_same_bits(got, want, n, "rmsnorm", n);
             double scale = 1 / sqrt(lq_dot_c(x, x, n) / n + (double)1e-5f);
             for (uint32_t j = 0; j < n; j++) {
                 double y = (double)x[j] * scale * (double)g[j];
@@ -244,12 +243,12 @@ static void norms_and_sums_have_the_bits_of_c(void **state) {
             }
             memcpy(got, x, 4 * (size_t)n);
             p->v->k.rmsnorm(got, g, 1e-5f, n, got);
-            same_bits(got, want, n, "rmsnorm in place", n);
+            ck_same_bits(got, want, n, "rmsnorm in place", n);
             memcpy(got, x, 4 * (size_t)n);
             p->v->k.add(got, g, n);
             for (uint32_t j = 0; j < n; j++) want[j] = x[j] + g[j];
-            same_bits(got, want, n, "add", n);
-            release(got, 4 * (size_t)n);
+            ck_same_bits(got, want, n, "add", n);
+            ck_release(got, 4 * (size_t)n);
             free(want);
             free(g);
             free(x);
@@ -257,12 +256,12 @@ static void norms_and_sums_have_the_bits_of_c(void **state) {
 }
 
 static void rope_turns_pairs(void **state) {
-    const probe *p = *state;
-    lq_rng rng = start(p->name);
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
     static const uint32_t dims[][2] = {{2, 2}, {64, 64}, {64, 32}, {7, 6}, {128, 128}, {96, 80}};
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
         uint32_t heads = 3, dim = dims[i][0], rot = dims[i][1], half = rot / 2;
-        float *x = exact(4 * (size_t)heads * dim), *y = guarded(4 * (size_t)heads * dim), *c = exact(4 * (size_t)half), *s = exact(4 * (size_t)half);
+        float *x = ck_exact(4 * (size_t)heads * dim), *y = ck_guarded(4 * (size_t)heads * dim), *c = ck_exact(4 * (size_t)half), *s = ck_exact(4 * (size_t)half);
         ck_floats(x, heads * dim, &rng, false);
         for (uint32_t j = 0; j < half; j++) {
             c[j] = cosf((float)j);
@@ -278,7 +277,7 @@ static void rope_turns_pairs(void **state) {
                 if (j >= rot) assert_true(y[h * dim + j] == a[j]);
                 else assert_true(fabs((double)y[h * dim + j] - want) <= 2 * FLT_EPSILON * 8);
             }
-        release(y, 4 * (size_t)heads * dim);
+        ck_release(y, 4 * (size_t)heads * dim);
         free(x);
         free(c);
         free(s);
@@ -296,10 +295,10 @@ static double act(lq_actfn f, double x) {
 }
 
 static void glu_has_the_bits_of_c_and_is_accurate(void **state) {
-    const probe *p = *state;
-    lq_rng rng = start(p->name);
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
     enum { N = 20011 };
-    float *g = exact(4 * N), *u = exact(4 * N), *want = exact(4 * N);
+    float *g = ck_exact(4 * N), *u = ck_exact(4 * N), *want = ck_exact(4 * N);
     for (int i = 0; i < N; i++) {
         g[i] = (float)(i - N / 2) * (i % 3 ? 1e-3f : 2e-2f);
         u[i] = lq_rng_normal(&rng);
@@ -310,17 +309,17 @@ static void glu_has_the_bits_of_c_and_is_accurate(void **state) {
     for (int f = 0; f < LQ_ACTFN_N; f++) {
         double worst = 0;
         for (size_t i = 0; i < WIDTHS + 1; i++) {
-            size_t n = i < WIDTHS ? widths[i] : N;
-            float *got = guarded(4 * n);
+            size_t n = i < WIDTHS ? ck_widths[i] : N;
+            float *got = ck_guarded(4 * n);
             p->v->k.glu((lq_actfn)f, g, u, got, n);
             lq_glu_c((lq_actfn)f, g, u, want, n);
-            same_bits(got, want, n, lq_actfn_names[f], (uint32_t)n);
+            ck_same_bits(got, want, n, lq_actfn_names[f], (uint32_t)n);
             for (size_t j = 3; j < n; j++) {
                 double y = act((lq_actfn)f, (double)g[j]), err = fabs((double)got[j] - y * (double)u[j]);
                 /* relative to the result; near the lower end of gelu to a small part of x, as in every fp32 code */
                 worst = fmax(worst, err / ((fabs(y) + (f == LQ_ACTFN_GELU ? fabs((double)g[j]) : 0) + 1e-30) * fabs((double)u[j]) + 1e-36));
             }
-            release(got, 4 * n);
+            ck_release(got, 4 * n);
         }
         print_message("    glu %s: worst relative error %.2f eps\n", lq_actfn_names[f], worst / (FLT_EPSILON / 2));
         assert_true(worst < (f == LQ_ACTFN_GELU_TANH ? 400 : 8) * (FLT_EPSILON / 2)); /* gelu_tanh: the rounding of u times |2u| */
@@ -347,20 +346,20 @@ static void exponential_is_within_its_bound(void **state) {
 }
 
 static void softmax_and_logsumexp_have_the_bits_of_c(void **state) {
-    const probe *p = *state;
-    lq_rng rng = start(p->name);
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
     for (size_t i = 0; i < 2 * WIDTHS; i++) {
-        size_t n = widths[i / 2];
-        float *x = exact(4 * n), *want = exact(4 * n), *got = guarded(4 * n);
+        size_t n = ck_widths[i / 2];
+        float *x = ck_exact(4 * n), *want = ck_exact(4 * n), *got = ck_guarded(4 * n);
         for (size_t j = 0; j < n; j++) x[j] = lq_rng_normal(&rng) * (i % 2 ? 40.0f : 3.0f) + (i % 2 ? 1e4f : 0.0f);
         memcpy(want, x, 4 * n);
         memcpy(got, x, 4 * n);
         lq_softmax_c(want, n, 0.125f);
         p->v->k.softmax(got, n, 0.125f);
-        same_bits(got, want, n, "softmax", (uint32_t)n);
+        ck_same_bits(got, want, n, "softmax", (uint32_t)n);
         double a = lq_logsumexp_c(x, n), b = p->v->k.logsumexp(x, n), max = -INFINITY, sum = 0, all = 0;
         assert_memory_equal(&a, &b, sizeof a);
-        note(&b, sizeof b);
+        ck_note(&b, sizeof b);
         for (size_t j = 0; j < n; j++) max = fmax(max, (double)x[j]);
         for (size_t j = 0; j < n; j++) sum += exp((double)x[j] - max);
         assert_true(fabs(b - (max + log(sum))) < 3e-7);
@@ -368,39 +367,42 @@ static void softmax_and_logsumexp_have_the_bits_of_c(void **state) {
         assert_true(fabs(all - 1) < 1e-6);
         x[n / 2] = NAN;
         assert_true(isnan(p->v->k.logsumexp(x, n)));
-        release(got, 4 * n);
+        ck_release(got, 4 * n);
         free(want);
         free(x);
     }
 }
 
-typedef void (*check_fn)(void **state);
-static struct CMUnitTest tests[1024];
-static probe probes[1024];
+enum { MOST = 4096 };
+static struct CMUnitTest tests[MOST];
+static ck_probe probes[MOST];
 static size_t n_tests;
+static const char *only = "";
 
-static void add(check_fn fn, const char *op, const ck_variant *v, const ck_scheme *s, lq_dtype t) {
-    probe *p = &probes[n_tests];
-    *p = (probe){.v = v, .scheme = s, .dtype = t};
+void ck_add(ck_check fn, const char *op, const ck_variant *v, const ck_scheme *s, lq_dtype t) {
+    ck_probe *p = &probes[n_tests];
+    if (n_tests == MOST - 1) abort();
+    *p = (ck_probe){.v = v, .scheme = s, .dtype = t};
     snprintf(p->name, sizeof p->name, "%s%s%s_%s", op, s || t ? "_" : "", s ? s->name : t ? lq_dtypes[t].name : "", v->name);
-    tests[n_tests++] = (struct CMUnitTest){p->name, fn, NULL, NULL, p};
+    if (strstr(p->name, only)) tests[n_tests++] = (struct CMUnitTest){p->name, fn, NULL, NULL, p};
 }
 
 static void add_variant(const ck_variant *v) {
     const lq_kernels *k = &v->k, *b = &v->below; /* an entry the variant did not override is checked already */
     for (const ck_scheme *s = ck_all_schemes(); s->name; s++) {
-        if (k->dequant != b->dequant) add(dequant_is_the_definition, "dequant", v, s, LQ_NONE);
-        if (k->gemv != b->gemv) add(gemv_is_within_its_bound, "gemv", v, s, LQ_NONE);
+        if (k->dequant != b->dequant) ck_add(dequant_is_the_definition, "dequant", v, s, LQ_NONE);
+        if (k->gemv != b->gemv) ck_add(gemv_is_within_its_bound, "gemv", v, s, LQ_NONE);
     }
     for (int t = 1; t < LQ_DTYPE_N; t++) {
         if (!lq_dtype_is_weight((lq_dtype)t)) continue;
-        if (k->decode != b->decode) add(decode_is_the_definition, "decode", v, NULL, (lq_dtype)t);
-        if (k->gemv_fp != b->gemv_fp) add(gemv_fp_is_within_its_bound, "gemv_fp", v, NULL, (lq_dtype)t);
+        if (k->decode != b->decode) ck_add(decode_is_the_definition, "decode", v, NULL, (lq_dtype)t);
+        if (k->gemv_fp != b->gemv_fp) ck_add(gemv_fp_is_within_its_bound, "gemv_fp", v, NULL, (lq_dtype)t);
     }
-    if (k->dot != b->dot || k->rmsnorm != b->rmsnorm || k->add != b->add) add(norms_and_sums_have_the_bits_of_c, "norm", v, NULL, LQ_NONE);
-    if (k->rope != b->rope) add(rope_turns_pairs, "rope", v, NULL, LQ_NONE);
-    if (k->glu != b->glu) add(glu_has_the_bits_of_c_and_is_accurate, "glu", v, NULL, LQ_NONE);
-    if (k->softmax != b->softmax || k->logsumexp != b->logsumexp) add(softmax_and_logsumexp_have_the_bits_of_c, "softmax", v, NULL, LQ_NONE);
+    ck_packed_add(v);
+    if (k->dot != b->dot || k->rmsnorm != b->rmsnorm || k->add != b->add) ck_add(norms_and_sums_have_the_bits_of_c, "norm", v, NULL, LQ_NONE);
+    if (k->rope != b->rope) ck_add(rope_turns_pairs, "rope", v, NULL, LQ_NONE);
+    if (k->glu != b->glu) ck_add(glu_has_the_bits_of_c_and_is_accurate, "glu", v, NULL, LQ_NONE);
+    if (k->softmax != b->softmax || k->logsumexp != b->logsumexp) ck_add(softmax_and_logsumexp_have_the_bits_of_c, "softmax", v, NULL, LQ_NONE);
 }
 
 int main(int argc, char **argv) {
@@ -411,10 +413,12 @@ int main(int argc, char **argv) {
             return 0;
         }
         if (!strcmp(argv[i], "--seed") && i + 1 < argc) seed = strtoull(argv[++i], NULL, 0);
+        if (!strcmp(argv[i], "--only") && i + 1 < argc) only = argv[++i];
     }
     size_t n = ck_variants(variants);
-    add(exponential_is_within_its_bound, "exp", &variants[0], NULL, LQ_NONE);
+    ck_add(exponential_is_within_its_bound, "exp", &variants[0], NULL, LQ_NONE);
     for (size_t i = 0; i < n; i++) add_variant(&variants[i]);
+    ck_device_add(&variants[0]);
     printf("seed %llu, cpu mask %u\n", (unsigned long long)seed, lq_cpu_mask());
     int failed = _cmocka_run_group_tests("checkkern", tests, n_tests, NULL, NULL);
     printf("digest %016llx\n", (unsigned long long)digest);

@@ -20,4 +20,23 @@ const ck_scheme *ck_all_schemes(void);
 void ck_fill(lq_qtensor *q, const lq_scheme *s, uint32_t rows, uint32_t cols, lq_rng *rng, bool hostile);
 void ck_floats(float *x, size_t n, lq_rng *rng, bool hostile);
 void ck_bench(void);
+
+/* ---- what checks share ---- */
+typedef struct ck_probe { const ck_variant *v; const ck_scheme *scheme; lq_dtype dtype; char name[64]; } ck_probe; /* *state of a check */
+typedef void (*ck_check)(void **state);
+void ck_add(ck_check fn, const char *op, const ck_variant *v, const ck_scheme *s, lq_dtype t);
+void ck_packed_add(const ck_variant *v); /* checkkern_packed.c */
+void ck_device_add(const ck_variant *c); /* checkkern_device.c */
+lq_rng ck_start(const char *name);       /* the seed of the run and the name of the check */
+void *ck_guarded(size_t n);              /* an output between guard bytes, filled with rubbish; ck_release fails when one was written */
+void ck_release(void *v, size_t n);
+void *ck_exact(size_t n);                /* an input that ends where its memory ends */
+void ck_note(const void *v, size_t n);   /* into the digest */
+void ck_same_bits(const float *got, const float *want, size_t n, const char *what, uint32_t cols);
+/* |got - sum| <= k eps mass; the worst is kept in ck_worst. */
+void ck_near_exact(const ck_probe *p, float got, double sum, double mass, double k, uint32_t cols);
+extern double ck_worst;
+extern const uint32_t ck_widths[];
+extern const size_t ck_n_widths;
+bool ck_fits_cols(const lq_scheme *s, uint32_t cols);
 #endif

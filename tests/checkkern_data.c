@@ -76,6 +76,25 @@ const ck_scheme *ck_all_schemes(void) {
     return all;
 }
 
+#ifdef CK_EVEX
+void lq_packed_idot_evex(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
+
+/* The body of the avxvnni tier by another encoding of its one instruction: a machine with AVX-512 need not have the tier. */
+static size_t add_evex(ck_variant *v, size_t n) {
+    if (!(lq_cpu_mask() & LQ_ISA_AVX512VNNI)) return n;
+    lq_kernels_init(&v[n].below, LQ_ISA_AVX2);
+    v[n].k = v[n].below;
+    v[n].k.packed_idot = lq_packed_idot_evex;
+    v[n].name = v[n].k.name = "avxvnni_by_evex";
+    return n + 1;
+}
+#else
+static size_t add_evex(ck_variant *v, size_t n) {
+    (void)v;
+    return n;
+}
+#endif
+
 size_t ck_variants(ck_variant *v) {
     unsigned have = lq_cpu_mask(), mask = 0;
     size_t n = 1;
@@ -90,7 +109,7 @@ size_t ck_variants(ck_variant *v) {
             v[n].name = v[n].k.name;
             n++;
         }
-    return n;
+    return add_evex(v, n);
 }
 
 static float hostile_value(lq_rng *rng) {

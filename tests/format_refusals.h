@@ -34,13 +34,6 @@ static const refusal method_format_refusals[] = { /* format, method with its fla
     {0},
 };
 
-/* A type that a format takes, whose values the method at hand need not make. */
-static const refusal value_refusals[] = { /* format, method with its flags */
-    {"bitsandbytes", "*INT8*", "is no F32 number divided by 127", "bitsandbytes stores a row's largest weight: `lquant int8` makes such scales, a search does not"},
-    {"bitnet", "*", "is no reciprocal of an F32 number", "BitNet stores 1 / scale: --scheme b1.58 makes such scales"},
-    {0},
-};
-
 static const refusal arch_format_refusals[] = { /* format, architecture */
     {"gguf", "opt*", "llama.cpp has no architecture for 'opt'", ""},
     {"gguf", "bitnet", "this model has relu2", "llama.cpp's bitnet is that of the first models"},
@@ -51,10 +44,8 @@ static const refusal arch_format_refusals[] = { /* format, architecture */
     {"gguf", "glm", "wants heads as wide as the stream", "golden model with wider ones"},
     {"gguf", "gpt_neox*", "wants attention biases", "golden model without them"},
     {"gguf", "gemma*", "scales attention scores", "llama.cpp knows the scale of the released sizes alone"},
+    {"gguf", "gemma*", "has no bias of the output projection", "golden model with one; llama.cpp's Gemma creates none"},
     {"gguf", "qwen*_moe", "has experts in every layer", "mlp_only_layers and decoder_sparse_step are not in its loader"},
-    {"gguf", "*", "written, but does not run: architecture", "written for llama.cpp; lquant reads GGUF of the Llama family and the mixtures back into a model"},
-    {"gguf", "mistral*", "its logits are off", "llama.cpp's llama has no sliding window: the golden model's is 10 tokens"},
-    {"gguf", "mixtral*", "its logits are off", "the same"},
     {0},
 };
 #endif

@@ -60,6 +60,13 @@ static inline const char *matrix_out(const char *format, char buf[64]) {
     return buf;
 }
 
+static unsigned matrix_plans; /* runs that got past their plan */
+
+static inline void count_plan(void *user, const lq_plan *p) {
+    (void)user, (void)p;
+    matrix_plans++;
+}
+
 /* `lquant TEXT --format FORMAT FLAGS DIR/in DIR/out`: reads back what it wrote and compares every code. */
 static inline lq_status quantize(lq_ctx *ctx, const char *text, const char *format, const char *const *flags) {
     char in[64], out[64];
@@ -69,7 +76,7 @@ static inline lq_status quantize(lq_ctx *ctx, const char *text, const char *form
     for (; *flags; flags++) argv[argc++] = (char *)(uintptr_t)*flags;
     argv[argc++] = in;
     argv[argc++] = (char *)(uintptr_t)matrix_out(format, out);
-    lq_run run = {0};
+    lq_run run = {.on_plan = count_plan};
     json_t *report = NULL;
     LQ_TRY(lq_recipe_parse(ctx, text, &run.recipe));
     lq_optset sets[LQ_RUN_SETS + 1];
@@ -89,31 +96,82 @@ static inline lq_status quantize(lq_ctx *ctx, const char *text, const char *form
     return st;
 }
 
-/* *logits [n][vocab] of the model at path; the caller frees. A logit that is not finite is LQ_ERR_QUALITY. */
+/* logits [n][vocab] of a model whose tensors are loaded, `step` tokens at a time. */
+static inline lq_status logits_in_steps(lq_ctx *ctx, const lq_model *m, const int32_t *ids, uint32_t n, uint32_t step, float *logits) {
+    lq_state *s = NULL;
+    float *hidden = LQ_NEWN(float, (size_t)n * m->par.hidden);
+    lq_status st = lq_state_new(ctx, m, n, &s);
+    for (uint32_t t = 0; t < n && !st; t += step) {
+        uint32_t k = n - t < step ? n - t : step;
+        st = lq_forward(ctx, s, ids + t, k, hidden);
+        if (!st) st = lq_logits(ctx, m, hidden, k, logits + (size_t)t * m->par.vocab);
+    }
+    lq_state_free(&s);
+    lq_free(hidden);
+    return st;
+}
+
+/* Worst |got - want| over the tokens' logits, in parts of the largest |want|; *tokens: on how many it is beyond `limit`. */
+static inline double logits_off(const float *got, const float *want, uint32_t n, uint32_t vocab, double limit, uint32_t *tokens) {
+    double worst = 0, top = 0;
+    for (size_t i = 0; i < (size_t)n * vocab; i++) top = fmax(top, fabs((double)want[i]));
+    *tokens = 0;
+    for (uint32_t t = 0; t < n; t++) {
+        double here = 0;
+        for (uint32_t i = 0; i < vocab; i++) here = fmax(here, fabs((double)got[(size_t)t * vocab + i] - (double)want[(size_t)t * vocab + i]));
+        *tokens += here > limit * top;
+        worst = fmax(worst, here);
+    }
+    return top > 0 ? worst / top : 0;
+}
+
+/* Packed matrices on the kernels of this machine say what plain C says of the codes where they lie, prefill and token by token. Rounded
+ * activations may fall on the other side of a half. */
+static inline lq_status packed_agrees(lq_ctx *ctx, const char *path, const int32_t *ids, uint32_t n, const float *want, bool rounds) {
+    lq_loaded l;
+    uint32_t beyond;
+    LQ_TRY(lq_loaded_open(ctx, path, false, &l));
+    float *got = LQ_NEWN(float, (size_t)n * l.m->par.vocab);
+    lq_status st = lq_model_load_all(ctx, l.m, LQ_LOAD_PACKED);
+    for (uint32_t step = 1; step <= n && !st; step = step == 1 ? n : n + 1) {
+        st = logits_in_steps(ctx, l.m, ids, n, step, got);
+        double off = st ? 0 : logits_off(got, want, n, l.m->par.vocab, 1e-4, &beyond);
+        if (!st && !rounds && !(off < 1e-4)) st = lq_fail(ctx, LQ_ERR_QUALITY, "packed, %u tokens at a time: logits are off by %g", step, off);
+    }
+    lq_free(got);
+    lq_loaded_close(&l);
+    return st;
+}
+
+/* *logits [n][vocab] of the model at path on the codes as they lie; the caller frees. A logit that is not finite is LQ_ERR_QUALITY. Packed it
+ * gives the same. */
 static inline lq_status logits_at(lq_ctx *ctx, const char *path, const int32_t *ids, uint32_t n, size_t *count, float **out) {
     lq_loaded l;
-    lq_state *s = NULL;
-    float *hidden = NULL, *logits = NULL;
+    lq_kernels plain;
+    float *logits = NULL;
+    bool rounds = false;
     *count = 0;
     *out = NULL;
+    lq_kernels_init(&plain, 0);
     lq_status st = lq_loaded_open(ctx, path, false, &l);
-    if (!st) st = lq_loaded_read(ctx, &l);
-    if (!st) st = lq_state_new(ctx, l.m, n, &s);
+    if (!st) {
+        l.m->k = &plain;
+        st = lq_model_load_all(ctx, l.m, LQ_LOAD_STORED);
+    }
     if (!st) {
         *count = (size_t)n * l.m->par.vocab;
-        hidden = LQ_NEWN(float, (size_t)n * l.m->par.hidden);
         logits = LQ_NEWN(float, *count);
-        st = lq_forward(ctx, s, ids, n, hidden);
+        st = logits_in_steps(ctx, l.m, ids, n, n, logits);
+        for (size_t i = 0; i < l.m->cat.n; i++) rounds |= l.m->cat.rows[i].scheme.act.kind != 0;
+        rounds |= l.m->par.master;
     }
-    if (!st) st = lq_logits(ctx, l.m, hidden, n, logits);
     for (size_t i = 0; i < *count && !st; i++)
         if (!isfinite(logits[i])) st = lq_fail(ctx, LQ_ERR_QUALITY, "logit %zu is not finite", i);
+    lq_loaded_close(&l);
+    if (!st) st = packed_agrees(ctx, path, ids, n, logits, rounds);
     if (st) lq_note(ctx, st, "written, but does not run");
     else *out = logits;
     if (st) lq_free(logits);
-    lq_state_free(&s);
-    lq_loaded_close(&l);
-    lq_free(hidden);
     return st;
 }
 

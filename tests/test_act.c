@@ -51,11 +51,28 @@ static float *random_x(uint32_t n, uint32_t cols, uint64_t seed) {
     return x;
 }
 
+/* Packed codes have kernels of their own and give the same bits, in plain C and with all this machine has. */
+static void run_packed(const lq_qtensor *q, const float *x, uint32_t n, const float *expected) {
+    lq_packed p;
+    lq_kernels plain;
+    lq_kernels_init(&plain, 0);
+    float *y = lq_calloc((size_t)n * q->rows, 4);
+    assert_int_equal(lq_pack(NULL, q, &p), LQ_OK);
+    lq_linear lin = {.rows = q->rows, .cols = q->cols, .q = &p.q, .packed = &p};
+    for (int best = 0; best < 2; best++) {
+        assert_int_equal(lq_linear_apply(NULL, best ? lq_kernels_best() : &plain, &lin, x, n, y), LQ_OK);
+        assert_memory_equal(y, expected, (size_t)n * q->rows * sizeof *y);
+    }
+    lq_packed_free(&p);
+    lq_free(y);
+}
+
 static float *run(const lq_qtensor *q, const float *x, uint32_t n) {
     float *y = lq_calloc((size_t)n * q->rows, 4);
     lq_qtensor mine = *q;
     lq_linear lin = {.rows = q->rows, .cols = q->cols, .q = &mine};
     assert_int_equal(lq_linear_apply(NULL, lq_kernels_best(), &lin, x, n, y), LQ_OK);
+    if (q->sch.act.kind && lq_packed_fits(&q->sch, q->rows, q->cols)) run_packed(q, x, n, y);
     return y;
 }
 

@@ -5,6 +5,7 @@
 #include "format_damage.h"
 
 #include "quant/method.h"
+#include "quant/nearest.h"
 #include "quant/types.h"
 
 static lq_scheme b158(void) {
@@ -149,7 +150,8 @@ static void refusals_name_what_would_fit(void **state) {
         ctx = (lq_ctx){0};
         if (f->accept(&ctx, &cases[i].s, cases[i].rows, 16) != LQ_ERR_UNSUPPORTED || !strstr(ctx.msg, cases[i].says)) fail_msg("case %zu: %s", i, ctx.msg);
     }
-    assert_true(f->fit(&half, 8, 16, &want) && lq_scheme_eq(&want, &s) && !f->fit(&rows, 8, 16, &want));
+    assert_true(lq_nearest_scheme(f, &half, 8, 16, &want) == LQ_NEAR_VALUES && lq_scheme_eq(&want, &s));
+    assert_true(lq_nearest_scheme(f, &rows, 8, 16, &want) == LQ_NEAR_VALUES && lq_scheme_eq(&want, &s));
     lq_qtensor q;
     make(&q, 4, 4, 3);
     lq_code_put(q.codes, 2, 1, 3);
@@ -157,8 +159,8 @@ static void refusals_name_what_would_fit(void **state) {
     assert_non_null(strstr(ctx.msg, "weight (0, 1) is 2 scales"));
     lq_code_put(q.codes, 2, 1, 1);
     *(float *)q.scale.v = 1.484375f; /* no F32 has this reciprocal */
-    assert_int_equal(put_one("bitnet", &q, LQ_F32), LQ_ERR_UNSUPPORTED);
-    assert_non_null(strstr(ctx.msg, "1.484375 is no reciprocal"));
+    assert_int_equal(put_one("bitnet", &q, LQ_F32), LQ_ERR_QUALITY);
+    assert_non_null(strstr(ctx.msg, "scale 0 (1.484375) is no reciprocal"));
     lq_qtensor_free(&q);
 }
 

@@ -3,6 +3,7 @@
 /* bitsandbytes folders: written and read back bit for bit, against files bitsandbytes saved, and damaged in every way we know. */
 #define _GNU_SOURCE
 #include "format_damage.h"
+#include "quant/nearest.h"
 
 static lq_scheme table(lq_lut_id id, uint32_t block, bool nested) {
     lq_scheme s = {.grid = {LQ_GRID_LUT, 4, 1, (int32_t)id}, .scale = {.dtype = LQ_F32, .tile_r = LQ_FLAT, .tile_c = block}};
@@ -11,7 +12,7 @@ static lq_scheme table(lq_lut_id id, uint32_t block, bool nested) {
 }
 
 static lq_scheme int8(float outlier) {
-    return (lq_scheme){.grid = {LQ_GRID_INT, 8, 1, 128}, .scale = {.dtype = LQ_F32, .tile_r = 1},
+    return (lq_scheme){.grid = {LQ_GRID_INT, 8, 1, 128}, .scale = {.dtype = LQ_F32, .sig = LQ_SIG_127TH, .tile_r = 1},
                        .act = {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = outlier, .scope = outlier > 0}};
 }
 
@@ -99,7 +100,7 @@ static void an_int8_row_is_its_largest_magnitude_and_signed_bytes(void **state) 
     for (int i = 0; i < 2000; i++) {
         ((float *)q.scale.v)[0] = nextafterf(((float *)q.scale.v)[0], 1);
         lq_status st = put_one("bitsandbytes", &q, LQ_F16);
-        none += st == LQ_ERR_UNSUPPORTED;
+        none += st == LQ_ERR_QUALITY;
         if (st) assert_non_null(strstr(ctx.msg, "divided by 127"));
         ctx = (lq_ctx){0};
         if (none == 2) break;
@@ -214,14 +215,21 @@ static void refusals_name_what_would_fit(void **state) {
     half.scale.dtype = LQ_F16, half.scale.sig = 8;
     const struct { lq_scheme s; const char *says; } cases[] = {
         {rows_nf4, "--group-size 64"}, {table(LQ_LUT_NF4, 48, false), "--group-size 64"}, {table(LQ_LUT_NF4, 8192, false), "--group-size 4096"}, {cols, "--static"},
-        {token, "--compat bnb"}, {still, "--scheme INT8"}, {half, "F32 scale per row"}, {lq_scheme_int(4, 64, true), "8 bits, symmetric"},
+        {token, "--compat bnb"}, {still, "--scheme INT8"}, {half, "F32 scale per row"}, {lq_scheme_int(4, 64, true), "--scheme NF4 fits"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         ctx = (lq_ctx){0};
         if (f->accept(&ctx, &cases[i].s, 64, 128) != LQ_ERR_UNSUPPORTED || !strstr(ctx.msg, cases[i].says)) fail_msg("case %zu: %s", i, ctx.msg);
     }
-    assert_true(f->fit(&rows_nf4, 64, 128, &want) && want.scale.tile_r == LQ_FLAT && f->fit(&half, 64, 128, &want) && want.scale.dtype == LQ_F32);
-    assert_false(f->fit(&rows_nf4, 64, 96, &want));
+    for (uint32_t block = 32; block <= 4096; block *= 2) {
+        rows_nf4.scale.tile_c = block;
+        assert_int_equal(lq_nearest_scheme(f, &rows_nf4, 64, 4096, &want), LQ_NEAR_EXACT);
+        assert_true(want.scale.tile_r == LQ_FLAT && want.scale.tile_c == block);
+    }
+    rows_nf4.scale.tile_c = 64; /* blocks would run across rows */
+    assert_int_equal(lq_nearest_scheme(f, &rows_nf4, 64, 96, &want), LQ_NEAR_VALUES);
+    assert_int_equal(lq_nearest_scheme(f, &half, 64, 128, &want), LQ_NEAR_VALUES);
+    assert_true(want.scale.dtype == LQ_F32 && want.scale.sig == LQ_SIG_127TH && want.grid.kind == LQ_GRID_INT);
 }
 
 /* -- damage ---------------------------------------------------------------------------------------------------------- */

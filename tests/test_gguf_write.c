@@ -132,9 +132,6 @@ static lq_status write_floats(lq_ctx *ctx, lq_model *m) {
 static const char *const refused[] = {"bitnet", "bitnet_online", "falcon_11b", "falcon_serial", "gemma2", "gemma3_kinds", "glm", "gpt2_bare", "gpt_neox_serial", "llama_yarn",
                                       "olmoe", "opt", "opt_350m", "opt_plain", "phi2_qk", "qwen2_moe", "qwen2_window", "qwen3_moe"};
 
-/* Warned of: their windows and their growing rope bases are nothing llama.cpp has, and shorter than the golden text. */
-static const char *const shortened[] = {"llama_dynamic", "mistral", "mixtral_stacked"};
-
 static bool is_in(const char *const *list, size_t n, const char *variant) {
     for (size_t i = 0; i < n; i++)
         if (!strcmp(list[i], variant)) return true;
@@ -142,18 +139,17 @@ static bool is_in(const char *const *list, size_t n, const char *variant) {
 }
 #define IS(list, variant) is_in(list, sizeof list / sizeof *list, variant)
 
-/* An architecture we do not read from GGUF is written all the same; the others give the folder's logits. */
-static bool check_logits(fixture *f, const char *variant) {
+/* What is written gives the folder's logits. */
+static void check_logits(fixture *f, const char *variant) {
     fixture g = {.n = f->n, .want = f->want};
     memcpy(g.ids, f->ids, sizeof g.ids);
     OK(&g, lq_source_open(&g.ctx, path, &g.src));
-    if (lq_model_open(&g.ctx, g.src, false, &g.m)) return lq_source_free(&g.src), false;
+    OK(&g, lq_model_open(&g.ctx, g.src, false, &g.m));
     OK(&g, lq_model_load_all(&g.ctx, g.m, LQ_LOAD_STORED));
     double d = off_golden(&g, g.n);
     if (d > 1e-4) fail_msg("%s: logits differ by %g of the largest", variant, d);
     lq_model_free(&g.m);
     lq_source_free(&g.src);
-    return true;
 }
 
 static int is_variant(const struct dirent *d) { return d->d_name[0] != '.'; }
@@ -162,7 +158,7 @@ static void every_architecture_is_written_or_refused_by_name(void **state) {
     (void)state;
     struct dirent **list;
     int n = scandir(GOLDEN, &list, is_variant, alphasort);
-    size_t same = 0, written = 0;
+    size_t written = 0;
     assert_true(n > 40);
     for (int i = 0; i < n; i++) {
         fixture f;
@@ -172,13 +168,13 @@ static void every_architecture_is_written_or_refused_by_name(void **state) {
         if ((st == LQ_ERR_UNSUPPORTED) != IS(refused, list[i]->d_name) || (st && st != LQ_ERR_UNSUPPORTED)) fail_msg("%s: status %d %s", list[i]->d_name, (int)st, f.ctx.msg);
         if (st) assert_non_null(strstr(f.ctx.msg, "llama.cpp"));
         written += !st;
-        same += !st && !IS(shortened, list[i]->d_name) && check_logits(&f, list[i]->d_name);
+        if (!st && strcmp(list[i]->d_name, "llama_dynamic")) check_logits(&f, list[i]->d_name); /* a growing rope base is nothing llama.cpp has: warned of */
         close_golden(&f);
         lq_remove_tree(NULL, dir);
         free(list[i]);
     }
     free(list);
-    if (written < 25 || same < 9) fail_msg("%zu written, %zu read to the same logits", written, same);
+    if (written < 25) fail_msg("%zu written", written);
 }
 
 static void rows_of_q_are_paired_and_experts_stacked(void **state) {

@@ -83,6 +83,7 @@ static const bad bads[] = {
     {LQ_RT_TRANSFORMERS, 1, "awq", "int4-asym-g256", "llama:dense", 4096, 8192, "groups of 32, 64 or 128"},
     {LQ_RT_TRANSFORMERS, 1, "gptq", "int4", "llama:mixed", 4096, 8192, "one width and group size"},
     {LQ_RT_TRANSFORMERS, 1, "fp8", "FP8-tensor", "llama", 4096, 8192, "blocks of 128 x 128"},
+    {LQ_RT_TRANSFORMERS, 1, "fp8", "FP8-block", "llama", 576, 8192, "128 divides both sides"},
     {LQ_RT_TRANSFORMERS, 1, "gguf", "int4", "olmoe", 4096, 8192, "no such GGUF"},
     {LQ_RT_TRANSFORMERS, 1, "modelopt", "FP8", "llama", 4096, 8192, "no quantizer"},
     {LQ_RT_TRANSFORMERS, 1, "squeezellm", "lut4", "llama", 4096, 8192, "no quantizer"},
@@ -234,6 +235,10 @@ static void a_refusal_names_settings_that_load(void **state) {
     assert_int_equal(plan(&ctx, &m, &o, "gptq", "vllm", &p), LQ_ERR_UNSUPPORTED);
     assert_non_null(strstr(ctx.msg, "--bits 4"));
     assert_int_equal(plan(&ctx, &m, &o, "lqt", "mlx", &p), LQ_ERR_UNSUPPORTED);
+    o = (lq_plan_opts){.bits = 4, .scheme = "FP8-block"};
+    build(&m, "fp8", NULL, "llama:dense", 576, 1536);
+    assert_int_equal(plan(&ctx, &m, &o, "fp8", "transformers", &p), LQ_ERR_UNSUPPORTED);
+    assert_non_null(strstr(ctx.msg, "--format compressed-tensors --scheme FP8"));
 }
 
 static void keep_unfit_keeps_what_a_target_cannot_load(void **state) {

@@ -519,7 +519,7 @@ static void fail_allocations(const char *folder, lq_load how) {
 static void every_failed_allocation_is_an_error_and_leaks_nothing(void **state) {
     (void)state;
     static const struct { const char *folder; lq_load how; } models[] = {
-        {GOLDEN "llama", LQ_LOAD_F32}, {GOLDEN "gemma3_mm", LQ_LOAD_STORED}, {GOLDEN "llama_longrope", LQ_LOAD_STORED}, {GOLDEN "bitnet_online", LQ_LOAD_STORED}};
+        {GOLDEN "llama", LQ_LOAD_F32}, {GOLDEN "gemma3_mm", LQ_LOAD_STORED}, {GOLDEN "llama_longrope", LQ_LOAD_STORED}, {GOLDEN "bitnet_online", LQ_LOAD_STORED}, {GOLDEN "bitnet_online", LQ_LOAD_PACKED}};
     for (size_t k = 0; k < sizeof models / sizeof *models; k++) fail_allocations(models[k].folder, models[k].how);
 }
 

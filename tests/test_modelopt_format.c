@@ -139,8 +139,8 @@ static void refusals_name_what_fits(void **state) {
 
 static void exports_of_modelopt_read_and_are_written_again(void **state) {
     (void)state;
-    static const char *const cases[] = {"modelopt/fp8", "modelopt/nvfp4", "modelopt/awq"};
-    for (size_t i = 0; i < 3; i++) {
+    static const char *const cases[] = {"modelopt/fp8", "modelopt/fp8_kv", "modelopt/nvfp4", "modelopt/awq"};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         golden_reads(cases[i]);
         golden_is_written_again(cases[i], "modelopt");
     }

@@ -65,7 +65,7 @@ static void put_tensors(fixture *f, gguf *g, bool split) {
     for (size_t i = 0; i < f->m->cat.n; i++) {
         const lq_row *r = &f->m->cat.rows[i];
         char old[64];
-        bool expert = r->slot.expert >= 0, pairs = f->m->arch->gguf_rope_pairs && (r->slot.role == LQ_R_Q || r->slot.role == LQ_R_K);
+        bool expert = r->slot.expert >= 0, pairs = f->m->arch->gguf & LQ_GGUF_ROPE_PAIRS && (r->slot.role == LQ_R_Q || r->slot.role == LQ_R_K);
         uint64_t stack[3] = {f->m->par.n_experts, lq_row_rows(r), lq_row_cols(r)};
         const char *what = r->slot.role == LQ_R_EXPERT_GATE ? "gate" : r->slot.role == LQ_R_EXPERT_UP ? "up" : "down";
         snprintf(old, sizeof old, "blk.%d.ffn_%s.%d.weight", r->slot.block, what, r->slot.expert);

@@ -32,7 +32,7 @@ static json_t *identity(const char *model, const char *text) {
 
 static lq_stats gather(const float *x, uint32_t n, uint32_t cols) {
     lq_stats s;
-    assert_int_equal(lq_stats_init(NULL, &s, LQ_NEED_ABSMAX | LQ_NEED_SQUARES | LQ_NEED_GRAM, cols), LQ_OK);
+    assert_int_equal(lq_stats_init(NULL, &s, LQ_NEED_ABSMAX | LQ_NEED_SQUARES | LQ_NEED_GRAM | LQ_NEED_SAMPLES, cols), LQ_OK);
     assert_int_equal(lq_stats_add(NULL, &s, x, n), LQ_OK);
     return s;
 }
@@ -44,7 +44,7 @@ static char *write_file(const char *name, const char *model, uint32_t from, uint
     json_t *id = identity(model, name);
     lq_stats_writer *w;
     PASS(lq_mkdir(&ctx, folder));
-    PASS(lq_stats_create(&ctx, folder, items, 2, gram, id, &w));
+    PASS(lq_stats_create(&ctx, folder, items, 2, gram ? LQ_NEED_GRAM | LQ_NEED_SAMPLES : 0, id, &w));
     for (int i = 1; i >= 0; i--) {
         float *x = random_inputs((uint64_t)i, TOKENS, items[i].cols);
         lq_stats s = gather(x + (size_t)from * items[i].cols, n, items[i].cols);
@@ -78,10 +78,10 @@ static void what_is_put_comes_back(void **state) {
     float *x = random_inputs(0, TOKENS, COLS);
     lq_stats want = gather(x, TOKENS, COLS);
     PASS(lq_stats_open(&ctx, path, &f));
-    assert_true(f.gram);
+    assert_int_equal(f.extra, LQ_NEED_GRAM | LQ_NEED_SAMPLES);
     assert_int_equal(f.n, 2);
     assert_null(lq_stats_find(&f, "model.layers.0"));
-    PASS(lq_stats_read(&ctx, &f, items[0].name, true, &s));
+    PASS(lq_stats_read(&ctx, &f, items[0].name, LQ_NEED_GRAM, &s));
     assert_int_equal(s.n, TOKENS);
     assert_int_equal(s.gram.n, TOKENS);
     assert_memory_equal(s.absmax, want.absmax, COLS * sizeof(float));
@@ -90,11 +90,15 @@ static void what_is_put_comes_back(void **state) {
     for (uint32_t i = 0; i < COLS; i++)
         for (uint32_t j = 0; j <= i; j++) assert_true(lq_gram_at(&s.gram, i, j) == lq_gram_at(&want.gram, i, j));
     lq_stats_free(&s);
-    PASS(lq_stats_read(&ctx, &f, items[0].name, false, &s));
-    assert_false(s.needs & LQ_NEED_GRAM);
+    PASS(lq_stats_read(&ctx, &f, items[0].name, LQ_NEED_SAMPLES, &s));
+    assert_int_equal(s.n_samples, want.n_samples);
+    assert_memory_equal(s.samples, want.samples, want.n_samples * COLS * sizeof(float));
+    lq_stats_free(&s);
+    PASS(lq_stats_read(&ctx, &f, items[0].name, 0, &s));
+    assert_false(s.needs & (LQ_NEED_GRAM | LQ_NEED_SAMPLES));
     assert_true(fabs(lq_stats_second(&s, 3) / lq_gram_at(&want.gram, 3, 3) - 1) < 1e-5);
     lq_stats_free(&s);
-    assert_int_equal(lq_stats_read(&ctx, &f, "nothing", true, &s), LQ_ERR_MISMATCH);
+    assert_int_equal(lq_stats_read(&ctx, &f, "nothing", LQ_NEED_GRAM, &s), LQ_ERR_MISMATCH);
     lq_stats_close(&f);
     lq_stats_free(&want);
     lq_free(x);
@@ -116,9 +120,14 @@ static void halves_merge_to_the_whole_and_to_the_same_bytes(void **state) {
     assert_int_equal(json_array_size(json_object_get(f[3].identity, "calibration")), 2);
     for (int i = 0; i < 2; i++) {
         lq_stats a, b;
-        PASS(lq_stats_read(&ctx, &f[2], items[i].name, true, &a));
-        PASS(lq_stats_read(&ctx, &f[3], items[i].name, true, &b));
+        PASS(lq_stats_read(&ctx, &f[2], items[i].name, LQ_NEED_GRAM | LQ_NEED_SAMPLES, &a));
+        PASS(lq_stats_read(&ctx, &f[3], items[i].name, LQ_NEED_GRAM | LQ_NEED_SAMPLES, &b));
         assert_int_equal(a.n, b.n);
+        assert_int_equal(b.n_samples, LQ_SAMPLES); /* half of them from each */
+        lq_stats first;
+        PASS(lq_stats_read(&ctx, &f[0], items[i].name, LQ_NEED_SAMPLES, &first));
+        assert_memory_equal(b.samples + a.cols, first.samples + (size_t)2 * a.cols, a.cols * sizeof(float));
+        lq_stats_free(&first);
         for (uint32_t c = 0; c < a.cols; c++) {
             assert_true(a.absmax[c] == b.absmax[c]);
             assert_true(fabs(a.abssum[c] / b.abssum[c] - 1) < 1e-14);
@@ -144,7 +153,7 @@ static void files_of_different_models_do_not_merge(void **state) {
     char *paths[] = {write_file("m1", "m", 0, HALF, true), write_file("m2", "other", 0, HALF, true), write_file("m3", "m", 0, HALF, false)};
     lq_stats_file f[3];
     for (int i = 0; i < 3; i++) PASS(lq_stats_open(&ctx, paths[i], &f[i]));
-    assert_false(f[2].gram);
+    assert_int_equal(f[2].extra, 0);
     assert_int_equal(lq_stats_merge(&ctx, f, 2, dir), LQ_ERR_MISMATCH);
     assert_non_null(strstr(ctx.msg, "different models"));
     lq_stats_file mixed[] = {f[0], f[2]};
@@ -162,7 +171,7 @@ static lq_status read_all(lq_ctx *ctx, const char *path) {
     lq_status st = LQ_OK;
     for (size_t i = 0; i < f.n && !st; i++) {
         lq_stats s;
-        st = lq_stats_read(ctx, &f, f.items[i].name, true, &s);
+        st = lq_stats_read(ctx, &f, f.items[i].name, LQ_NEED_GRAM | LQ_NEED_SAMPLES, &s);
         if (!st) lq_stats_free(&s);
     }
     lq_stats_close(&f);
@@ -188,6 +197,7 @@ static void impossible_values_are_refused(void **state) {
         {"model.layers.0.mlp.down_proj.sum_x2", "impossible", 1e300}, {"model.layers.0.mlp.down_proj.sum_abs", "impossible", INFINITY},
         {"model.layers.0.mlp.down_proj.gram", "Gram", NAN},         {"model.layers.0.mlp.down_proj.gram", "Gram", -1},
         {"model.layers.0.mlp.down_proj.tokens", "tokens", -1},
+        {"model.layers.0.mlp.down_proj.sampled", "samples", -1},    {"model.layers.0.mlp.down_proj.samples", "sample 0", 1e300},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         lq_ctx ctx = {0};
@@ -201,6 +211,25 @@ static void impossible_values_are_refused(void **state) {
         if (!strstr(ctx.msg, cases[i].what)) fail_msg("no '%s' in: %s", cases[i].what, ctx.msg);
         lq_free(path);
     }
+}
+
+static void divided_statistics_are_those_of_the_divided_input(void **state) {
+    (void)state;
+    float *x = random_inputs(7, 300, COLS), by[COLS];
+    lq_stats s = gather(x, 300, COLS);
+    for (int c = 0; c < COLS; c++) by[c] = ldexpf(1, c % 7 - 3); /* exact */
+    for (int i = 0; i < 300 * COLS; i++) x[i] /= by[i % COLS];
+    lq_stats want = gather(x, 300, COLS);
+    lq_stats_divide(&s, by);
+    assert_memory_equal(s.absmax, want.absmax, sizeof by);
+    assert_memory_equal(s.abssum, want.abssum, COLS * sizeof(double));
+    assert_memory_equal(s.squares, want.squares, COLS * sizeof(double));
+    assert_memory_equal(s.samples, want.samples, 300 * sizeof by);
+    for (uint32_t i = 0; i < COLS; i++)
+        for (uint32_t j = 0; j <= i; j++) assert_true(lq_gram_at(&s.gram, i, j) == lq_gram_at(&want.gram, i, j));
+    lq_stats_free(&s);
+    lq_stats_free(&want);
+    lq_free(x);
 }
 
 /* A safetensors file that is none of ours, and one with something else in it. */
@@ -265,6 +294,7 @@ int main(void) {
         cmocka_unit_test(halves_merge_to_the_whole_and_to_the_same_bytes),
         cmocka_unit_test(files_of_different_models_do_not_merge),
         cmocka_unit_test(impossible_values_are_refused),
+        cmocka_unit_test(divided_statistics_are_those_of_the_divided_input),
         cmocka_unit_test(other_files_are_refused),
         cmocka_unit_test(changed_bytes_never_crash_the_reader),
         cmocka_unit_test(the_reader_survives_every_failing_allocation),

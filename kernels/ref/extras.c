@@ -47,9 +47,24 @@ static double kept_row(const lq_qtensor *q, uint32_t r, const float *x) {
     return sum;
 }
 
+void lq_gemv_low(const lq_qtensor *q, uint32_t r0, uint32_t nr, uint32_t k0, uint32_t n, const double *t, float *y) {
+    for (uint32_t r = 0; r < nr; r++) {
+        double sum = 0;
+        for (uint32_t k = 0; k < n; k++) sum += (double)lq_f16_f32(q->lr.a[(size_t)(r0 + r) * q->sch.rank + k0 + k]) * t[k];
+        y[r] = (float)((double)y[r] + sum);
+    }
+}
+
+void lq_gemv_sparse(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y) {
+    for (uint32_t r = 0; r < nr; r++) {
+        if (q->sch.extra & LQ_X_OUTLIERS) y[r] = (float)((double)y[r] + sparse_row(q, r0 + r, x));
+        if (q->sch.extra & LQ_X_OUTLIER_COLS) y[r] = (float)((double)y[r] + kept_row(q, r0 + r, x));
+    }
+}
+
 void lq_gemv_extras(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y) {
     enum { RANK = 64 }; /* products with x at a time */
-    uint32_t extra = q->sch.extra, rank = extra & LQ_X_LOWRANK ? q->sch.rank : 0;
+    uint32_t rank = q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0;
     for (uint32_t k0 = 0; k0 < rank; k0 += RANK) {
         double t[RANK];
         uint32_t n = rank - k0 < RANK ? rank - k0 : RANK;
@@ -57,16 +72,9 @@ void lq_gemv_extras(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *
             t[k] = 0;
             for (uint32_t c = 0; c < q->cols; c++) t[k] += (double)lq_f16_f32(q->lr.b[(size_t)(k0 + k) * q->cols + c]) * (double)x[c];
         }
-        for (uint32_t r = 0; r < nr; r++) {
-            double sum = 0;
-            for (uint32_t k = 0; k < n; k++) sum += (double)lq_f16_f32(q->lr.a[(size_t)(r0 + r) * rank + k0 + k]) * t[k];
-            y[r] = (float)((double)y[r] + sum);
-        }
+        lq_gemv_low(q, r0, nr, k0, n, t, y);
     }
-    for (uint32_t r = 0; r < nr; r++) {
-        if (extra & LQ_X_OUTLIERS) y[r] = (float)((double)y[r] + sparse_row(q, r0 + r, x));
-        if (extra & LQ_X_OUTLIER_COLS) y[r] = (float)((double)y[r] + kept_row(q, r0 + r, x));
-    }
+    lq_gemv_sparse(q, r0, nr, x, y);
 }
 
 lq_dtype lq_qtensor_floats(const lq_qtensor *q) {

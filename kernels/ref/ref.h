@@ -17,12 +17,18 @@ void lq_glu_c(lq_actfn f, const float *gate, const float *up, float *y, size_t n
 void lq_softmax_c(float *x, size_t n, float scale);
 double lq_logsumexp_c(const float *x, size_t n);
 void lq_add_c(float *y, const float *x, size_t n);
+void lq_packed_dequant_c(const lq_packed *p, uint32_t t0, uint32_t nt, float *out);
+void lq_packed_gemv_c(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
+void lq_packed_idot_c(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
 double lq_dot_c(const float *a, const float *b, size_t n);
 enum { LQ_X_ADDED = LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK };
 typedef void (*lq_decode_fn)(lq_dtype t, const void *src, float *dst, size_t n);
 /* After the codes of rows [r0, r0+nr) stand in out / in y: what LQ_X_ADDED brings, bit-equal to the definition / summed in fp64. */
 void lq_dequant_extras(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out, lq_decode_fn decode);
 void lq_gemv_extras(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y);
+/* Its parts: low rank, of t[n] = rows [k0, k0 + n) of b times x; all the rest. */
+void lq_gemv_low(const lq_qtensor *q, uint32_t r0, uint32_t nr, uint32_t k0, uint32_t n, const double *t, float *y);
+void lq_gemv_sparse(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y);
 /* The dtype whose bits are the codes of an unpermuted matrix of floats, else LQ_NONE: such rows are read like stored weights. */
 lq_dtype lq_qtensor_floats(const lq_qtensor *q);
 /* Sum over stored columns [c0, c0 + n) of A(q[r][c]) code[c]; both integers. */

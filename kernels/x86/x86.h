@@ -20,4 +20,8 @@ void lq_softmax_avx512(float *x, size_t n, float scale);
 double lq_logsumexp_avx2(const float *x, size_t n);
 double lq_logsumexp_avx512(const float *x, size_t n);
 double lq_dot_avx2(const float *a, const float *b, size_t n);
+void lq_packed_dequant_avx2(const lq_packed *p, uint32_t t0, uint32_t nt, float *out);
+void lq_packed_gemv_avx2(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
+void lq_packed_idot_avx2(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
+void lq_packed_idot_avxvnni(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
 #endif

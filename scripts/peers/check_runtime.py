@@ -4,7 +4,7 @@
 """Does a runtime load a checkpoint that lquant wrote, unmodified, and does it mean the same by it?
 
     check_runtime.py RUNTIME CHECKPOINT [CHECKPOINT ...] -f TEXT [--lquant BIN] [--ctx 256] [--chunks 4] [--dtype float32]
-                     [--tol NATS] [--no-weights] [--rename REGEX=NAME ...] [--threads 2] [--json FILE]
+                     [--tol NATS] [--no-weights] [--kv fp8] [--jitter N] [--rename REGEX=NAME ...] [--threads 2] [--json FILE]
 
 RUNTIME: transformers, gptqmodel, vllm or mlx, each run by the Python of its own environment (scripts/peers_env.sh DIR RUNTIME). GGUF:
 check_llamacpp.py. Two things are compared: the NLL of the same ids cut into the same chunks (protocol gptq-N) against `lquant eval`,
@@ -12,13 +12,17 @@ within --tol (default 5e-4 nats where the runtime computes in fp32 on exact weig
 show against `lquant convert --dequantize f32`, bit for bit after one rounding to the runtime's type. --dtype: the type it is asked to
 compute in (default: its own choice). Prints one line for a checkpoint; exit status 1 when one fails, 2 when one does not load.
 --rename: the runtime gets a copy whose tensors are
-renamed; that checks the bytes where a runtime does not know the hub's names, and is said in the line. --json adds one object a checkpoint to FILE.
+renamed; that checks the bytes where a runtime does not know the hub's names, and is said in the line. --kv fp8 (vllm): keys and values
+in E4M3 by the checkpoint's own scales, which are compared as well, on both sides. --jitter N (transformers): how far the runtime's own NLL moves in N runs
+whose embeddings are moved by one part in a million, said beside: where activations are rounded that is what a difference has to be
+judged by. --json adds one object a checkpoint to FILE.
 """
 import argparse
 import importlib
 import json
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import traceback
@@ -40,6 +44,8 @@ def arguments():
     a.add_argument("--tol", type=float, default=0)
     a.add_argument("--rename", action="append", default=[])
     a.add_argument("--no-weights", action="store_true")
+    a.add_argument("--kv", choices=["", "fp8"], default="")
+    a.add_argument("--jitter", type=int, default=0)
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--json", default="")
     return a.parse_args()
@@ -56,12 +62,13 @@ def activations_rounded(folder):
 def check(runtime, folder, a):
     positions = common.config_of(folder).get("max_position_embeddings", a.ctx + 1)
     ctx = min(a.ctx, runtime.longest(positions))
-    ours = common.evaluated(a.lquant, folder, a.text, ctx, a.chunks, a.threads)
+    ours = common.evaluated(a.lquant, folder, a.text, ctx, a.chunks, a.threads, more=["--kv", a.kv, "--kv-scales"] if a.kv else [])
     given = folder
     if a.rename:
         given = common.renamed(folder, [r.split("=", 1) for r in a.rename], a.scratch)
-    model = runtime.load(given, a.dtype, a.threads)
-    theirs = runtime.nlls(model, common.text_ids(folder, a.text, ctx, a.chunks))
+    model = runtime.load(given, a.dtype, a.threads, **({"kv": a.kv} if a.kv else {}))
+    ids = common.text_ids(folder, a.text, ctx, a.chunks)
+    theirs = runtime.nlls(model, ids)
     dtype = runtime.dtype_of(model)
     tol = a.tol or (5e-4 if dtype == "float32" and not activations_rounded(folder) else 5e-3)
     mean = sum(theirs) / len(theirs)
@@ -70,6 +77,15 @@ def check(runtime, folder, a):
            "worst_chunk": max(abs(x - y) for x, y in zip(theirs, ours["chunk_nll"], strict=True)), "bits_per_weight": ours.get("bits_per_weight")}
     out["ok"] = abs(out["difference"]) <= tol
     said = "; tensors renamed" if a.rename else ""
+    if a.kv:
+        stored = common.kv_scales(folder)
+        out["kv_scales"], out["kv_scales_differing"] = len(stored), sum(runtime.kv_scales(model).get(k) != v for k, v in stored.items())
+        out["ok"] &= bool(stored) and not out["kv_scales_differing"]
+        said += f"; {out['kv_scales_differing']} of {len(stored)} scales of keys and values differ"
+    if a.jitter:
+        means = [sum(x) / len(x) for x in (runtime.jittered(model, seed, ids) for seed in range(a.jitter))]
+        out["jitter"] = statistics.stdev([mean, *means])
+        said += f"; its own NLL under jitter: {min(means):.6f} to {max(means):.6f}, standard deviation {out['jitter']:.1e}"
     if not a.no_weights:
         known = common.decoded(a.lquant, folder)
         w = common.matrices(runtime.weights(model, known), known)

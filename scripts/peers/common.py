@@ -30,15 +30,25 @@ def run(cmd):
     return r.stdout
 
 
-def evaluated(lquant, checkpoint, text, ctx, chunks, threads, protocol="gptq-2048"):
+def evaluated(lquant, checkpoint, text, ctx, chunks, threads, protocol="gptq-2048", more=()):
     """lquant's own NLL: the JSON object of `lquant eval --json`."""
-    cmd = [lquant, "eval", checkpoint, "-f", text, "--json", "-q", "--protocol", protocol, "--ctx", str(ctx), "--chunks", str(chunks), "-t", str(threads)]
+    cmd = [lquant, "eval", checkpoint, "-f", text, "--json", "-q", "--protocol", protocol, "--ctx", str(ctx), "--chunks", str(chunks), "-t", str(threads), *more]
     return json.loads(run(cmd))
 
 
 def config_of(folder):
     with open(os.path.join(folder, "config.json")) as f:
         return json.load(f)
+
+
+def kv_scales(folder):
+    """{"model.layers.0.self_attn.k_scale": 0.0090, ...} as stored."""
+    from safetensors import safe_open
+    out = {}
+    for file in sorted(f for f in os.listdir(folder) if f.endswith(".safetensors")):
+        with safe_open(os.path.join(folder, file), "np") as f:
+            out |= {k: float(f.get_tensor(k).reshape(-1)[0]) for k in f.keys() if k.endswith((".k_scale", ".v_scale"))}
+    return out
 
 
 def text_ids(folder, text, ctx, chunks):

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 # Copyright the lquant authors
-"""llama.cpp's own converter on a folder whose tokenizer it has no fingerprint of.
+"""llama.cpp's own converter on a folder whose tokenizer it has no fingerprint of, or that has none.
 
-    hf_to_gguf.py LLAMA_CPP MODEL OUT.gguf [--outtype f32] [--pre gpt-2]
+    hf_to_gguf.py LLAMA_CPP MODEL OUT.gguf [--outtype f32] [--pre gpt-2 | --no-vocab]
 
 LLAMA_CPP: its source folder. --pre: the pre-tokenizer to name when the converter does not know the tokenizer (models/tiny and other
-byte-level BPE of GPT-2's pattern: gpt-2).
+byte-level BPE of GPT-2's pattern: gpt-2). --no-vocab: the file says tokenizer.ggml.model "none".
 """
 import runpy
 import sys
@@ -29,6 +29,9 @@ def main():
             return pre
 
     TextModel.get_vocab_base_pre = base_pre
+    if "--no-vocab" in rest:
+        get = TextModel.__getattribute__
+        TextModel.__getattribute__ = lambda self, name: self._set_vocab_none if name == "set_vocab" else get(self, name)
     sys.argv = [str(Path(source, "convert_hf_to_gguf.py")), model, "--outfile", out, "--outtype", kind]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

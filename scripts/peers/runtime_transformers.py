@@ -57,6 +57,16 @@ def nlls(model, chunks):
     return out
 
 
+def jittered(model, seed, chunks):
+    """nlls with the embeddings moved by at most one part in a million, drawn by the seed."""
+    e = model.get_input_embeddings().weight
+    kept, gen = e.data.clone(), torch.Generator().manual_seed(seed)
+    e.data.mul_(1 + (torch.rand(e.shape, generator=gen) - 0.5).to(e.dtype) * 2e-6)
+    out = nlls(model, chunks)
+    e.data.copy_(kept)
+    return out
+
+
 def applied(module, columns, dtype):
     """The module's matrix from its products with unit vectors, 256 at a time, without its bias."""
     bias = getattr(module, "bias", None)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright the lquant authors
-"""vLLM's CPU build, in this process, eager. NLLs are its prompt log-probabilities; a matrix is what its kernel does to the identity.
+"""vLLM's CPU build, in this process, eager. NLLs are its prompt log-probabilities; a matrix is what its kernel does to the identity,
+except in FP8: the identity's own rounding (448 times the F32 nearest 1/448) moves ties of the bf16 result there, so codes times scales are taken.
 
 vLLM wants room for one more token than it is asked about: chunks are one shorter than the model's context.
 """
@@ -24,10 +25,10 @@ def longest(positions):
     return positions - 1
 
 
-def load(folder, dtype, threads):
+def load(folder, dtype, threads, kv=""):
     import vllm
     from common import config_of
-    kv = {"kv_cache_dtype": os.environ["LQ_KV_DTYPE"]} if "LQ_KV_DTYPE" in os.environ else {}
+    kv = {"kv_cache_dtype": kv} if kv else {}
     return vllm.LLM(folder, dtype=dtype or "auto", enforce_eager=True, max_model_len=min(2048, config_of(folder)["max_position_embeddings"]), max_num_seqs=1,
                     skip_tokenizer_init=True, enable_prefix_caching=False, **kv)
 
@@ -51,24 +52,40 @@ def nlls(llm, chunks):
     return out
 
 
+def kv_scales(llm):
+    found = [(n.removesuffix(".attn"), m) for n, m in module_of(llm).named_modules() if hasattr(m, "_k_scale_float")]
+    return {f"{n}.{part}_scale": getattr(m, f"_{part}_scale_float") for n, m in found for part in "kv"}
+
+
 def weights(llm, known):
     from vllm.model_executor.layers.linear import LinearBase
     dtype = dtype_of(llm)
     for name, m in module_of(llm).named_modules():
         if isinstance(m, LinearBase):
             kind = kernel(m)
-            with torch.no_grad():
-                eye = torch.eye(m.input_size_per_partition if hasattr(m, "input_size_per_partition") else m.input_size, dtype=getattr(torch, dtype))
-                w = m.quant_method.apply(m, eye, None).T.float().numpy()
-            yield from split(name, kind, dtype, w, m)
+            yield from split(name, kind, *(held(m) or applied(m, dtype)), m)
         elif type(m).__name__ in ("VocabParallelEmbedding", "ParallelLMHead") and (name.removeprefix("model.") in known or name in known):
             rows = m.org_vocab_size
             yield name, type(m).__name__, str(m.weight.dtype).removeprefix("torch."), m.weight[:rows].detach().float().numpy()
 
 
+def held(m):
+    """FP8 codes times scales, of modules whose kernel left them as [columns, rows]."""
+    w, s = getattr(m, "weight", None), getattr(m, "weight_scale", None)
+    if w is None or s is None or w.dtype != torch.float8_e4m3fn or w.shape != (m.input_size, sum(m.output_sizes) if hasattr(m, "output_sizes") else m.output_size):
+        return None
+    return "float32", (w.detach().float() * s.detach().float().reshape(1, -1)).T.numpy()
+
+
+def applied(m, dtype):
+    with torch.no_grad():
+        eye = torch.eye(m.input_size_per_partition if hasattr(m, "input_size_per_partition") else m.input_size, dtype=getattr(torch, dtype))
+        return dtype, m.quant_method.apply(m, eye, None).T.float().numpy()
+
+
 def kernel(m):
-    method = m.quant_method
-    for x in (getattr(method, "kernel", None), getattr(getattr(m, "scheme", None), "kernel", None), getattr(m, "scheme", None), method):
+    method, scheme = m.quant_method, getattr(m, "scheme", None)
+    for x in (getattr(method, "kernel", None), getattr(scheme, "kernel", None), getattr(scheme, "fp8_linear", None), scheme, method):
         if x is not None:
             return type(x).__name__
 

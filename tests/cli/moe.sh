@@ -23,6 +23,18 @@ token_counts_of_the_experts_are_in_the_manifest_and_sum_to_tokens_times_k() { # 
     grep -A 2 'block_sparse_moe.gate.weight' "$tmp/report.json" | grep -q '"kept by default"' || fail "the router is not kept"
 }
 
+transforms_by_statistics_choose_for_every_expert_as_with_the_model_run() { # test
+    lettered qwen2_moe
+    ok "$lquant" calibrate --hessians $calib "$tmp/in" -o "$tmp/in.stats"
+    ok "$lquant" awq --awq-ratios 4 --bits 8 --group-size -1 --format lqt $calib --report "$tmp/run.json" "$tmp/in" "$tmp/run.lqt"
+    ok "$lquant" awq --awq-ratios 4 --bits 8 --group-size -1 --format lqt -q --stats "$tmp/in.stats" --report "$tmp/file.json" "$tmp/in" "$tmp/file.lqt"
+    for f in file run; do grep -A 6 '"block 0 ' "$tmp/$f.json" | grep -v '"groups\|cut"' >"$tmp/$f.sites"; done
+    grep -q 'expert 3 .*"' "$tmp/run.sites" && grep -q '"ratio' "$tmp/run.sites" || fail "no site of an expert in the report"
+    cmp -s "$tmp/run.sites" "$tmp/file.sites" || fail "block 0 chose otherwise"
+    ok "$lquant" eval "$tmp/file.lqt" -f "$root/README.md" --chunks 2 --base "$tmp/in" --kld
+    grep -q '^kld 0\.0[0-2]' "$tmp/stdout" || fail "8 bits are far from the model: $(grep kld "$tmp/stdout")"
+}
+
 an_interrupted_run_continues_to_the_same_bytes() { # test
     lettered qwen2_moe
     many="-f $root/texts/heldout.txt --nsamples 200 --seqlen 48 -q"

@@ -44,6 +44,46 @@ rotated_statistics_fit_the_rotated_model() { # test
     expect 7 "rotation" "$lquant" gptq --bits 4 --stats "$tmp/r.stats" "$tiny" "$tmp/no"
 }
 
+transforms_take_statistics_and_choose_as_on_the_first_block_of_a_run() { # test
+    ok "$lquant" calibrate --hessians --samples $sample "$tiny" -o "$tmp/all.stats"
+    for r in "smoothquant" "smoothquant:alpha=0.6,awq:awq-ratios=3,gptq --bits 4 --group-size 128"; do
+        ok "$lquant" $r $sample --format lqt --report "$tmp/run.json" --overwrite "$tiny" "$tmp/run.lqt"
+        ok "$lquant" $r --stats "$tmp/all.stats" -q --format lqt --report "$tmp/file.json" --overwrite "$tiny" "$tmp/file.lqt"
+        for f in file run; do grep -A 6 '"block 0 ' "$tmp/$f.json" >"$tmp/$f.sites"; done
+        grep -q '"loss":' "$tmp/run.sites" || fail "$r: no site of block 0 in the report"
+        cmp -s "$tmp/run.sites" "$tmp/file.sites" || fail "$r: block 0 chose otherwise than with the model run"
+        ok "$lquant" eval "$tmp/file.lqt" -f "$text" --chunks 1
+    done
+    ok "$lquant" $r --stats "$tmp/all.stats" -q -t 1 --format lqt "$tiny" "$tmp/one.lqt"
+    cmp -s "$tmp/file.lqt" "$tmp/one.lqt" || fail "$r: 1 and 2 threads differ"
+}
+
+what_a_statistics_file_lacks_is_named_with_the_command_that_makes_it() { # test
+    ok "$lquant" calibrate $sample "$tiny" -o "$tmp/d.stats"
+    ok "$lquant" calibrate --hessians $sample "$tiny" -o "$tmp/h.stats"
+    expect 4 "awq needs the Gram matrices.*lquant calibrate --hessians IN" "$lquant" awq --stats "$tmp/d.stats" "$tiny" "$tmp/no"
+    expect 4 "smoothquant needs sampled activations.*lquant calibrate --samples IN" "$lquant" smoothquant --stats "$tmp/h.stats" "$tiny" "$tmp/no"
+    expect 4 "calibrate --hessians --samples IN" "$lquant" smoothquant,gptq --bits 4 --stats "$tmp/h.stats" "$tiny" "$tmp/no"
+    expect 4 "no-correction" "$lquant" zeroquant --stats "$tmp/h.stats" "$tiny" "$tmp/no"
+    ok "$lquant" smoothquant --alpha 0.5 --stats "$tmp/d.stats" -q "$tiny" "$tmp/fixed"
+    ok "$lquant" zeroquant --bits 4 --no-correction --stats "$tmp/h.stats" -q "$tiny" "$tmp/zq"
+    absent "$tmp/no" "$tmp/no.partial"
+}
+
+an_interrupted_run_by_statistics_goes_on_to_the_same_bytes() { # test
+    ok "$lquant" calibrate --hessians $sample "$tiny" -o "$tmp/h.stats"
+    ok "$lquant" awq --stats "$tmp/h.stats" --awq-ratios 2 --bits 4 --group-size 32 -q "$tiny" "$tmp/whole"
+    "$lquant" awq --stats "$tmp/h.stats" --awq-ratios 2 --bits 4 --group-size 32 -q "$tiny" "$tmp/halves" >/dev/null 2>&1 &
+    pid=$!
+    while kill -0 $pid 2>/dev/null && [ ! -e "$tmp/halves.partial/.journal/unit-00000" ]; do :; done
+    kill -INT $pid 2>/dev/null
+    wait $pid
+    code=$?
+    [ $code = 75 ] || [ $code = 0 ] || fail "interrupted run left with $code"
+    [ $code = 0 ] || ok "$lquant" awq --stats "$tmp/h.stats" --awq-ratios 2 --bits 4 --group-size 32 -q "$tiny" "$tmp/halves"
+    cmp -s "$tmp/whole/model.safetensors" "$tmp/halves/model.safetensors" || fail "the interrupted run wrote other bytes"
+}
+
 merged_files_count_every_text() { # test
     head -c 20000 "$text" >"$tmp/a.txt"
     tail -c 20000 "$text" >"$tmp/b.txt"

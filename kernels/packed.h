@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The layout that kernels stream: sixteen rows side by side, so that a lane is a row and no sum crosses lanes.
+ *
+ *   tile    16 rows x all columns (stored order), contiguous; rows behind the last and columns behind cols have code 0
+ *   unit    32 columns of a tile: for every field of the code its vectors of 64 bytes, low field first
+ *   field   a code of b bits is cut into fields of 8, 4, 2 or 1 bits: 8, 4, 2, 1; 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2; 7 is stored as 8
+ *   vector  bits f p .. f p + f - 1 of byte 4 i + j belong to row i = 0 .. 15, column 4 p + j of the 32 / f columns the vector covers
+ *           (f bits, p = 0 .. 8 / f - 1, j = 0 .. 3):
+ *
+ *             f = 4:   byte   | row 0: k+0|k+4  k+1|k+5  k+2|k+6  k+3|k+7 | row 1: ...        low|high nibble
+ *             f = 2:            k+0|k+4|k+8|k+12 ...          f = 1: k+0|k+4| .. |k+28 ...     f = 8: k+0 k+1 k+2 k+3
+ *
+ *   so the 32-bit lane of a row shifted right by 8 j + f p has column 4 p + j at its foot, and vector & (2^f - 1) 0x01010101 << f p holds
+ *   four adjacent columns for a dot product of bytes. AVX2 reads a vector as two halves of eight rows.
+ *   params  per tile and segment of columns: 16 scales, then 16 zeros, so w = s A(code) - z as core/qtensor.h has it
+ *
+ * Scales and zeros stay in the qtensor as well (their second levels too), so unpacking gives back every bit. */
+#ifndef LQ_PACKED_H
+#define LQ_PACKED_H
+#include "core/qtensor.h"
+
+enum {
+    LQ_TILE = 16,        /* rows of a tile */
+    LQ_UNIT = 32,        /* columns of a unit */
+    LQ_PACKED_PAD = 8192 /* readable bytes behind codes: how far ahead a kernel may prefetch or read */
+};
+
+typedef struct lq_packed {
+    lq_qtensor q;         /* all of the matrix but its codes (NULL): shape, scheme, planes, tables, permutation, extras; owned */
+    uint32_t tiles, units;
+    uint32_t seg, segs;   /* columns of a segment: a multiple of 16, or all; how many */
+    uint8_t fields[2];    /* bits; the second 0 when there is one */
+    lq_dtype scale, zero; /* as stored in params: F32 F16 E8M0 E4M3, LQ_NONE: 1 / F32 F16 U8, LQ_NONE: 0 */
+    float up, shift;      /* a scale of E4M3 is its value times up, plus shift */
+    size_t tile_bytes;    /* units * 64 * (fields[0] + fields[1]) */
+    size_t seg_bytes;     /* 16 scales and 16 zeros */
+    uint8_t *codes;       /* [tiles] of tile_bytes, 64-byte aligned */
+    uint8_t *params;      /* [tiles][segs] of seg_bytes, 16-byte aligned */
+} lq_packed;
+
+/* Can this layout hold a matrix of the scheme? INT of 1 to 8 bits, tables and small floats of up to 4 bits, E4M3, whose planes are constant
+ * over runs of 16 columns or whole rows; activations not rounded, or rounded to integers under an integer grid. Tables per row and
+ * whole floats are read as they lie. */
+bool lq_packed_fits(const lq_scheme *s, uint32_t rows, uint32_t cols);
+uint64_t lq_packed_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols); /* memory that packing takes, the parts kept in q not counted */
+/* q is left as it is and may be freed; p owns itself. Not fitting: LQ_ERR_INTERNAL. */
+lq_status lq_pack(lq_ctx *ctx, const lq_qtensor *q, lq_packed *p);
+/* The exact inverse: a qtensor equal in every bit. */
+lq_status lq_unpack(lq_ctx *ctx, const lq_packed *p, lq_qtensor *q);
+void lq_packed_free(lq_packed *p);
+
+/* Stored code of row r, stored column c. */
+uint32_t lq_packed_code(const lq_packed *p, uint32_t r, uint32_t c);
+void lq_packed_set_code(const lq_packed *p, uint32_t r, uint32_t c, uint32_t code); /* where it was 0 */
+/* Scale and zero of row r in segment g as floats. */
+float lq_packed_scale(const lq_packed *p, uint32_t r, uint32_t g);
+float lq_packed_zero(const lq_packed *p, uint32_t r, uint32_t g);
+static inline const uint8_t *lq_packed_params(const lq_packed *p, uint32_t tile, uint32_t g) { return p->params + ((size_t)tile * p->segs + g) * p->seg_bytes; }
+static inline uint32_t lq_packed_ld(const lq_packed *p) { return p->units * LQ_UNIT; }
+
+/* Activations as the kernels read them. */
+typedef struct lq_packed_x {
+    uint32_t n;       /* tokens */
+    const float *x;   /* [n][ld] in stored order, 0 behind cols */
+    const float *sum; /* [n][segs] their sums, where there are zeros; else NULL */
+} lq_packed_x;
+typedef struct lq_packed_i {
+    uint32_t n;
+    const int8_t *x;    /* [n][ld] rounded activations, -127 .. 127, stored order, 0 behind cols */
+    const int32_t *sum; /* [n][segs] */
+    const float *step;  /* [n][segs] what a code is worth */
+} lq_packed_i;
+
+/* Bytes of scratch, and x made of n tokens [n][cols] in weight-column order in it (or borrowed where it is already so). */
+size_t lq_packed_x_bytes(const lq_packed *p, uint32_t n);
+lq_packed_x lq_packed_x_make(const lq_packed *p, const float *x, uint32_t n, void *scratch);
+/* The same of rounded activations that are whole floats in stored order, steps per tile of the scheme's act [n][tiles]. */
+size_t lq_packed_i_bytes(const lq_packed *p, uint32_t n);
+lq_packed_i lq_packed_i_make(const lq_packed *p, const float *code, const float *step, uint32_t n, void *scratch);
+#endif

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Activations in the order and width of packed weights, with the sums that zeros are multiplied by. */
+#include "kernels/packed.h"
+
+#include <string.h>
+
+static size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
+static uint32_t seg_end(const lq_packed *p, uint32_t g) { return p->q.cols - g * p->seg < p->seg ? p->q.cols : (g + 1) * p->seg; }
+static bool wants_sums(const lq_packed *p) { return p->zero != LQ_NONE; }
+
+size_t lq_packed_x_bytes(const lq_packed *p, uint32_t n) {
+    return aligned((size_t)n * lq_packed_ld(p) * sizeof(float)) + (wants_sums(p) ? aligned((size_t)n * p->segs * sizeof(float)) : 0);
+}
+
+static void arrange(const lq_packed *p, const float *x, float *out) {
+    uint32_t cols = p->q.cols;
+    if (!p->q.perm) memcpy(out, x, cols * sizeof *x);
+    for (uint32_t c = 0; p->q.perm && c < cols; c++) out[c] = x[p->q.perm[c]];
+    memset(out + cols, 0, (lq_packed_ld(p) - cols) * sizeof *x);
+}
+
+static void add_up(const lq_packed *p, const float *x, float *sum) {
+    for (uint32_t g = 0; g < p->segs; g++) {
+        double s = 0;
+        for (uint32_t c = g * p->seg; c < seg_end(p, g); c++) s += (double)x[c];
+        sum[g] = (float)s;
+    }
+}
+
+lq_packed_x lq_packed_x_make(const lq_packed *p, const float *x, uint32_t n, void *scratch) {
+    uint32_t ld = lq_packed_ld(p), cols = p->q.cols;
+    lq_packed_x out = {n, x, NULL};
+    if (p->q.perm || ld != cols) {
+        for (uint32_t t = 0; t < n; t++) arrange(p, x + (size_t)t * cols, (float *)scratch + (size_t)t * ld);
+        out.x = scratch;
+    }
+    if (!wants_sums(p)) return out;
+    float *sum = (float *)(void *)((char *)scratch + aligned((size_t)n * ld * sizeof(float)));
+    for (uint32_t t = 0; t < n; t++) add_up(p, out.x + (size_t)t * ld, sum + (size_t)t * p->segs);
+    out.sum = sum;
+    return out;
+}
+
+size_t lq_packed_i_bytes(const lq_packed *p, uint32_t n) { return aligned((size_t)n * lq_packed_ld(p)) + 2 * aligned((size_t)n * p->segs * 4); }
+
+lq_packed_i lq_packed_i_make(const lq_packed *p, const float *code, const float *step, uint32_t n, void *scratch) {
+    uint32_t ld = lq_packed_ld(p), cols = p->q.cols, tile = p->q.sch.act.tile, tiles = tile ? (cols + tile - 1) / tile : 1;
+    int8_t *x = scratch;
+    int32_t *sum = (int32_t *)(void *)((char *)scratch + aligned((size_t)n * ld));
+    float *steps = (float *)(void *)((char *)sum + aligned((size_t)n * p->segs * 4));
+    for (uint32_t t = 0; t < n; t++) {
+        int8_t *to = x + (size_t)t * ld;
+        for (uint32_t c = 0; c < cols; c++) to[c] = (int8_t)code[(size_t)t * cols + c];
+        memset(to + cols, 0, ld - cols);
+        for (uint32_t g = 0; g < p->segs; g++) {
+            int32_t s = 0;
+            for (uint32_t c = g * p->seg; c < seg_end(p, g); c++) s += to[c];
+            sum[(size_t)t * p->segs + g] = s;
+            steps[(size_t)t * p->segs + g] = step[(size_t)t * tiles + (tile ? g * p->seg / tile : 0)];
+        }
+    }
+    return (lq_packed_i){n, x, sum, steps};
+}

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The packed layout: unpacking gives back every bit; each variant decodes the definition's bits, multiplies within its bound and
+ * agrees with the others bit for bit on rounded activations. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "checkkern.h"
+#include "core/pack.h"
+#include "kernels/ref/ref.h"
+
+#include <float.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROUNDS = 4 }; /* & 1: permuted; & 2: hostile values */
+
+typedef void (*body)(const ck_probe *p, const lq_packed *m, const lq_qtensor *q, lq_rng *rng, bool hostile);
+
+static lq_scheme bare(const ck_scheme *c, bool perm) {
+    lq_scheme s = c->s;
+    s.extra &= ~(uint32_t)LQ_X_PERM;
+    if (perm) s.extra |= LQ_X_PERM;
+    return s;
+}
+
+static void over_shapes(const ck_probe *p, lq_act act, body fn) {
+    static const uint32_t heights[] = {1, 16, 37};
+    lq_rng rng = ck_start(p->name);
+    for (int round = 0; round < ROUNDS; round++)
+        for (size_t i = 0; i < ck_n_widths; i++) {
+            uint32_t cols = ck_widths[i], rows = cols > 1000 ? 17 : heights[(i + (size_t)round) % 3];
+            lq_scheme s = bare(p->scheme, round & 1);
+            lq_qtensor q;
+            lq_packed m;
+            if (act.kind) s.act = act;
+            if (!ck_fits_cols(&s, cols) || !lq_packed_fits(&s, rows, cols)) continue;
+            ck_fill(&q, &s, rows, cols, &rng, round > 1);
+            lq_ctx ctx = {0};
+            assert_int_equal(lq_pack(&ctx, &q, &m), LQ_OK);
+            fn(p, &m, &q, &rng, round > 1);
+            lq_packed_free(&m);
+            lq_qtensor_free(&q);
+        }
+}
+
+/* Bits behind the last column mean nothing and are not kept. */
+static void clear_padding(const lq_qtensor *q) {
+    uint16_t *code = ck_exact(2 * (size_t)q->cols);
+    for (uint32_t r = 0; r < q->rows; r++) {
+        uint8_t *row = q->codes + r * q->row_bytes;
+        lq_codes_unpack(row, q->sch.grid.bits, q->cols, code);
+        memset(row, 0, q->row_bytes);
+        lq_codes_pack(row, q->sch.grid.bits, q->cols, code);
+    }
+    free(code);
+}
+
+static void unpacks(const ck_probe *p, const lq_packed *m, const lq_qtensor *q, lq_rng *rng, bool hostile) {
+    lq_qtensor back;
+    lq_ctx ctx = {0};
+    (void)rng, (void)hostile;
+    clear_padding(q);
+    assert_int_equal(lq_unpack(&ctx, m, &back), LQ_OK);
+    if (!lq_qtensor_eq(q, &back)) fail_msg("%s, %u x %u: unpacked differs", p->name, q->rows, q->cols);
+    lq_qtensor_free(&back);
+}
+
+static void unpacking_gives_back_every_bit(void **state) { over_shapes(*state, (lq_act){0}, unpacks); }
+
+static uint32_t rows_from(const lq_packed *m, uint32_t t0) { return m->q.rows - t0 * LQ_TILE; }
+
+static void decodes(const ck_probe *p, const lq_packed *m, const lq_qtensor *q, lq_rng *rng, bool hostile) {
+    uint32_t t0 = m->tiles - 1 - lq_rng_below(rng, m->tiles), rows = rows_from(m, t0);
+    size_t n = (size_t)rows * q->cols;
+    lq_qtensor plain = *q;
+    float *want = ck_exact(4 * n), *got = ck_guarded(4 * n);
+    (void)hostile;
+    plain.sch.extra &= LQ_X_PERM;
+    for (uint32_t r = 0; r < rows; r++) lq_qtensor_decode_row(&plain, t0 * LQ_TILE + r, want + (size_t)r * q->cols);
+    p->v->k.packed_dequant(m, t0, m->tiles - t0, got);
+    ck_same_bits(got, want, n, p->name, q->cols);
+    ck_release(got, 4 * n);
+    free(want);
+}
+
+static void packed_dequant_is_the_definition(void **state) { over_shapes(*state, (lq_act){0}, decodes); }
+
+/* A lane adds up to two hundred and fifty-six products at a time, and then their sums; a segment ends with one scaled sum. */
+static double factor(const lq_packed *m) { return 256 + m->q.cols / 256.0 + 3.0 * m->segs + 12; }
+
+static void one_product(const ck_probe *p, const lq_packed *m, uint32_t r, const float *x, float got) {
+    bool min = m->q.sch.zero_kind == LQ_ZERO_MIN;
+    double sum = 0, mass = 0;
+    for (uint32_t c = 0; c < m->q.cols; c++) {
+        double a = lq_grid_value(&m->q, r, lq_packed_code(m, r, c)), s = lq_packed_scale(m, r, c / m->seg), z = lq_packed_zero(m, r, c / m->seg), v = x[c];
+        sum += (min ? a * s - z : (a - z) * s) * v;
+        mass += (fabs(a * s) + fabs(min ? z : z * s)) * fabs(v) + fabs(s) * FLT_MIN / 2; /* A x may be subnormal before it is scaled */
+    }
+    ck_near_exact(p, got, sum, mass, strcmp(p->v->name, "c") ? factor(m) : 1.01, m->q.cols);
+}
+
+static void multiplies(const ck_probe *p, const lq_packed *m, const lq_qtensor *q, lq_rng *rng, bool hostile) {
+    uint32_t n = 1 + lq_rng_below(rng, q->cols > 300 ? 2 : 11), t0 = m->tiles - 1 - lq_rng_below(rng, m->tiles), rows = q->rows;
+    size_t ny = (size_t)n * rows, at = (size_t)t0 * LQ_TILE;
+    float *x = ck_exact(4 * (size_t)n * q->cols), *y = ck_guarded(4 * (ny - at));
+    void *scratch = lq_alloc(lq_packed_x_bytes(m, n));
+    assert_non_null(scratch);
+    ck_floats(x, (size_t)n * q->cols, rng, hostile);
+    lq_packed_x px = lq_packed_x_make(m, x, n, scratch);
+    p->v->k.packed_gemv(m, t0, m->tiles - t0, &px, y - at, rows); /* rows of the first token before t0 lie before y: not to be touched */
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t r = (uint32_t)at; r < rows; r++) one_product(p, m, r, px.x + (size_t)t * lq_packed_ld(m), y[(size_t)t * rows + r - at]);
+    ck_release(y, 4 * (ny - at));
+    lq_free(scratch);
+    free(x);
+}
+
+static void packed_gemv_is_within_its_bound(void **state) {
+    const ck_probe *p = *state;
+    ck_worst = 0;
+    over_shapes(p, (lq_act){0}, multiplies);
+    print_message("    %s: worst error %.2f eps sum|wx|\n", p->name, ck_worst);
+}
+
+static void fill_codes(float *code, size_t n, lq_rng *rng, bool extreme) {
+    for (size_t i = 0; i < n; i++) code[i] = extreme ? (lq_rng_below(rng, 2) ? 127.0f : -127.0f) : (float)((int)lq_rng_below(rng, 255) - 127);
+}
+
+static void multiplies_whole(const ck_probe *p, const lq_packed *m, const lq_qtensor *q, lq_rng *rng, bool hostile) {
+    uint32_t n = 1 + lq_rng_below(rng, q->cols > 300 ? 3 : 70), t0 = m->tiles - 1 - lq_rng_below(rng, m->tiles), tile = q->sch.act.tile;
+    uint32_t tiles = tile ? (q->cols + tile - 1) / tile : 1;
+    size_t na = (size_t)n * (m->tiles - t0) * LQ_TILE;
+    float *code = ck_exact(4 * (size_t)n * q->cols), *step = ck_exact(4 * (size_t)n * tiles);
+    double *want = ck_exact(8 * na), *got = ck_guarded(8 * na);
+    void *scratch = lq_alloc(lq_packed_i_bytes(m, n));
+    assert_non_null(scratch);
+    fill_codes(code, (size_t)n * q->cols, rng, hostile);
+    ck_floats(step, (size_t)n * tiles, rng, hostile);
+    lq_packed_i x = lq_packed_i_make(m, code, step, n, scratch);
+    lq_packed_idot_c(m, t0, m->tiles - t0, &x, want);
+    p->v->k.packed_idot(m, t0, m->tiles - t0, &x, got);
+    for (size_t i = 0; i < na; i++) {
+        if (memcmp(got + i, want + i, 8) && !(isnan(got[i]) && isnan(want[i])))
+            fail_msg("%s, %u x %u x %u: element %zu is %a, the definition says %a", p->name, q->rows, q->cols, n, i, got[i], want[i]);
+        if (!isnan(got[i])) ck_note(got + i, 8);
+    }
+    ck_release(got, 8 * na);
+    lq_free(scratch);
+    free(want);
+    free(step);
+    free(code);
+}
+
+static void packed_idot_has_the_bits_of_c(void **state) {
+    over_shapes(*state, (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, multiplies_whole);
+    over_shapes(*state, (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = 128}, multiplies_whole);
+}
+
+/* The C code itself, segment by segment against whole numbers of the qtensor. */
+static void sums_are_whole(const ck_probe *p, const lq_packed *m, const lq_qtensor *q, lq_rng *rng, bool hostile) {
+    float *code = ck_exact(4 * (size_t)q->cols), step = 1;
+    double *acc = ck_guarded(8 * (size_t)m->tiles * LQ_TILE);
+    void *scratch = lq_alloc(lq_packed_i_bytes(m, 1));
+    assert_non_null(scratch);
+    fill_codes(code, q->cols, rng, hostile);
+    lq_packed_i x = lq_packed_i_make(m, code, &step, 1, scratch);
+    lq_packed_idot_c(m, 0, m->tiles, &x, acc);
+    for (uint32_t r = 0; r < q->rows; r++) {
+        double sum = 0;
+        for (uint32_t g = 0; g < m->segs; g++) {
+            uint32_t c0 = g * m->seg, n = q->cols - c0 < m->seg ? q->cols - c0 : m->seg;
+            double s = (double)lq_packed_scale(m, r, g), z = (double)lq_packed_zero(m, r, g), ones = 0;
+            for (uint32_t c = c0; c < c0 + n; c++) ones += (double)code[c];
+            if (q->sch.zero_kind == LQ_ZERO_CODE) z *= s;
+            sum += s * (double)lq_codes_dot_c(q, r, c0, n, code) - z * ones;
+        }
+        if (memcmp(acc + r, &sum, 8) && !isnan(sum)) fail_msg("%s, cols %u: row %u is %a, expected %a", p->name, q->cols, r, acc[r], sum);
+    }
+    ck_release(acc, 8 * (size_t)m->tiles * LQ_TILE);
+    lq_free(scratch);
+    free(code);
+}
+
+static void packed_idot_sums_whole_numbers(void **state) { over_shapes(*state, (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, sums_are_whole); }
+
+static bool whole(const lq_scheme *s) {
+    lq_scheme a = *s;
+    a.act = (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8};
+    return lq_packed_fits(&a, 16, 3840); /* a multiple of the tiles in use */
+}
+
+void ck_packed_add(const ck_variant *v) {
+    const lq_kernels *k = &v->k, *b = &v->below;
+    for (const ck_scheme *s = ck_all_schemes(); s->name; s++) {
+        if (!lq_packed_fits(&s->s, 16, 3840)) continue;
+        if (!strcmp(v->name, "c")) ck_add(unpacking_gives_back_every_bit, "unpack", v, s, LQ_NONE);
+        if (!strcmp(v->name, "c") && whole(&s->s)) ck_add(packed_idot_sums_whole_numbers, "whole_sums", v, s, LQ_NONE);
+        if (k->packed_dequant != b->packed_dequant) ck_add(packed_dequant_is_the_definition, "packed_dequant", v, s, LQ_NONE);
+        if (k->packed_gemv != b->packed_gemv) ck_add(packed_gemv_is_within_its_bound, "packed_gemv", v, s, LQ_NONE);
+        if (k->packed_idot != b->packed_idot && whole(&s->s) && strcmp(v->name, "c")) ck_add(packed_idot_has_the_bits_of_c, "packed_idot", v, s, LQ_NONE);
+    }
+}
