@@ -13,7 +13,7 @@
 #include <signal.h>
 #include <string.h>
 
-static const lq_verb *const verbs[] = {&lq_verb_convert, &lq_verb_llama_quantize, &lq_verb_calibrate, &lq_verb_merge, &lq_verb_eval, &lq_verb_run, &lq_verb_inspect, &lq_verb_verify, &lq_verb_diff};
+static const lq_verb *const verbs[] = {&lq_verb_convert, &lq_verb_llama_quantize, &lq_verb_calibrate, &lq_verb_merge, &lq_verb_eval, &lq_verb_run, &lq_verb_bench, &lq_verb_inspect, &lq_verb_verify, &lq_verb_diff};
 enum { N_VERBS = sizeof verbs / sizeof *verbs };
 
 static volatile int stop_asked;

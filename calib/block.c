@@ -126,11 +126,11 @@ static void walk_free(lq_walk *w) {
 /* The spans of tokens [t0, t0+n) of a group; returns their number. */
 static uint32_t make_spans(lq_walk *w, const lq_walk_group *g, uint32_t t0, uint32_t n) {
     if (g->n == 1) {
-        w->spans[0] = (lq_span){0, n, t0, w->keys, w->values, NULL, 0};
+        w->spans[0] = (lq_span){.n = n, .pos = t0, .keys = w->keys, .values = w->values};
         return 1;
     }
     for (uint32_t i = 0, at = 0; i < g->n; at += w->len[g->first + i++])
-        w->spans[i] = (lq_span){at, w->len[g->first + i], 0, w->keys + (size_t)at * w->run.width[T_K], w->values + (size_t)at * w->run.width[T_V], NULL, 0};
+        w->spans[i] = (lq_span){.first = at, .n = w->len[g->first + i], .keys = w->keys + (size_t)at * w->run.width[T_K], .values = w->values + (size_t)at * w->run.width[T_V]};
     return g->n;
 }
 

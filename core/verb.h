@@ -13,7 +13,7 @@ typedef struct lq_verb {
     lq_status (*run)(lq_ctx *ctx, const char *name, int argc, char **argv);
 } lq_verb;
 extern const lq_verb lq_verb_quantize, lq_verb_llama_quantize, lq_verb_convert, lq_verb_calibrate, lq_verb_merge;          /* quant/ */
-extern const lq_verb lq_verb_eval, lq_verb_run, lq_verb_inspect, lq_verb_verify, lq_verb_diff; /* eval/ */
+extern const lq_verb lq_verb_eval, lq_verb_run, lq_verb_bench, lq_verb_inspect, lq_verb_verify, lq_verb_diff; /* eval/ */
 
 typedef struct lq_common {
     int64_t threads;

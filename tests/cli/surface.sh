@@ -3,7 +3,7 @@
 . "$2/tests/cli/lib.sh"
 
 help_fits_a_screen_and_has_examples() { # test
-    for verb in gptq awq rtn convert eval run inspect verify diff; do
+    for verb in gptq awq rtn convert eval run bench inspect verify diff; do
         ok "$lquant" $verb --help
         [ "$(wc -l <"$tmp/stdout")" -le 56 ] || fail "$verb --help has $(wc -l <"$tmp/stdout") lines"
         [ "$(grep -c "^  lquant $verb" "$tmp/stdout")" -ge 3 ] || fail "$verb --help has fewer than three examples"
