@@ -50,12 +50,9 @@ static void list_archs(void) {
 }
 
 static void list_kernels(void) {
-    for (unsigned mask = 0, last = ~0u, all = lq_cpu_mask();; last = mask & all, mask = (mask << 1) | 1) {
-        lq_kernels k;
-        lq_kernels_init(&k, mask & all);
-        if ((mask & all) != last) puts(k.name);
-        if ((mask & all) == all) return;
-    }
+    const char *used = lq_kernels_best()->name;
+    for (const lq_tier *t = lq_tiers; t->name; t++)
+        printf("%-12s %s\n", t->name, !strcmp(t->name, used) ? "used" : (lq_cpu_mask() & t->bit) == t->bit ? "yes" : "no");
 }
 
 static lq_status list(lq_ctx *ctx, const char *what) {

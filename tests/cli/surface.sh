@@ -29,6 +29,16 @@ a_target_refuses_before_work_starts() { # test
     grep -q '^llama.cpp will not load it: reads GGUF alone' "$tmp/stderr" || fail "no note: $(cat "$tmp/stderr")"
 }
 
+kernels_of_an_instruction_set_can_be_asked_for() { # test
+    expect 2 "this machine has: auto, c" "$lquant" eval --isa mmx -f "$root/README.md" "$tiny"
+    ok "$lquant" list kernels
+    [ "$(grep -c 'used$' "$tmp/stdout")" = 1 ] || fail "not one tier is used: $(cat "$tmp/stdout")"
+    other=$(sed -n 's/ *no$//p' "$tmp/stdout" | head -n 1) # no machine has them all
+    expect 2 "--isa $other: this machine has" "$lquant" rtn --isa "$other" "$tiny" "$tmp/out"
+    ok "$lquant" rtn --bits 4 --isa c -q "$tiny" "$tmp/four_c"
+    rm -rf "$tmp/four_c"
+}
+
 lists_come_from_the_registries() { # test
     for what in methods formats targets archs types protocols kernels; do
         ok "$lquant" list $what
