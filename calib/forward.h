@@ -69,7 +69,7 @@ typedef struct lq_stage_hook {
     lq_status (*on_stage)(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats);
     void *user;
     /* CROSS: residual stream of the unquantized model (as `resid`), replaced by the block's output under the weights as they are on
-     * entry. Experts get no CROSS: another token may have come to them. */
+     * entry. An expert's is of the tokens that the quantized model routes to it. */
     lq_cache *twin;
     float *kv_max;                /* [2] raised to the largest |key|, after the rotary turn, and |value| of the block; NULL */
 } lq_stage_hook;
