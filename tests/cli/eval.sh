@@ -110,4 +110,17 @@ inspect_tells_what_is_there() { # test
     expect 3 "" "$lquant" inspect "$tmp/nowhere"
 }
 
+bench_tells_how_fast_it_is() { # test
+    ok "$lquant" gptq --bits 4 $quick "$tiny" "$tmp/q"
+    ok "$lquant" bench "$tmp/q" --ctx 24,40 --batch 1,3 -n 4 -r 2
+    [ "$(grep -c "^prompt" "$tmp/stdout") $(grep -c "^decode" "$tmp/stdout")" = "2 4" ] || fail "$(cat "$tmp/stdout")"
+    grep -q "^read bandwidth [0-9.]* GB/s" "$tmp/stdout" || fail "no bandwidth"
+    ok "$lquant" bench "$tmp/q" --ctx 24 --batch 2 -n 4 -r 1 --json
+    for key in first_token_seconds bytes_per_token bandwidth_share seconds_median joules_per_token attention load_average; do
+        grep -q "\"$key\"" "$tmp/stdout" || fail "no $key"
+    done
+    expect 2 "numbers from 1" "$lquant" bench "$tmp/q" --batch 1,x
+    expect 2 "needs a model" "$lquant" bench
+}
+
 run_all
