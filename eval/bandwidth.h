@@ -11,7 +11,7 @@ typedef struct lq_bandwidth {
     double loop[2];            /* bytes per second, the best so far: every line touched in order; memchr for what is not there */
 } lq_bandwidth;
 lq_status lq_bandwidth_init(lq_ctx *ctx, lq_bandwidth *b);
-void lq_bandwidth_try(lq_bandwidth *b); /* both loops once, on all threads */
+void lq_bandwidth_try(lq_bandwidth *b); /* both loops some times, one after the other, on all threads */
 void lq_bandwidth_free(lq_bandwidth *b);
 
 double lq_joules(void);        /* used by all packages since some moment (RAPL); negative: cannot be read */
