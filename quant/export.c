@@ -105,7 +105,7 @@ static lq_status resolve(const job *j, target *t) {
         if (in_codes(r) && may_be_codes(t, r)) LQ_TRY(resolve_codes(j, t, r));
         t->told->quantized += r->quantize;
     }
-    lq_legal_case c = {&t->cat, t->format->name, from->model_type ? from->model_type : "", j->m->par.n_heads, j->m->par.n_kv_heads};
+    lq_legal_case c = {&t->cat, t->format->name, from->model_type ? from->model_type : "", j->m->par.n_heads, j->m->par.n_kv_heads, lq_params_short_window(&j->m->par)};
     LQ_TRY(lq_legal_check(j->ctx, &c, &j->o->targets));
     bool lists_codes = t->format->quant_config != NULL;
     if (!lists_codes || t->told->quantized) return LQ_OK;
