@@ -210,10 +210,12 @@ static void layers_of_mixed_precision_are_of_their_own_algorithms(void **state) 
 
     lq_row rows[] = {{.slot = {0, LQ_R_Q, -1}, .name = "a.q.weight", .ndim = 2, .shape = {N, K}, .linear = true, .quantize = true, .scheme = nvfp4()},
                      {.slot = {0, LQ_R_UP, -1}, .name = "a.up.weight", .ndim = 2, .shape = {N, K}, .linear = true, .quantize = true, .scheme = lq_scheme_int(4, 16, true)}};
+    const lq_catalog cat = {.rows = rows, .n = 2}; /* the sink borrows both */
+    const lq_sink_opts opts = {0};
     lq_sink *sink;
     lq_remove_tree(NULL, dir);
     GOOD_ST(lq_mkdir(&ctx, dir));
-    GOOD_ST(lq_sink_open(&ctx, lq_format_by_name("modelopt"), dir, &(lq_catalog){.rows = rows, .n = 2}, &(lq_sink_opts){0}, &sink));
+    GOOD_ST(lq_sink_open(&ctx, lq_format_by_name("modelopt"), dir, &cat, &opts, &sink));
     GOOD_ST(lq_sink_config(sink, "{}", 2));
     lq_sink_abandon(&sink);
     json_t *c = written_config(dir, "quantization_config"), *layers = json_object_get(c, "quantized_layers"), *groups = json_object_get(c, "config_groups");
