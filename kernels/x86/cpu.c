@@ -34,6 +34,7 @@ static void use_avx512(lq_kernels *k) {
     k->glu = lq_glu_avx512;
     k->softmax = lq_softmax_avx512;
     k->logsumexp = lq_logsumexp_avx512;
+    k->packed_gemv = lq_packed_gemv_avx512;
 }
 
 static void use_avx512vnni(lq_kernels *k) { k->name = "avx512vnni"; }
