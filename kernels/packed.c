@@ -125,6 +125,10 @@ static void put_code(const lq_packed *p, uint8_t *tile, uint32_t row, uint32_t c
     }
 }
 
+void lq_packed_set_code(const lq_packed *p, uint32_t r, uint32_t c, uint32_t code) {
+    put_code(p, p->codes + (size_t)(r / LQ_TILE) * p->tile_bytes, r % LQ_TILE, c, code);
+}
+
 typedef struct job { const lq_qtensor *q; lq_packed *p; lq_qtensor *out; } job;
 
 static uint32_t rows_of(const lq_qtensor *q, size_t tile) {

@@ -52,6 +52,7 @@ void lq_packed_free(lq_packed *p);
 
 /* Stored code of row r, stored column c. */
 uint32_t lq_packed_code(const lq_packed *p, uint32_t r, uint32_t c);
+void lq_packed_set_code(const lq_packed *p, uint32_t r, uint32_t c, uint32_t code); /* where it was 0 */
 /* Scale and zero of row r in segment g as floats. */
 float lq_packed_scale(const lq_packed *p, uint32_t r, uint32_t g);
 float lq_packed_zero(const lq_packed *p, uint32_t r, uint32_t g);

@@ -3,7 +3,7 @@
 # Installs the Debian packages lquant is built from, as far as they are missing. Arguments: further packages.
 set -eu
 missing=
-for p in gcc libc6-dev meson ninja-build pkg-config libopenblas-dev libzstd-dev libjansson-dev libpcre2-dev libutf8proc-dev \
+for p in gcc g++ libc6-dev meson ninja-build pkg-config libopenblas-dev libzstd-dev libjansson-dev libpcre2-dev libutf8proc-dev \
          nettle-dev libcmocka-dev "$@"; do
     dpkg-query -W -f='${Status}\n' "$p" 2>/dev/null | grep -q '^install ok installed' || missing="$missing $p"
 done

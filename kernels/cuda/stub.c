@@ -2,5 +2,10 @@
  * Copyright the lquant authors */
 #include "kernels/cuda/cuda.h"
 
-bool lq_cuda_available(void) { return false; }
-const char *lq_cuda_describe(void) { return "built without CUDA"; }
+static bool available(void) { return false; }
+static const char *describe(void) { return "built without CUDA"; }
+
+const lq_device *lq_device_cuda(void) {
+    static const lq_device none = {.name = "cuda", .available = available, .describe = describe};
+    return &none;
+}

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* The device "emu": the kernels of this folder on the CPU. Its memory is the host's, new memory is rubbish. */
+#define LQ_EMU
+#include "kernels/cuda/gemv.cuh"
+
+#include <cstdlib>
+#include <cstring>
+
+static bool available() { return true; }
+static const char *describe() { return "CUDA kernels emulated on the CPU"; }
+
+static void *take(size_t n) {
+    void *p = nullptr;
+    if (posix_memalign(&p, 256, n ? n : 1)) return nullptr;
+    return memset(p, 0xa5, n);
+}
+static void release(void *p) { free(p); }
+static bool copy(void *to, const void *from, size_t n) { return n ? memcpy(to, from, n) != nullptr : true; }
+
+extern "C" const lq_device *lq_device_emu(void) {
+    static const lq_device d = {"emu", available, describe, take, release, copy, copy, gemv::all_tokens};
+    return &d;
+}

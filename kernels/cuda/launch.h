@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* One way to start a kernel on either machine. */
+#ifndef LQ_LAUNCH_H
+#define LQ_LAUNCH_H
+#include "kernels/cuda/cu.h"
+
+#ifdef LQ_EMU
+template <typename Kernel, typename... Args> const char *lq_launch(const char *name, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
+    auto run = [&] { kernel(args...); };
+    return emu::launch(name, grid, block, shared, [](const void *f) { (*(decltype(run) const *)f)(); }, &run);
+}
+#else
+template <typename Kernel, typename... Args> const char *lq_launch(const char *, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
+    cudaError_t e = shared > 48 << 10 ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) : cudaSuccess;
+    if (e == cudaSuccess) {
+        kernel<<<grid, block, shared>>>(args...);
+        e = cudaGetLastError();
+    }
+    return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
+}
+#endif
+#endif

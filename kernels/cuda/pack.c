@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "kernels/cuda/cuda.h"
+
+#include "core/num.h"
+#include "core/thread.h"
+
+#include <string.h>
+
+enum { TILE_BYTES = 512, STEP = 16 };
+
+static uint32_t narrow(const lq_packed *p) { return p->fields[1] ? p->fields[1] : p->fields[0]; }
+
+uint32_t lq_device_chunk(const lq_packed *p) { return 256 / narrow(p); }
+
+static size_t chunk_bytes(const lq_packed *p) { return (size_t)TILE_BYTES * (p->fields[0] + p->fields[1]) / narrow(p); }
+
+static uint32_t chunks_of(const lq_packed *p) { return (p->q.cols + lq_device_chunk(p) - 1) / lq_device_chunk(p); }
+
+size_t lq_device_bytes(const lq_packed *p) { return (size_t)p->tiles * chunks_of(p) * chunk_bytes(p); }
+
+typedef struct place { size_t at; uint32_t shift; } place; /* byte of a chunk, bit in it */
+
+/* Field i of row r (0 .. 15), column c of a chunk. */
+static place place_of(const lq_packed *p, int i, uint32_t r, uint32_t c) {
+    uint32_t f = p->fields[i], wide = 256 / f, per = 8 / f, in = c % wide, at = in / STEP * 2 + r / 8, lane = r % 8 * 4 + in % STEP / 4;
+    size_t tile = (size_t)TILE_BYTES * (i ? (size_t)p->fields[0] / narrow(p) : 0) + (size_t)TILE_BYTES * (c / wide);
+    return (place){tile + 16 * lane + 4 * (at / per) + in % 4, f * (at % per)};
+}
+
+typedef struct job { const lq_packed *p; uint8_t *out; const uint8_t *in; lq_packed *back; } job;
+
+static void pack_tile(void *arg, size_t t) {
+    const job *j = arg;
+    const lq_packed *p = j->p;
+    uint32_t wide = lq_device_chunk(p), chunks = chunks_of(p);
+    uint8_t *dst = j->out + t * chunks * chunk_bytes(p);
+    memset(dst, 0, chunks * chunk_bytes(p));
+    for (uint32_t r = 0; r < LQ_TILE && t * LQ_TILE + r < p->q.rows; r++)
+        for (uint32_t c = 0; c < p->q.cols; c++) {
+            uint32_t code = lq_packed_code(p, (uint32_t)t * LQ_TILE + r, c);
+            for (int i = 0; i < 2 && p->fields[i]; code >>= p->fields[i++]) {
+                place a = place_of(p, i, r, c % wide);
+                dst[c / wide * chunk_bytes(p) + a.at] |= (uint8_t)((code & ((1u << p->fields[i]) - 1)) << a.shift);
+            }
+        }
+}
+
+void lq_pack_device(const lq_packed *p, uint8_t *out) { lq_parallel_for(p->tiles, pack_tile, &(job){.p = p, .out = out}); }
+
+static void unpack_tile(void *arg, size_t t) {
+    const job *j = arg;
+    const lq_packed *p = j->back;
+    uint32_t wide = lq_device_chunk(p), chunks = chunks_of(p);
+    const uint8_t *src = j->in + t * chunks * chunk_bytes(p);
+    memset(p->codes + t * p->tile_bytes, 0, p->tile_bytes);
+    for (uint32_t r = 0; r < LQ_TILE && t * LQ_TILE + r < p->q.rows; r++)
+        for (uint32_t c = 0; c < p->q.cols; c++) {
+            uint32_t code = 0;
+            for (int i = 0, done = 0; i < 2 && p->fields[i]; done += p->fields[i++]) {
+                place a = place_of(p, i, r, c % wide);
+                code |= (src[c / wide * chunk_bytes(p) + a.at] >> a.shift & ((1u << p->fields[i]) - 1)) << done;
+            }
+            lq_packed_set_code(p, (uint32_t)t * LQ_TILE + r, c, code);
+        }
+}
+
+void lq_unpack_device(const uint8_t *in, lq_packed *p) { lq_parallel_for(p->tiles, unpack_tile, &(job){.back = p, .in = in}); }
+
+bool lq_device_fits(const lq_packed *p) {
+    const lq_scheme *s = &p->q.sch;
+    return s->grid.kind == LQ_GRID_INT || s->grid.kind == LQ_GRID_E4M3 || s->grid.bits <= 4;
+}
+
+lq_device_matrix lq_device_shape(const lq_packed *p) {
+    const lq_qtensor *q = &p->q;
+    lq_device_matrix m = {.rows = q->rows, .cols = q->cols, .tiles = p->tiles, .chunks = chunks_of(p), .seg = p->seg, .segs = p->segs,
+                          .fields = {p->fields[0], p->fields[1]}, .bits = q->sch.grid.bits, .scale = (uint8_t)p->scale, .zero = (uint8_t)p->zero,
+                          .grid = (uint8_t)q->sch.grid.kind, .zero_kind = (uint8_t)q->sch.zero_kind, .bias = q->sch.grid.bias, .up = p->up,
+                          .shift = p->shift, .seg_bytes = (uint32_t)p->seg_bytes};
+    for (uint32_t i = 0; m.grid != LQ_GRID_INT && m.bits <= 4 && i < 16; i++) m.table[i] = lq_f32_f16(lq_grid_value(q, 0, i & ((1u << m.bits) - 1)));
+    return m;
+}
+
+bool lq_device_put(const lq_device *d, const lq_packed *p, lq_device_matrix *m) {
+    size_t n = lq_device_bytes(p), params = (size_t)p->tiles * p->segs * p->seg_bytes, perm = p->q.perm ? (size_t)p->q.cols * 4 : 0;
+    uint8_t *codes = lq_alloc(n);
+    *m = lq_device_shape(p);
+    m->codes = d->alloc(n + 16);
+    m->params = d->alloc(params + 16);
+    m->perm = perm ? d->alloc(perm) : NULL;
+    bool ok = codes && m->codes && m->params && (!perm || m->perm);
+    if (ok) {
+        lq_pack_device(p, codes);
+        ok = d->put((void *)m->codes, codes, n) && d->put((void *)m->params, p->params, params) && (!perm || d->put((void *)m->perm, p->q.perm, perm));
+    }
+    lq_free(codes);
+    if (!ok) lq_device_drop(d, m);
+    return ok;
+}
+
+void lq_device_drop(const lq_device *d, lq_device_matrix *m) {
+    d->release((void *)m->codes);
+    d->release((void *)m->params);
+    d->release((void *)m->perm);
+    m->codes = m->params = m->perm = NULL;
+}
