@@ -15,6 +15,11 @@ LQ_INLINE __m512i lq_down512(__m512i v, int n) {
     return n >= 0 ? (__m512i)((u32x16)v >> n) : (__m512i)((u32x16)v << -n);
 }
 
+/* Steps of a single field follow each other. */
+LQ_INLINE lq_step lq_step512(const uint8_t *tile, uint32_t c, int f0, int f1) {
+    return f1 || f0 == 1 ? lq_step_at(tile, c, f0, f1) : (lq_step){tile + (size_t)c * 2 * (uint32_t)f0, NULL, 0};
+}
+
 /* The vector of field f in which quad q = 0 .. 3 of a step lies, its bits at f * (q % per) of each byte. */
 LQ_INLINE __m512i lq_vector512(const uint8_t *at, uint32_t half, int f, int q) {
     __m512i v = lq_load512(at + 64 * (q * f / 8));

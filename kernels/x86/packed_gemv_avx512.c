@@ -61,7 +61,7 @@ LQ_INLINE void step(lq_step s, const grid *a, const less *l, const float *const 
 #define COLUMN(q, j)                                                                                                                      \
     {                                                                                                                                     \
         __m512 w = value(s, a, l, f0, f1, how, post, q, j);                                                                               \
-        for (int t = 0; t < n; t++) acc[t * sums + (4 * q + j) % sums] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[t][c + 4 * q + j]), acc[t * sums + (4 * q + j) % sums]); \
+        for (int t = 0; t < n; t++) acc[t * sums + (4 * q + j) % sums] = _mm512_fmadd_ps(w, _mm512_set1_ps((x[t] + c)[4 * q + j]), acc[t * sums + (4 * q + j) % sums]); \
     }
 #define QUAD(q) COLUMN(q, 0) COLUMN(q, 1) COLUMN(q, 2) COLUMN(q, 3)
     QUAD(0) QUAD(1) QUAD(2) QUAD(3)
@@ -95,7 +95,7 @@ LQ_INLINE void whole_tile(const job *j, int f0, int f1, int how, bool post, int 
             uint32_t stop = end - c > CHUNK * LQ_STEP ? c + CHUNK * LQ_STEP : end;
             for (int i = 0; i < n * sums; i++) acc[i] = _mm512_setzero_ps();
             for (; c < stop; c += LQ_STEP) {
-                lq_step s = lq_step_at(codes, c, f0, f1);
+                lq_step s = lq_step512(codes, c, f0, f1);
                 lq_ahead512(s, f0, f1);
                 bad |= nans(s, how);
                 step(s, &j->a, &l, x, c, acc, f0, f1, how, post, n);
