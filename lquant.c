@@ -13,7 +13,7 @@
 #include <signal.h>
 #include <string.h>
 
-static const lq_verb *const verbs[] = {&lq_verb_convert, &lq_verb_llama_quantize, &lq_verb_calibrate, &lq_verb_merge, &lq_verb_eval, &lq_verb_run, &lq_verb_inspect, &lq_verb_verify, &lq_verb_diff};
+static const lq_verb *const verbs[] = {&lq_verb_convert, &lq_verb_llama_quantize, &lq_verb_calibrate, &lq_verb_merge, &lq_verb_eval, &lq_verb_run, &lq_verb_bench, &lq_verb_inspect, &lq_verb_verify, &lq_verb_diff};
 enum { N_VERBS = sizeof verbs / sizeof *verbs };
 
 static volatile int stop_asked;
@@ -50,12 +50,9 @@ static void list_archs(void) {
 }
 
 static void list_kernels(void) {
-    for (unsigned mask = 0, last = ~0u, all = lq_cpu_mask();; last = mask & all, mask = (mask << 1) | 1) {
-        lq_kernels k;
-        lq_kernels_init(&k, mask & all);
-        if ((mask & all) != last) puts(k.name);
-        if ((mask & all) == all) return;
-    }
+    const char *used = lq_kernels_best()->name;
+    for (const lq_tier *t = lq_tiers; t->name; t++)
+        printf("%-12s %s\n", t->name, !strcmp(t->name, used) ? "used" : (lq_cpu_mask() & t->bit) == t->bit ? "yes" : "no");
 }
 
 static lq_status list(lq_ctx *ctx, const char *what) {

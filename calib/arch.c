@@ -125,6 +125,12 @@ uint32_t lq_params_window(const lq_params *p, uint32_t layer) {
     return p->layer_window && !p->layer_window[layer] ? 0 : p->window;
 }
 
+uint32_t lq_params_short_window(const lq_params *p) {
+    for (uint32_t l = 0; l < p->n_layers; l++)
+        if (lq_params_window(p, l) && lq_params_window(p, l) < p->max_ctx) return lq_params_window(p, l);
+    return 0;
+}
+
 const lq_rope *lq_params_rope(const lq_params *p, uint32_t layer) {
     return p->two_ropes && p->layer_window && p->layer_window[layer] ? &p->local_rope : &p->rope;
 }

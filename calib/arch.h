@@ -100,6 +100,7 @@ bool lq_params_has(const lq_params *p, uint8_t only_if);     /* an lq_feature, m
 bool lq_params_at(const lq_params *p, uint8_t only_if, uint32_t layer);
 uint32_t lq_params_dim(const lq_params *p, uint8_t d);      /* an lq_dim, maybe | LQ_TRANSPOSED; NONE: 0 */
 uint32_t lq_params_window(const lq_params *p, uint32_t layer); /* of this layer; 0: none */
+uint32_t lq_params_short_window(const lq_params *p); /* of some layer, shorter than the context; 0: none */
 const lq_rope *lq_params_rope(const lq_params *p, uint32_t layer);
 
 typedef struct lq_arch_name {     /* a stored tensor: what it is, its names (%d = block, %e = expert), its shape, when it exists */

@@ -126,11 +126,11 @@ static void walk_free(lq_walk *w) {
 /* The spans of tokens [t0, t0+n) of a group; returns their number. */
 static uint32_t make_spans(lq_walk *w, const lq_walk_group *g, uint32_t t0, uint32_t n) {
     if (g->n == 1) {
-        w->spans[0] = (lq_span){0, n, t0, w->keys, w->values, NULL, 0};
+        w->spans[0] = (lq_span){.n = n, .pos = t0, .keys = w->keys, .values = w->values};
         return 1;
     }
     for (uint32_t i = 0, at = 0; i < g->n; at += w->len[g->first + i++])
-        w->spans[i] = (lq_span){at, w->len[g->first + i], 0, w->keys + (size_t)at * w->run.width[T_K], w->values + (size_t)at * w->run.width[T_V], NULL, 0};
+        w->spans[i] = (lq_span){.first = at, .n = w->len[g->first + i], .keys = w->keys + (size_t)at * w->run.width[T_K], .values = w->values + (size_t)at * w->run.width[T_V]};
     return g->n;
 }
 
@@ -175,8 +175,7 @@ static lq_status move_stream(lq_walk *w, const lq_walk_group *g, bool in) {
 
 typedef struct segment { uint32_t s; lq_stats *stats; } segment;
 
-/* Every 8th sequence is held out; of fewer than 8 the last one. */
-static bool is_held(const lq_walk *w, uint32_t sequence) {
+bool lq_walk_held(const lq_walk *w, uint32_t sequence) {
     uint32_t n = (uint32_t)lq_cache_items(w->resid);
     return n < 8 ? n > 1 && sequence == n - 1 : sequence % 8 == 7;
 }
@@ -188,7 +187,7 @@ static lq_status add_cross(lq_walk *w, const lq_chunk *c, uint32_t s, lq_stats *
     lq_status st = fp ? lq_cache_get(w->ctx, w->inputs[s], c->index, fp, c->n * width) : lq_oom(w->ctx, c->n * width * 4);
     for (uint32_t i = 0; i < c->n_spans && !st; i++) {
         const lq_span *p = &w->spans[i];
-        lq_stats_add_cross(stats, fp + p->first * width, x + p->first * width, p->n, is_held(w, c->sequence + i));
+        lq_stats_add_cross(stats, fp + p->first * width, x + p->first * width, p->n, lq_walk_held(w, c->sequence + i));
     }
     lq_free(fp);
     return st;
@@ -281,18 +280,14 @@ uint32_t lq_block_stages(lq_model *m, int32_t b, lq_stage *out, uint32_t max) {
     return n;
 }
 
-static lq_status run_stage(lq_walk *w, uint32_t s, const lq_stage *stage, const lq_stage_hook *hook) {
+static lq_status run_stage(lq_walk *w, uint32_t s, const lq_stage *stage, const lq_stage_hook *hook, const char *dir) {
     lq_stats stats = {0};
     lq_status st = LQ_OK;
     if (hook->needs) LQ_GO(lq_stats_init(w->ctx, &stats, hook->needs, stage->cols));
     LQ_GO(run_segment(w, s, hook->needs ? &stats : NULL));
     LQ_GO(hook->on_stage(hook->user, w->b, stage, hook->needs ? &stats : NULL));
     LQ_GO(lq_run_fit(w->ctx, &w->run, &w->m->layers[w->b])); /* what it left may be quantized */
-    if (w->m->arch->block[w->p.cut[s + 1]].kind == LQ_OP_ROUTE) {
-        lq_stage_hook plain = *hook;
-        plain.needs &= ~(unsigned)LQ_NEED_CROSS;
-        st = lq_walk_experts(w, s, &plain, hook->needs ? &stats : NULL);
-    }
+    if (w->m->arch->block[w->p.cut[s + 1]].kind == LQ_OP_ROUTE) st = lq_walk_experts(w, s, hook, hook->needs ? &stats : NULL, dir);
 done:
     lq_stats_free(&stats);
     return st;
@@ -321,7 +316,7 @@ static lq_status run_block(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid,
     for (uint32_t s = 0; s < w.p.n_stages; s++) {
         lq_stage stage;
         lq_stage_fill(m, b, w.p.stage[s], -1, &stage);
-        LQ_GO(run_stage(&w, s, &stage, hook));
+        LQ_GO(run_stage(&w, s, &stage, hook, work_dir));
     }
     if (!dry) LQ_GO(run_segment(&w, w.p.n_stages, NULL));
 done:

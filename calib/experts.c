@@ -14,6 +14,10 @@
  * 2004 (J. Multivariate Anal. 88), with an intensity that follows from the token count alone; algorithms.md 18. Every expert is
  * calibrated and none falls back to plain rounding.
  *
+ * CROSS, the difference from the unquantized model, is of the tokens that the quantized model routes to e, wherever the other one sent
+ * them: x - x^ of what enters, and what the unquantized gate and up of e make of x beside what the quantized ones make of x^. The
+ * layer's share of it comes with the prior; the sample has none, so that few tokens correct down less.
+ *
  * Statistics of as many experts as fit the budget are held at a time; the tokens are read again for each such set (the norm and the
  * router run again). Which set an expert is in changes no bit. */
 #include "calib/walk.h"
@@ -26,6 +30,7 @@ typedef struct experts {
     const lq_op *route;
     lq_stage_hook hook;
     const lq_stats *layer;
+    uint32_t s;                /* the segment that ends at ROUTE */
     uint32_t stage[2];         /* numbers of the two stages inside */
     uint32_t cut[2];           /* ops that they begin at */
     uint8_t input[2];          /* tensors that they read */
@@ -33,6 +38,9 @@ typedef struct experts {
     uint64_t seen, every;      /* tokens; one of how many is sampled */
     uint32_t n_sample;
     bool sampled;
+    float *fp, *own;           /* CROSS: [chunk][hidden], [chunk][widest input] */
+    lq_cache *hidden;          /* CROSS: what down reads in the unquantized model; item = expert of the set, chunk */
+    const char *dir;
 } experts;
 
 typedef struct pass { experts *x; uint32_t at, first, n; lq_stats *stats; } pass; /* stage `at` of experts first .. first + n */
@@ -49,9 +57,50 @@ static void take_sample(lq_walk *w, experts *x, uint32_t n) {
         if (x->seen % x->every == 0) memcpy(x->sample + x->n_sample++ * d, from + t * d, d * sizeof *from);
 }
 
+/* What the experts read in the unquantized model, the tokens routed as here. */
+static lq_status gather_fp(lq_walk *w, const experts *x, uint32_t expert, uint32_t at) {
+    float **in = &w->run.t[x->route->in[0]], *own = *in;
+    *in = x->fp;
+    uint32_t n = lq_run_gather(&w->run, x->route, expert, NULL);
+    lq_status st = ops(w, x, at, n);
+    *in = own;
+    return st;
+}
+
+/* own[n]: the expert's input, weighted as it was added to its statistics; in: the unquantized model's, which is weighted here. */
+static void add_cross(lq_walk *w, const experts *x, const lq_chunk *c, lq_stats *s, const float *weight, float *in, uint32_t n) {
+    const uint32_t *token = w->run.routing.token + w->run.routing.start[w->run.expert];
+    for (uint32_t t = 0; t < n && !w->m->expert_opts.flat; t++)
+        for (uint32_t k = 0; k < s->cols; k++) in[(size_t)t * s->cols + k] *= weight[t];
+    for (uint32_t i = 0, t = 0; i < c->n_spans; i++) {
+        uint32_t from = t;
+        while (t < n && token[t] < w->spans[i].first + w->spans[i].n) t++;
+        if (t > from) lq_stats_add_cross(s, in + (size_t)from * s->cols, x->own + (size_t)from * s->cols, t - from, lq_walk_held(w, c->sequence + i));
+    }
+}
+
+/* in: the expert's input, added to its statistics. The first stage also keeps what the second will be compared with. */
+static lq_status cross(lq_walk *w, const lq_chunk *c, const pass *p, uint32_t i, const float *weight, const float *in, uint32_t n) {
+    experts *x = p->x;
+    uint32_t expert = p->first + i;
+    size_t item = (size_t)i * w->n_chunks + c->index, wide = w->run.width[x->input[1]];
+    memcpy(x->own, in, (size_t)n * p->stats[i].cols * sizeof *in);
+    if (p->at) {
+        LQ_TRY(lq_cache_get(w->ctx, x->hidden, item, w->run.t[x->input[1]], n * wide));
+    } else {
+        LQ_TRY(gather_fp(w, x, expert, 1));
+        LQ_TRY(lq_cache_put(w->ctx, x->hidden, item, w->run.t[x->input[1]], n * wide));
+        LQ_TRY(gather_fp(w, x, expert, 0));
+    }
+    add_cross(w, x, c, &p->stats[i], weight, w->run.t[x->input[p->at]], n);
+    return LQ_OK;
+}
+
 static lq_status gather_stats(lq_walk *w, const lq_chunk *c, void *user) {
     pass *p = user;
     experts *x = p->x;
+    bool both = x->hook.needs & LQ_NEED_CROSS;
+    if (both && !p->at) LQ_TRY(lq_cache_get(w->ctx, w->inputs[x->s], c->index, x->fp, c->n * (size_t)w->run.width[x->route->out]));
     if (!x->sampled) take_sample(w, x, c->n);
     lq_run_route(&w->run, &w->m->layers[w->b], x->route, c->n);
     for (uint32_t i = 0; i < p->n; i++) {
@@ -63,6 +112,7 @@ static lq_status gather_stats(lq_walk *w, const lq_chunk *c, void *user) {
         p->stats[i].routed += n;
         if (w->m->expert_opts.flat) LQ_TRY(lq_stats_add(w->ctx, &p->stats[i], in, n));
         else LQ_TRY(lq_stats_add_weighted(w->ctx, &p->stats[i], in, weight, n));
+        if (both) LQ_TRY(cross(w, c, p, i, weight, in, n));
     }
     return LQ_OK;
 }
@@ -109,6 +159,10 @@ static lq_status run_set(lq_walk *w, uint32_t s, experts *x, uint32_t at, uint32
     lq_stage_fill(w->m, w->b, x->stage[at], (int32_t)first, &stage);
     if (x->layer && !stats) return lq_oom(w->ctx, n * sizeof *stats);
     for (uint32_t i = 0; i < n && stats; i++) LQ_GO(lq_stats_init(w->ctx, &stats[i], x->hook.needs, stage.cols));
+    if (x->hook.needs & LQ_NEED_CROSS && !at) {
+        lq_cache_free(&x->hidden);
+        LQ_GO(lq_cache_new(w->ctx, (size_t)n * w->n_chunks, w->stats_budget / 4, x->dir, &x->hidden));
+    }
     if (stats) LQ_GO(lq_walk_chunks(w, s + 1, false, gather_stats, &(pass){x, at, first, n, stats}));
     x->sampled = x->seen > 0;
     for (uint32_t i = 0; i < n; i++) {
@@ -134,6 +188,7 @@ uint64_t lq_experts_bytes(const lq_model *m) {
 
 static uint32_t set_size(const lq_walk *w, const experts *x) {
     uint64_t a = gram_bytes(w->run.width[x->input[0]]), b = gram_bytes(w->run.width[x->input[1]]), most = a > b ? a : b;
+    if (x->hook.needs & LQ_NEED_CROSS) most *= 7; /* the held-out part, two whole matrices beside two halves; the cache */
     uint64_t fit = w->stats_budget / most, all = w->m->par.n_experts;
     return fit < 1 ? 1 : fit < all ? (uint32_t)fit : (uint32_t)all;
 }
@@ -153,8 +208,17 @@ static lq_status find_stages(lq_walk *w, experts *x) {
     return n == 2 ? LQ_OK : lq_fail(w->ctx, LQ_ERR_INTERNAL, "experts of %d stages", n);
 }
 
-lq_status lq_walk_experts(lq_walk *w, uint32_t s, const lq_stage_hook *hook, const lq_stats *layer) {
-    experts x = {.route = &w->m->arch->block[w->p.cut[s + 1]], .hook = *hook, .layer = layer};
+static lq_status make_room(lq_walk *w, experts *x) {
+    uint32_t d = w->run.width[x->route->out], f = w->run.width[x->input[1]];
+    if (!(x->hook.needs & LQ_NEED_CROSS)) return LQ_OK;
+    x->fp = LQ_NEWN(float, (size_t)w->run.chunk * d);
+    x->own = LQ_NEWN(float, (size_t)w->run.chunk * (d > f ? d : f));
+    return x->fp && x->own ? LQ_OK : lq_oom(w->ctx, (size_t)w->run.chunk * (d + f) * 4);
+}
+
+lq_status lq_walk_experts(lq_walk *w, uint32_t s, const lq_stage_hook *hook, const lq_stats *layer, const char *dir) {
+    experts x = {.route = &w->m->arch->block[w->p.cut[s + 1]], .hook = *hook, .layer = layer, .s = s, .dir = dir};
+    if (!hook->twin) x.hook.needs &= ~(unsigned)LQ_NEED_CROSS;
     uint32_t all = w->m->par.n_experts, d = w->run.width[x.route->out];
     LQ_TRY(find_stages(w, &x));
     if (layer) {
@@ -162,11 +226,14 @@ lq_status lq_walk_experts(lq_walk *w, uint32_t s, const lq_stage_hook *hook, con
         uint64_t kept = (layer->n + x.every - 1) / x.every;
         if (!(x.sample = LQ_NEWN(float, kept * d))) return lq_oom(w->ctx, kept * d * 4);
     }
-    lq_status st = LQ_OK;
+    lq_status st = make_room(w, &x);
     for (uint32_t first = 0, n = set_size(w, &x); first < all && !st; first += n) {
         if (n > all - first) n = all - first;
         for (uint32_t at = 0; at < 2 && !st; at++) st = run_set(w, s, &x, at, first, n);
     }
+    lq_cache_free(&x.hidden);
+    lq_free(x.fp);
+    lq_free(x.own);
     lq_free(x.sample);
     return st;
 }

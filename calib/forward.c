@@ -52,7 +52,10 @@ uint64_t lq_state_kv_bytes(const lq_state *s) {
 }
 
 void lq_state_reset(lq_state *s) { s->pos = 0; }
+void lq_state_rewind(lq_state *s, uint32_t pos) { s->pos = pos < s->pos ? pos : s->pos; }
+void lq_state_clock(lq_state *s, double *clock) { s->run.clock = clock; }
 uint32_t lq_state_pos(const lq_state *s) { return s->pos; }
+uint32_t lq_state_room(const lq_state *s) { return s->max_ctx; }
 
 void lq_state_free(lq_state **s) {
     if (!*s) return;
@@ -77,7 +80,7 @@ static void run_block(lq_state *s, uint32_t layer, uint32_t n, float *hidden) {
         r->t[T_RESID] = hidden + (size_t)i * r->width[T_RESID];
         r->t[T_K] = s->keys + (packed ? 0 : base + pos) * r->width[T_K];
         r->t[T_V] = s->values + (packed ? 0 : base + pos) * r->width[T_V];
-        lq_run_ops(r, &s->m->layers[layer], layer, 0, n_ops, m, &(lq_span){0, m, pos, keys, values, packed ? &s->kv : NULL, layer}, 1);
+        lq_run_ops(r, &s->m->layers[layer], layer, 0, n_ops, m, &(lq_span){.n = m, .pos = pos, .keys = keys, .values = values, .kv = packed ? &s->kv : NULL, .layer = layer}, 1);
     }
 }
 
@@ -98,4 +101,91 @@ lq_status lq_forward(lq_ctx *ctx, lq_state *s, const int32_t *ids, uint32_t n, f
     lq_final_norm(m, hidden, n, hidden);
     s->pos += n;
     return LQ_OK;
+}
+
+/* ---- several sequences ---- */
+
+static bool alike(const lq_state *a, const lq_state *b) {
+    return a->m == b->m && a->max_ctx == b->max_ctx && a->kv_layers == b->kv_layers && a->kv.kind == b->kv.kind && a->kv.row_bytes == b->kv.row_bytes;
+}
+
+lq_status lq_state_copy(lq_ctx *ctx, lq_state *dst, const lq_state *src) {
+    size_t row = src->run.width[T_K];
+    if (!alike(dst, src)) return lq_fail(ctx, LQ_ERR_INTERNAL, "a state copied to one of another model or room");
+    for (uint32_t l = 0; l < src->kv_layers; l++) {
+        size_t at = (size_t)l * src->max_ctx * (src->kv.kind ? src->kv.row_bytes : row), n = src->pos * (src->kv.kind ? src->kv.row_bytes : row);
+        if (src->kv.kind) {
+            memcpy(dst->kv.keys + at, src->kv.keys + at, n);
+            memcpy(dst->kv.values + at, src->kv.values + at, n);
+        } else {
+            memcpy(dst->keys + at, src->keys + at, n * sizeof *src->keys);
+            memcpy(dst->values + at, src->values + at, n * sizeof *src->values);
+        }
+    }
+    dst->pos = src->pos;
+    return LQ_OK;
+}
+
+static lq_span span_of(lq_state *s, uint32_t i, uint32_t layer) {
+    size_t k = s->run.width[T_K], v = s->run.width[T_V], base = (size_t)layer * s->max_ctx;
+    if (s->kv.kind) return (lq_span){.first = i, .n = 1, .pos = s->pos, .kv = &s->kv, .layer = layer};
+    return (lq_span){.first = i, .n = 1, .pos = s->pos, .keys = s->keys + base * k, .values = s->values + base * v, .layer = layer,
+                     .key_row = s->keys + (base + s->pos) * k, .value_row = s->values + (base + s->pos) * v};
+}
+
+static lq_status run_batch(lq_ctx *ctx, lq_state *const *s, uint32_t n, float *hidden, float *rows) {
+    lq_run *r = &s[0]->run;
+    const lq_model *m = s[0]->m;
+    lq_span spans[LQ_BATCH];
+    uint32_t n_ops = 0;
+    while (r->arch->block[n_ops].kind) n_ops++;
+    r->t[T_RESID] = hidden;
+    r->t[T_K] = rows;
+    r->t[T_V] = rows + (size_t)n * r->width[T_K];
+    for (uint32_t b = 0; b < m->par.n_layers; b++) {
+        if (!m->layers[b].loaded) return lq_fail(ctx, LQ_ERR_INTERNAL, "block %u is not loaded", b);
+        LQ_TRY(lq_run_fit(ctx, r, &m->layers[b]));
+        for (uint32_t i = 0; i < n; i++) spans[i] = span_of(s[i], i, b);
+        lq_run_ops(r, &m->layers[b], b, 0, n_ops, n, spans, n);
+        LQ_TRY(lq_work_check(ctx, &r->work));
+    }
+    return LQ_OK;
+}
+
+static lq_status check_batch(lq_ctx *ctx, lq_state *const *s, uint32_t n) {
+    if (n > LQ_BATCH || n > s[0]->run.chunk) return lq_fail(ctx, LQ_ERR_INTERNAL, "%u sequences at once, at most %u", n, LQ_BATCH < s[0]->run.chunk ? LQ_BATCH : s[0]->run.chunk);
+    if (!s[0]->m->outer.loaded) return lq_fail(ctx, LQ_ERR_INTERNAL, "the embedding is not loaded");
+    for (uint32_t i = 0; i < n; i++) {
+        bool one = alike(s[0], s[i]) && s[i]->kv_layers == s[i]->m->par.n_layers;
+        if (!one) return lq_fail(ctx, LQ_ERR_INTERNAL, "sequences of another model or room in one batch");
+        if (s[i]->pos >= s[i]->max_ctx) return lq_fail(ctx, LQ_ERR_INTERNAL, "a token at position %u of a context of %u", s[i]->pos, s[i]->max_ctx);
+    }
+    return LQ_OK;
+}
+
+lq_status lq_forward_batch(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, float *hidden) {
+    if (!n) return LQ_OK;
+    LQ_TRY(check_batch(ctx, s, n));
+    const lq_model *m = s[0]->m;
+    const uint32_t *width = s[0]->run.width;
+    float *rows = LQ_NEWN(float, (size_t)n * (width[T_K] + width[T_V]));
+    lq_status st = rows ? LQ_OK : lq_oom(ctx, (size_t)n * (width[T_K] + width[T_V]) * sizeof *rows);
+    for (uint32_t i = 0; i < n && !st; i++) st = lq_embed(ctx, m, ids + i, 1, s[i]->pos, hidden + (size_t)i * m->par.hidden);
+    if (!st) st = run_batch(ctx, s, n, hidden, rows);
+    if (!st) lq_final_norm(m, hidden, n, hidden);
+    for (uint32_t i = 0; i < n && !st; i++) s[i]->pos++;
+    lq_free(rows);
+    return st;
+}
+
+uint64_t lq_model_step_bytes(const lq_model *m) {
+    uint64_t n = lq_linear_bytes(&m->outer.lin[m->par.tied ? LQ_R_EMBED : LQ_R_HEAD]);
+    for (uint32_t b = 0; b < m->par.n_layers; b++) {
+        const lq_layer *l = &m->layers[b];
+        uint64_t experts = 0;
+        for (int r = 0; r < LQ_R_N; r++) n += l->lin[r].rows ? lq_linear_bytes(&l->lin[r]) : 0;
+        for (size_t i = 0; i < (size_t)l->n_experts * LQ_EXPERT_ROLES; i++) experts += l->experts[i].rows ? lq_linear_bytes(&l->experts[i]) : 0;
+        if (l->n_experts) n += experts / l->n_experts * m->par.top_k;
+    }
+    return n;
 }

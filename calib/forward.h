@@ -31,8 +31,22 @@ uint64_t lq_state_kv_bytes(const lq_state *s); /* memory of the cache */
 void lq_state_reset(lq_state *s);
 void lq_state_free(lq_state **s);
 uint32_t lq_state_pos(const lq_state *s);
+uint32_t lq_state_room(const lq_state *s); /* positions it has */
 /* Appends n tokens; hidden[n][d] receives the final-normed states. Ids are checked against the vocabulary. */
 lq_status lq_forward(lq_ctx *ctx, lq_state *s, const int32_t *ids, uint32_t n, float *hidden);
+/* One token more for each of n sequences of one model and room, in one pass over the weights: ids[n], hidden[n][d]. n <= LQ_BATCH. What a
+ * sequence gets does not depend on its neighbours but by rounding. */
+enum { LQ_BATCH = 256 };
+lq_status lq_forward_batch(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, float *hidden);
+/* dst continues where src is; both of one model, room and kind of cache. */
+lq_status lq_state_copy(lq_ctx *ctx, lq_state *dst, const lq_state *src);
+/* Back to position pos, at most where it is. */
+void lq_state_rewind(lq_state *s, uint32_t pos);
+/* Seconds spent by class are added to clock[LQ_CLOCKS] from now on; NULL ends it. */
+enum { LQ_CLOCK_LINEAR, LQ_CLOCK_ATTENTION, LQ_CLOCK_OTHER, LQ_CLOCKS };
+void lq_state_clock(lq_state *s, double *clock);
+/* Bytes of weights that one step of decoding reads, the head's too; of experts, as many as a token takes. */
+uint64_t lq_model_step_bytes(const lq_model *m);
 /* logits[n][vocab] of final-normed states; callers pass few tokens at a time. */
 lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits);
 
@@ -55,7 +69,7 @@ typedef struct lq_stage_hook {
     lq_status (*on_stage)(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats);
     void *user;
     /* CROSS: residual stream of the unquantized model (as `resid`), replaced by the block's output under the weights as they are on
-     * entry. Experts get no CROSS: another token may have come to them. */
+     * entry. An expert's is of the tokens that the quantized model routes to it. */
     lq_cache *twin;
     float *kv_max;                /* [2] raised to the largest |key|, after the rotary turn, and |value| of the block; NULL */
 } lq_stage_hook;

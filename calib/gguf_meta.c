@@ -26,11 +26,9 @@ typedef struct maker {
 static bool is_gelu(lq_actfn a) { return a == LQ_ACTFN_GELU || a == LQ_ACTFN_GELU_TANH; }
 
 static lq_status check_windows(maker *k) {
-    const lq_params *p = &k->m->par;
-    bool any = false;
-    for (uint32_t l = 0; l < p->n_layers; l++) any |= lq_params_window(p, l) && lq_params_window(p, l) < p->max_ctx;
-    if (any && !(k->a->gguf & LQ_GGUF_WINDOW))
-        lq_log(k->ctx, LQ_LOG_WARN, "GGUF: llama.cpp has no sliding window for '%s'; texts longer than %u tokens compute differently there", k->arch, p->window);
+    uint32_t w = lq_params_short_window(&k->m->par);
+    if (w && !(k->a->gguf & LQ_GGUF_WINDOW))
+        lq_log(k->ctx, LQ_LOG_WARN, "GGUF: llama.cpp has no sliding window for '%s'; texts longer than %u tokens compute differently there", k->arch, w);
     return LQ_OK;
 }
 

@@ -85,7 +85,7 @@ static void encode_8(const lq_kv *kv, float fixed, const float *x, uint8_t *out)
 static void decode_8(const lq_kv *kv, float fixed, const uint8_t *in, float *x) {
     float step = kv->steps ? fixed : get_half(in);
     if (!kv->steps) in += 2;
-    for (uint32_t i = 0; i < kv->dim; i++) x[i] = step * (kv->kind == LQ_KV_INT8 ? (float)(int8_t)in[i] : lq_e4m3_f32(in[i]));
+    lq_kernels_best()->kv8(kv->kind == LQ_KV_INT8 ? LQ_I8 : LQ_E4M3, in, step, x, kv->dim);
 }
 
 static uint32_t run_of(uint32_t dim, uint32_t c) { return dim - c < LQ_KV_GROUP ? dim - c : LQ_KV_GROUP; }
@@ -114,7 +114,7 @@ static void decode_4(uint32_t dim, const uint8_t *in, float *x) {
         uint32_t n = run_of(dim, c);
         float low = get_half(in), step = get_half(in + 2);
         in += 4;
-        for (uint32_t i = 0; i < n; i++) x[c + i] = low + step * (float)(in[i / 2] >> 4 * (i & 1) & 15);
+        lq_kernels_best()->kv4(in, low, step, x + c, n);
         in += (n + 1) / 2;
     }
 }
@@ -161,8 +161,7 @@ void lq_kv_get(const lq_kv *kv, uint32_t layer, bool values, uint32_t pos, uint3
         const uint8_t *in = row_at(kv, layer, values, pos + t, head);
         if (kv->kind == LQ_KV_INT4) decode_4(kv->dim, in, out);
         else if (kv->kind != LQ_KV_F16) decode_8(kv, kv->steps ? fixed_step(kv, layer, values) : 0, in, out);
-        else
-            for (uint32_t i = 0; i < kv->dim; i++) out[i] = get_half(in + 2 * (size_t)i);
+        else lq_kernels_best()->decode(LQ_F16, in, out, kv->dim);
     }
 }
 

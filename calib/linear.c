@@ -9,7 +9,7 @@
 #include <string.h>
 
 enum { PANEL = 128 << 10, PANEL_MIN = 32, PANEL_MAX = 128, GEMV_ROWS = 64 }; /* floats; rows */
-enum { FEW = 8 }; /* tokens that packed codes multiply as they are */
+enum { FEW = 8, FEW_FLOATS = 4 }; /* tokens that packed codes, floats multiply as they are */
 
 static uint32_t panel_rows(const lq_linear *lin) {
     uint32_t want = PANEL / lin->cols;
@@ -23,6 +23,16 @@ size_t lq_linear_scratch(const lq_linear *lin) { return lin->rows && (lin->q || 
 
 static size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
 static uint32_t rank_of(const lq_qtensor *q) { return q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0; }
+
+uint64_t lq_linear_bytes(const lq_linear *lin) {
+    const lq_packed *p = lin->packed;
+    if (p) {
+        lq_scheme codes = lin->q->sch;
+        codes.extra &= ~(uint32_t)LQ_X_ADDED;
+        return (uint64_t)p->tiles * (p->tile_bytes + p->segs * p->seg_bytes) + lq_qtensor_bytes(lin->q) - lq_scheme_bytes(&codes, lin->rows, lin->cols);
+    }
+    return lin->q ? lq_qtensor_bytes(lin->q) : (uint64_t)lin->rows * lq_dtype_row_bytes(lin->dtype, lin->cols);
+}
 
 size_t lq_linear_shared(const lq_linear *lin, uint32_t n) {
     if (n > FEW) n = FEW;
@@ -107,8 +117,12 @@ static void gemv_slice(void *arg, size_t i) {
     const lq_linear *l = a->lin;
     uint32_t r0 = (uint32_t)i * GEMV_ROWS, nr = l->rows - r0 < GEMV_ROWS ? l->rows - r0 : GEMV_ROWS;
     size_t stride = l->q ? 0 : lq_dtype_row_bytes(l->dtype, l->cols);
-    if (l->q) a->k->gemv(l->q, r0, nr, a->x, a->y + r0);
-    else a->k->gemv_fp(l->dtype, (const char *)l->w + r0 * stride, stride, nr, l->cols, a->x, a->y + r0);
+    for (uint32_t t = 0; t < a->n; t++) { /* the rows stay in a cache from one token to the next */
+        const float *x = a->x + (size_t)t * l->cols;
+        float *y = a->y + (size_t)t * l->rows + r0;
+        if (l->q) a->k->gemv(l->q, r0, nr, x, y);
+        else a->k->gemv_fp(l->dtype, (const char *)l->w + r0 * stride, stride, nr, l->cols, x, y);
+    }
 }
 
 static void low_slice(void *arg, size_t k) {
@@ -163,7 +177,7 @@ void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, 
     uint64_t work = (uint64_t)lin->rows * lin->cols;
     if (lin->q && lin->q->sch.act.kind) lq_act_run(k, w, lin, a.panel, x, n, y);
     else if (lin->packed && n <= FEW) few_tokens(&a, work);
-    else if (n == 1) lq_spread((lin->rows + GEMV_ROWS - 1) / GEMV_ROWS, work, gemv_slice, &a);
+    else if (n <= (lin->q ? 1 : FEW_FLOATS)) lq_spread((lin->rows + GEMV_ROWS - 1) / GEMV_ROWS, work * n, gemv_slice, &a);
     else if (!lin->q && lin->dtype == LQ_F32) lq_matmul(x, lin->cols, lin->w, lin->cols, y, lin->rows, n, lin->rows, lin->cols);
     else lq_spread((lin->rows + a.panel - 1) / a.panel, work * n, panel_slice, &a);
     if (bias_of(lin)) lq_spread(n, (uint64_t)n * lin->rows, bias_slice, &a);

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* The interpreter: one op after the other over a chunk, each parallel over tokens, rows or heads in a split fixed by shape. */
+#include "calib/forward.h"
 #include "calib/run.h"
+#include "core/os.h"
 
 #include <math.h>
 #include <string.h>
@@ -177,11 +179,27 @@ static void add_branch(lq_run *r, const lq_op *op, uint32_t n) {
     if (op->out & LQ_OUT_ADD) each_slice(&(tokens){.r = r, .y = r->t[t], .n = n, .width = r->width[t]}, add_slice);
 }
 
+/* Keys and values of the chunk to where they are read. */
+static void keep_rows(lq_run *r, const lq_op *op, const lq_span *spans, uint32_t n_spans) {
+    for (const lq_span *s = spans; s < spans + n_spans; s++) {
+        size_t wk = r->width[op->in[1]], wv = r->width[op->in[2]];
+        const float *k = r->t[op->in[1]] + s->first * wk, *v = r->t[op->in[2]] + s->first * wv;
+        if (s->kv) lq_kv_put(s->kv, s->layer, s->pos, s->n, k, v);
+        if (s->key_row) memcpy(s->key_row, k, s->n * wk * sizeof *k);
+        if (s->value_row) memcpy(s->value_row, v, s->n * wv * sizeof *v);
+    }
+}
+
+static int clock_of(const lq_op *op) {
+    return op->kind == LQ_OP_LINEAR ? LQ_CLOCK_LINEAR : op->kind == LQ_OP_ATTN ? LQ_CLOCK_ATTENTION : LQ_CLOCK_OTHER;
+}
+
 void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uint32_t to, uint32_t n, const lq_span *spans, uint32_t n_spans) {
     for (const lq_op *op = r->arch->block + from; op < r->arch->block + to; op++) {
         if (!lq_params_at(r->par, op->only_if, layer)) continue;
         float *x = r->t[op->in[0]], *y = target(r, op);
         uint32_t width = r->width[op->in[0]], d = r->par->head_dim;
+        double start = r->clock ? lq_now() : 0;
         tokens a = {.r = r, .op = op, .x = x, .x2 = r->t[op->in[1]], .y = y, .n = n, .width = width, .layer = layer, .spans = spans};
         switch (op->kind) {
         case LQ_OP_NORM: lq_run_norm(r->k, r->par, l->norm[op->role], l->shift[op->role], x, width, n, y); break;
@@ -194,7 +212,7 @@ void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uin
         case LQ_OP_ATTN:
             if (r->kv_max) note_max(&r->kv_max[0], r->t[op->in[1]], (size_t)n * r->width[op->in[1]]);
             if (r->kv_max) note_max(&r->kv_max[1], r->t[op->in[2]], (size_t)n * r->width[op->in[2]]);
-            if (spans->kv) lq_kv_put(spans->kv, spans->layer, spans->pos, n, r->t[op->in[1]], r->t[op->in[2]]);
+            keep_rows(r, op, spans, n_spans);
             if (spans->kv) lq_kv_queries(spans->kv, x, n, r->par->n_heads);
             lq_attn(r, lq_params_window(r->par, layer), x, y, spans, n_spans); break;
         case LQ_OP_GLU: each_slice(&a, glu_slice); break;
@@ -205,5 +223,6 @@ void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uin
         case LQ_OP_END: return;
         }
         add_branch(r, op, n);
+        if (r->clock) r->clock[clock_of(op)] += lq_now() - start;
     }
 }

@@ -36,6 +36,7 @@ void lq_work_free(lq_work *w);
 lq_status lq_work_check(lq_ctx *ctx, lq_work *w);
 
 size_t lq_linear_scratch(const lq_linear *lin); /* floats per worker */
+uint64_t lq_linear_bytes(const lq_linear *lin); /* of the weight in memory, as a product of few tokens reads it */
 size_t lq_linear_shared(const lq_linear *lin, uint32_t n); /* bytes for all, at most n tokens at a time */
 /* Row r of what it holds, no bias. mine: LQ_TILE rows of scratch where it is packed */
 void lq_linear_row(const lq_kernels *k, const lq_linear *lin, uint32_t r, float *mine, float *out);
@@ -50,6 +51,7 @@ typedef struct lq_span {      /* consecutive tokens of one sequence inside a chu
     const float *keys, *values; /* [pos + n][kv dim]: of the sequence from position 0 on, this chunk's T_K and T_V rows at the end */
     lq_kv *kv;                /* instead of them: where the chunk's rows go and all rows are read; NULL: none */
     uint32_t layer;           /* in kv */
+    float *key_row, *value_row; /* where the chunk's T_K and T_V rows are copied before they are read; NULL: they stand there, or go to kv */
 } lq_span;
 
 typedef struct lq_routing {   /* of the chunk at hand; arrays NULL without experts */
@@ -75,6 +77,7 @@ typedef struct lq_run {
     lq_routing routing;
     uint32_t expert;          /* whose linears the ops between ROUTE and MERGE use */
     uint32_t chunk;           /* tokens the buffers hold */
+    double *clock;            /* [LQ_CLOCKS] seconds spent are added; NULL: not asked for */
     float *kv_max;            /* [2] raised to the largest |key| (after the rotary turn) and |value| seen; NULL: not asked for */
     float *mem;
 } lq_run;

@@ -129,11 +129,25 @@ static void shrink_squares(lq_stats *s, const lq_stats *prior, double c, bool em
     for (uint32_t i = 0; i < s->cols; i++) s->squares[i] += f * prior->squares[i];
 }
 
+static void mix_square(double *s, const double *other, size_t k, double f) {
+    for (size_t i = 0; i < k * k; i++) s[i] += f * other[i];
+}
+
+/* The held-out part has some of the prior's where it has tokens. */
+static void shrink_cross(lq_stats *s, const lq_stats *prior, double f, bool empty) {
+    mix_square(s->cross, prior->cross, s->cols, f);
+    if (empty) s->held.n = prior->held.n;
+    if (!s->held.n || !prior->held.n) return;
+    lq_gram_mix(&s->held, &prior->held, f);
+    mix_square(s->held_cross, prior->held_cross, s->cols, f);
+}
+
 void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c) {
     bool empty = !s->n;
     if (s->needs & LQ_NEED_GRAM) {
-        double own = lq_gram_trace(&s->gram), other = lq_gram_trace(&prior->gram);
-        lq_gram_mix(&s->gram, &prior->gram, empty ? 1 : other > 0 ? c * own / other : 0);
+        double own = lq_gram_trace(&s->gram), other = lq_gram_trace(&prior->gram), f = empty ? 1 : other > 0 ? c * own / other : 0;
+        lq_gram_mix(&s->gram, &prior->gram, f);
+        if (s->cross && prior->cross) shrink_cross(s, prior, f, empty);
     }
     if (s->needs & LQ_NEED_SQUARES) shrink_squares(s, prior, c, empty);
     if (!empty) return;

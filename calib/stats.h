@@ -29,7 +29,7 @@ lq_status lq_stats_init(lq_ctx *ctx, lq_stats *s, unsigned needs, uint32_t cols)
 lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n);
 /* The same for tokens of weight w[n]^2 in the Gram matrix and the squares (maxima and sums: 1). x is overwritten. */
 lq_status lq_stats_add_weighted(lq_ctx *ctx, lq_stats *s, float *x, const float *w, uint32_t n);
-/* s += c (tr G_s / tr G_prior) prior in the Gram matrix, and the squares likewise; s without tokens becomes the prior. */
+/* s += c (tr G_s / tr G_prior) prior in the Gram matrix and CROSS, and the squares likewise; s without tokens becomes the prior. */
 void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c);
 /* sum x^2 of a column: of the Gram matrix, else of SQUARES; negative when neither was gathered. */
 double lq_stats_second(const lq_stats *s, uint32_t c);

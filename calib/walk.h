@@ -43,5 +43,7 @@ typedef lq_status (*lq_chunk_fn)(lq_walk *w, const lq_chunk *c, void *user);
 /* fn for every chunk, w->run holding what lives across cut s; keep: the residual stream goes back to its cache. */
 lq_status lq_walk_chunks(lq_walk *w, uint32_t s, bool keep, lq_chunk_fn fn, void *user);
 /* The stages between the ROUTE at cut s + 1 and its MERGE, for every expert. layer: statistics of all tokens, NULL: none wanted. */
-lq_status lq_walk_experts(lq_walk *w, uint32_t s, const lq_stage_hook *hook, const lq_stats *layer);
+lq_status lq_walk_experts(lq_walk *w, uint32_t s, const lq_stage_hook *hook, const lq_stats *layer, const char *dir);
+/* Every 8th sequence is held out; of fewer than 8 the last one. */
+bool lq_walk_held(const lq_walk *w, uint32_t sequence);
 #endif

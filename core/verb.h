@@ -13,15 +13,16 @@ typedef struct lq_verb {
     lq_status (*run)(lq_ctx *ctx, const char *name, int argc, char **argv);
 } lq_verb;
 extern const lq_verb lq_verb_quantize, lq_verb_llama_quantize, lq_verb_convert, lq_verb_calibrate, lq_verb_merge;          /* quant/ */
-extern const lq_verb lq_verb_eval, lq_verb_run, lq_verb_inspect, lq_verb_verify, lq_verb_diff; /* eval/ */
+extern const lq_verb lq_verb_eval, lq_verb_run, lq_verb_bench, lq_verb_inspect, lq_verb_verify, lq_verb_diff; /* eval/ */
 
 typedef struct lq_common {
     int64_t threads;
     int level, json, help;
-    const char *device;
+    const char *device, *isa;
 } lq_common;
-extern const lq_opt lq_common_options[]; /* -t/--threads --device -q -v --json -h/--help */
-/* Threads, log level and device take effect; an unknown or absent device is LQ_ERR_UNSUPPORTED. */
+extern const lq_opt lq_common_options[]; /* -t/--threads --device --isa -q -v --json -h/--help */
+/* Threads, log level, device and instruction sets take effect; an unknown or absent device is LQ_ERR_UNSUPPORTED, a tier of instruction
+ * sets this machine has not LQ_ERR_USAGE. */
 lq_status lq_common_apply(lq_ctx *ctx, const lq_common *c);
 /* What every verb begins with: defaults, flags, --help (printed by `help`; the verb then ends: c->help is set), the common flags. */
 lq_status lq_verb_begin(lq_ctx *ctx, const lq_optset *sets, const lq_common *c, int argc, char **argv, const char **pos, size_t max_pos, size_t *n_pos,

@@ -3,9 +3,12 @@
 #include "eval/diff.h"
 
 #include "core/pack.h"
+#include "core/thread.h"
 
 #include <stdio.h>
 #include <string.h>
+
+enum { ROWS = 64, PART = 1 << 16 };
 
 const char *const lq_diff_kinds[] = {"same", "differs", "shape", "only in A", "only in B"};
 
@@ -32,13 +35,27 @@ static bool same_order(const lq_qtensor *a, const lq_qtensor *b) {
     return !a->perm == !b->perm && (!a->perm || !memcmp(a->perm, b->perm, (size_t)a->cols * 4));
 }
 
-static int64_t code_difference(const lq_qtensor *a, const lq_qtensor *b) {
+typedef struct pair { const lq_qtensor *a, *b; int64_t *n; } pair;
+
+static void count_part(void *arg, size_t i) {
+    const pair *p = arg;
+    uint32_t r1 = p->a->rows - (uint32_t)i * ROWS < ROWS ? p->a->rows : (uint32_t)(i + 1) * ROWS;
+    for (uint32_t r = (uint32_t)i * ROWS; r < r1; r++)
+        for (uint32_t c = 0; c < p->a->cols; c++)
+            p->n[i] += lq_code_get(p->a->codes + r * p->a->row_bytes, p->a->sch.grid.bits, c) != lq_code_get(p->b->codes + r * p->b->row_bytes, p->b->sch.grid.bits, c);
+}
+
+static lq_status code_difference(lq_ctx *ctx, const lq_qtensor *a, const lq_qtensor *b, int64_t *out) {
     const lq_grid *x = &a->sch.grid, *y = &b->sch.grid;
-    if (x->kind != y->kind || x->bits != y->bits || x->bias != y->bias || !same_order(a, b)) return -1;
-    int64_t n = 0;
-    for (uint32_t r = 0; r < a->rows; r++)
-        for (uint32_t c = 0; c < a->cols; c++) n += lq_code_get(a->codes + r * a->row_bytes, x->bits, c) != lq_code_get(b->codes + r * b->row_bytes, y->bits, c);
-    return n;
+    if (x->kind != y->kind || x->bits != y->bits || x->bias != y->bias || !same_order(a, b)) return LQ_OK;
+    size_t parts = (a->rows + ROWS - 1) / ROWS;
+    pair p = {a, b, LQ_NEWN(int64_t, parts)};
+    if (!p.n) return lq_oom(ctx, parts * sizeof *p.n);
+    lq_parallel_for(parts, count_part, &p);
+    *out = 0;
+    for (size_t i = 0; i < parts; i++) *out += p.n[i];
+    lq_free(p.n);
+    return LQ_OK;
 }
 
 static bool in_codes(const lq_row *r) { return r->scheme.grid.bits && r->part == LQ_PART_WEIGHT && r->ndim == 2; }
@@ -50,7 +67,7 @@ static lq_status compare_codes(lq_ctx *ctx, lq_model *a, lq_model *b, const lq_r
     if (!in_codes(ra) || !in_codes(rb)) return LQ_OK;
     LQ_GO(lq_model_read_q(ctx, a, ra, &x));
     LQ_GO(lq_model_read_q(ctx, b, rb, &y));
-    out->codes = code_difference(&x, &y);
+    st = code_difference(ctx, &x, &y, &out->codes);
 done:
     lq_qtensor_free(&x);
     lq_qtensor_free(&y);
@@ -73,6 +90,24 @@ static lq_status compare_bytes(lq_ctx *ctx, lq_model *a, lq_model *b, const lq_r
     return st;
 }
 
+typedef struct floats { const float *x, *y; size_t n; lq_loss *parts; } floats;
+
+static void measure_part(void *arg, size_t i) {
+    const floats *f = arg;
+    size_t from = i * PART;
+    lq_loss_measure(&f->parts[i], f->x + from, f->y + from, f->n - from < PART ? f->n - from : PART);
+}
+
+static lq_status measure(lq_ctx *ctx, const float *x, const float *y, size_t n, lq_loss *out) {
+    size_t parts = (n + PART - 1) / PART;
+    floats f = {x, y, n, LQ_NEWN(lq_loss, parts + 1)};
+    if (!f.parts) return lq_oom(ctx, parts * sizeof *f.parts);
+    lq_parallel_for(parts, measure_part, &f);
+    for (size_t i = 0; i < parts; i++) lq_loss_add(out, &f.parts[i]);
+    lq_free(f.parts);
+    return LQ_OK;
+}
+
 static lq_status compare(lq_ctx *ctx, lq_model *a, lq_model *b, const lq_row *ra, const lq_row *rb, lq_diff_row *out) {
     if (!same_shape(ra, rb)) {
         out->kind = LQ_DIFF_SHAPE;
@@ -84,7 +119,7 @@ static lq_status compare(lq_ctx *ctx, lq_model *a, lq_model *b, const lq_row *ra
     lq_status st = x && y ? LQ_OK : lq_oom(ctx, n * sizeof *x);
     if (!st) st = lq_model_read_f32(ctx, a, ra, x);
     if (!st) st = lq_model_read_f32(ctx, b, rb, y);
-    if (!st) lq_loss_measure(&out->loss, x, y, n);
+    if (!st) st = measure(ctx, x, y, n, &out->loss);
     lq_free(x);
     lq_free(y);
     if (!st) st = compare_codes(ctx, a, b, ra, rb, out);

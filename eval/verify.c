@@ -49,7 +49,7 @@ bool lq_verify_ok(verify *v, lq_status st, lq_severity s, const char *code, cons
 static void open_source(verify *v) {
     lq_status st = lq_source_open(&v->quiet, v->path, &v->src);
     if (st) v->src = NULL;
-    if (lq_verify_ok(v, st, LQ_SEV_ERROR, "unreadable", lq_path_base(v->path))) {
+    if (lq_verify_ok(v, st, st == LQ_ERR_UNSUPPORTED ? LQ_SEV_WARNING : LQ_SEV_ERROR, "unreadable", lq_path_base(v->path))) { /* lquant does not read it: others may */
         v->raw = v->src;
         snprintf(v->out->format, sizeof v->out->format, "%s", v->src->reader->name);
         return;

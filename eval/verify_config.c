@@ -151,12 +151,43 @@ static int64_t layer_of(const char *name) {
     return -1;
 }
 
+/* A text model inside a larger one: the rest has its own layers and names, which nobody here judges. */
+static bool is_wrapped(const json_t *config) {
+    static const char *const own[] = {"text_config", "llm_config", "quantization_config", "compression_config", "generation_config"};
+    const char *key;
+    json_t *e;
+    json_object_foreach((json_t *)config, key, e) {
+        size_t n = strlen(key);
+        bool other = json_is_object(e) && n > 7 && !strcmp(key + n - 7, "_config");
+        for (size_t i = 0; other && i < sizeof own / sizeof *own; i++) other = strcmp(key, own[i]) != 0;
+        if (other) return true;
+    }
+    return false;
+}
+
+/* "model.language_model.layers." of the text model's rows; its length, 0: there are none. */
+static size_t text_prefix(const verify *v, const char **name) {
+    for (size_t i = 0; v->m && i < v->m->cat.n; i++) {
+        const lq_row *r = &v->m->cat.rows[i];
+        if (r->slot.role == LQ_R_UNKNOWN || r->slot.block < 0) continue;
+        *name = r->name;
+        return strcspn(r->name, "0123456789");
+    }
+    return 0;
+}
+
+static bool is_beside(const verify *v, const char *name) {
+    const char *text = NULL;
+    size_t n = is_wrapped(v->config) ? text_prefix(v, &text) : 0;
+    return n && strncmp(name, text, n) != 0;
+}
+
 static void layers(verify *v) {
     const json_t *text = json_object_get(v->config, "text_config");
     const json_t *n = json_object_get(json_is_object(text) ? text : v->config, "num_hidden_layers");
     int64_t most = -1, want = json_is_integer(n) ? json_integer_value(n) : v->m ? (int64_t)v->m->par.n_layers : -1;
     for (size_t i = 0; v->raw && i < v->raw->n; i++) {
-        int64_t l = layer_of(v->raw->entries[i].name);
+        int64_t l = is_beside(v, v->raw->entries[i].name) ? -1 : layer_of(v->raw->entries[i].name);
         if (l > most) most = l;
     }
     if (want >= 0 && most >= 0 && most + 1 != want)
@@ -166,14 +197,33 @@ static void layers(verify *v) {
 static bool harmless(const char *name) { return strstr(name, "rotary_emb.inv_freq") || strstr(name, ".attn.bias") || strstr(name, "masked_bias") || strstr(name, "k_scale") || strstr(name, "v_scale"); }
 
 static void unknown_names(verify *v) {
+    size_t beside = 0;
+    const char *first = NULL;
     for (size_t i = 0; v->m && i < v->m->cat.n; i++) {
         const lq_row *r = &v->m->cat.rows[i];
-        if (r->slot.role == LQ_R_UNKNOWN && !harmless(r->name))
-            lq_verify_find(v, LQ_SEV_WARNING, "extra", r->name, "architecture %s has no such tensor; runtimes refuse it or leave it out", v->m->arch->name);
+        if (r->slot.role != LQ_R_UNKNOWN || harmless(r->name)) continue;
+        bool other = is_beside(v, r->name);
+        if (other && !beside++) first = r->name;
+        if (!other) lq_verify_find(v, LQ_SEV_WARNING, "extra", r->name, "architecture %s has no such tensor; runtimes refuse it or leave it out", v->m->arch->name);
     }
+    if (beside) lq_verify_find(v, LQ_SEV_NOTE, "beside", first, "%zu tensors are of another part than the text model (the first: this one); only their values are looked at", beside);
 }
 
 /* ---- words ---- */
+
+static bool is_told(const verify *v, const char *code, const char *where) {
+    for (size_t i = 0; i < v->out->n; i++)
+        if (!strcmp(v->out->v[i].code, code) && !strcmp(v->out->v[i].where, where)) return true;
+    return false;
+}
+
+/* What runtimes read and lquant does not is worth a note. */
+static bool has_file(const verify *v, const char *name) {
+    char *path = v->dir ? lq_path_join(v->path, name) : NULL;
+    bool there = path && lq_path_exists(path);
+    lq_free(path);
+    return there;
+}
 
 static void token_id(verify *v, const char *file, const json_t *o, const char *key, uint64_t rows) {
     const json_t *x = json_object_get(o, key);
@@ -197,8 +247,9 @@ static void words(verify *v) {
         for (size_t i = 0; i < 3; i++) token_id(v, "generation_config.json", generation, ids[i], rows);
     lq_buf_free(&b);
     json_decref(generation);
+    if (is_told(v, "sidecar", "tokenizer.json")) return;
     lq_status st = lq_tokenizer_open(&v->quiet, v->src, &t);
-    if (!lq_verify_ok(v, st, LQ_SEV_WARNING, "tokenizer", v->gguf ? "tokenizer.ggml" : "tokenizer.json")) return;
+    if (!lq_verify_ok(v, st, has_file(v, "tokenizer.model") ? LQ_SEV_NOTE : LQ_SEV_WARNING, "tokenizer", v->gguf ? "tokenizer.ggml" : "tokenizer.json")) return;
     if (lq_tokenizer_size(t) > rows)
         lq_verify_find(v, LQ_SEV_ERROR, "vocabulary", v->gguf ? "tokenizer.ggml.tokens" : "tokenizer.json", "%zu tokens, the embedding has %" PRIu64 " rows", lq_tokenizer_size(t), rows);
     lq_tokenizer_free(&t);

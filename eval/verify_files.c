@@ -36,7 +36,7 @@ static void one_header(verify *v, const char *name, const char *path, json_t **o
     else if (lq_verify_ok(v, lq_file_read(&v->quiet, &f, 0, head, 8), LQ_SEV_ERROR, "header", name))
         for (int i = 0; i < 8; i++) n |= (uint64_t)head[i] << 8 * i;
     if (n > HEADER_MAX || n > f.size - 8) lq_verify_find(v, LQ_SEV_ERROR, "header", name, "a header of %" PRIu64 " bytes in a file of %" PRIu64, n, f.size), n = 0;
-    if (n % 8) lq_verify_find(v, LQ_SEV_WARNING, "header", name, "a header of %" PRIu64 " bytes, no multiple of 8: tensors are not aligned", n);
+    if (n % 8) lq_verify_find(v, LQ_SEV_NOTE, "header", name, "a header of %" PRIu64 " bytes, no multiple of 8: tensors are not aligned", n);
     if (n > TREE_MAX) lq_verify_find(v, LQ_SEV_NOTE, "header", name, "a header of %" PRIu64 " bytes is not looked at here", n), n = 0;
     if (n && !(text = lq_alloc((size_t)n))) v->st = lq_oom(v->ctx, (size_t)n);
     if (text && lq_verify_ok(v, lq_file_read(&v->quiet, &f, 8, text, (size_t)n), LQ_SEV_ERROR, "header", name) &&
@@ -169,7 +169,7 @@ static void sidecars(verify *v, char **names, size_t n) {
     if (!has(names, n, "config.json")) lq_verify_find(v, LQ_SEV_ERROR, "sidecar", "config.json", "missing: no runtime knows what model this is");
     if (!tokenizer) lq_verify_find(v, LQ_SEV_WARNING, "sidecar", "tokenizer.json", "missing: no tokenizer (tokenizer.json, tokenizer.model or vocab.json with merges.txt)");
     else if (!has(names, n, "tokenizer_config.json"))
-        lq_verify_find(v, LQ_SEV_WARNING, "sidecar", "tokenizer_config.json", "missing: transformers and vLLM do not know the tokenizer's class and template");
+        lq_verify_find(v, LQ_SEV_NOTE, "sidecar", "tokenizer_config.json", "missing: transformers and vLLM take the tokenizer's class from config.json's model_type, and have no chat template of it");
     if (!has(names, n, "generation_config.json")) lq_verify_find(v, LQ_SEV_NOTE, "sidecar", "generation_config.json", "missing: runtimes use defaults and config.json's end token");
     for (size_t i = 0; i < n; i++)
         if (ends_with(names[i], ".bin") || ends_with(names[i], ".pt") || ends_with(names[i], ".pth"))

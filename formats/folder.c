@@ -165,12 +165,12 @@ static bool is_kept_matrix(const lq_row *r) {
            !strcmp(r->name + n - 7, ".weight");
 }
 
-json_t *lq_folder_kept(const lq_sink *s) {
+static json_t *modules_where(const lq_sink *s, bool (*wanted)(const lq_row *)) {
     lq_arena *mem = lq_arena_new();
     json_t *names = mem ? json_array() : NULL;
     bool ok = names != NULL;
     for (size_t i = 0; ok && i < s->cat->n; i++) {
-        if (!is_kept_matrix(&s->cat->rows[i])) continue;
+        if (!wanted(&s->cat->rows[i])) continue;
         const char *module = lq_folder_module(mem, &s->cat->rows[i]);
         ok = module && !json_array_append_new(names, json_string(module));
     }
@@ -179,6 +179,8 @@ json_t *lq_folder_kept(const lq_sink *s) {
     json_decref(names);
     return NULL;
 }
+
+json_t *lq_folder_kept(const lq_sink *s) { return modules_where(s, is_kept_matrix); }
 
 static lq_status catches(lq_sink *s, const char *kept, const json_t *names) {
     size_t i;
@@ -267,25 +269,13 @@ void lq_folder_common(const lq_sink *s, bool (*alike)(const lq_scheme *, const l
     if (n) *out = kinds[best];
 }
 
-static bool is_sym(const lq_scheme *s) { return s->zero_kind == LQ_ZERO_NONE; }
+static bool is_sym(const lq_row *r) { return r->quantize && r->scheme.zero_kind == LQ_ZERO_NONE; }
 
 json_t *lq_folder_sym(const lq_sink *s) {
     size_t n = 0, sym = 0;
     for (size_t i = 0; i < s->cat->n; i++) {
         n += s->cat->rows[i].quantize;
-        sym += s->cat->rows[i].quantize && is_sym(&s->cat->rows[i].scheme);
+        sym += is_sym(&s->cat->rows[i]);
     }
-    if (!sym || sym == n) return json_boolean(sym > 0);
-    lq_arena *mem = lq_arena_new();
-    json_t *names = mem ? json_array() : NULL;
-    bool ok = names != NULL;
-    for (size_t i = 0; ok && i < s->cat->n; i++) {
-        if (!s->cat->rows[i].quantize || !is_sym(&s->cat->rows[i].scheme)) continue;
-        const char *module = lq_folder_module(mem, &s->cat->rows[i]);
-        ok = module && !json_array_append_new(names, json_string(module));
-    }
-    lq_arena_free(&mem);
-    if (ok) return names;
-    json_decref(names);
-    return NULL;
+    return sym && sym < n ? modules_where(s, is_sym) : json_boolean(sym > 0);
 }

@@ -7,7 +7,7 @@
  *                         w = weight_scale * weight_scale_2 * code
  *     weight U8 [N/2][K], weight_scale F16, BF16 or F32 [N][K/g]: outputs 2i (low) and 2i + 1 as signed 4-bit numbers; w = weight_scale * code
  *
- * quant_algo in config.json or hf_quant_config.json must agree. NVFP4 of activations has no place here: the weights alone are read. A
+ * quant_algo in config.json or hf_quant_config.json must agree; of MIXED_PRECISION "quantized_layers" says each module's. NVFP4 of activations has no place here: the weights alone are read. A
  * pre_quant_scale that is left in the checkpoint would change what a linear multiplies: refused by name. */
 #include "core/pack.h"
 #include "formats/modules.h"
@@ -17,7 +17,8 @@
 #include <string.h>
 
 enum { WEIGHT, SCALE, SCALE_2, INPUT_SCALE, PRE_SCALE };
-typedef struct modelopt { char algo[40]; int64_t group; uint8_t sig; bool told; } modelopt;
+typedef struct algo { char name[40]; int64_t group; } algo;
+typedef struct modelopt { algo all; json_t *layers; uint8_t sig; bool told; } modelopt; /* layers: of MIXED_PRECISION, owned; else NULL */
 
 static const char beside[] = "hf_quant_config.json";
 
@@ -39,18 +40,37 @@ static lq_status load_beside(lq_ctx *ctx, const lq_source *s, json_t **doc) {
     return st;
 }
 
-static lq_status read_settings(lq_ctx *ctx, const json_t *q, modelopt *f) {
-    const char *algo = NULL;
-    int64_t sig;
-    LQ_TRY(lq_json_string(ctx, q, "quant_algo", true, &algo));
-    LQ_TRY(lq_json_int(ctx, q, "group_size", false, 0, 0, 1 << 20, &f->group));
-    LQ_TRY(lq_json_int(ctx, json_object_get(q, "meta"), "scale_sig", false, 0, 0, 11, &sig));
-    f->sig = (uint8_t)sig;
-    snprintf(f->algo, sizeof f->algo, "%s", algo);
+static lq_status read_algo(lq_ctx *ctx, const json_t *q, algo *out) {
+    const char *name = NULL;
+    LQ_TRY(lq_json_string(ctx, q, "quant_algo", true, &name));
+    LQ_TRY(lq_json_int(ctx, q, "group_size", false, 0, 0, 1 << 20, &out->group));
+    snprintf(out->name, sizeof out->name, "%s", name);
     static const char *const known[] = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4", "W4A16_NVFP4", "W4A16_AWQ"};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (!strcmp(algo, known[i])) return LQ_OK;
-    return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "modelopt's quant_algo '%.64s' is not read; FP8, FP8_PER_CHANNEL_PER_TOKEN, NVFP4, W4A16_NVFP4 and W4A16_AWQ are", algo);
+        if (!strcmp(name, known[i])) return LQ_OK;
+    return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "modelopt's quant_algo '%.64s' is not read; FP8, FP8_PER_CHANNEL_PER_TOKEN, NVFP4, W4A16_NVFP4, W4A16_AWQ and MIXED_PRECISION of them are", name);
+}
+
+static lq_status read_settings(lq_ctx *ctx, const json_t *q, modelopt *f) {
+    const char *name = json_string_value(json_object_get(q, "quant_algo"));
+    int64_t sig;
+    LQ_TRY(lq_json_int(ctx, json_object_get(q, "meta"), "scale_sig", false, 0, 0, 11, &sig));
+    f->sig = (uint8_t)sig;
+    if (!name || strcmp(name, "MIXED_PRECISION")) return read_algo(ctx, q, &f->all);
+    json_t *layers = json_object_get(q, "quantized_layers");
+    if (!json_is_object(layers)) return lq_fail(ctx, LQ_ERR_FORMAT, "quant_algo is MIXED_PRECISION, but there are no quantized_layers");
+    f->layers = json_incref(layers);
+    return LQ_OK;
+}
+
+static void modelopt_free(void *priv) { json_decref(((modelopt *)priv)->layers); }
+
+static lq_status algo_of(lq_ctx *ctx, const modelopt *f, const char *module, algo *out) {
+    *out = f->all;
+    if (!f->layers) return LQ_OK;
+    const json_t *own = json_object_get(f->layers, module);
+    if (!json_is_object(own)) return lq_fail(ctx, LQ_ERR_FORMAT, "it is stored quantized, but quantized_layers does not name it");
+    return read_algo(ctx, own, out);
 }
 
 static lq_status modelopt_config(lq_ctx *ctx, lq_source *s) {
@@ -67,8 +87,8 @@ static lq_status modelopt_config(lq_ctx *ctx, lq_source *s) {
 
 /* -- modules --------------------------------------------------------------------------------------------------------- */
 
-static bool is_fp8(const modelopt *f) { return !strncmp(f->algo, "FP8", 3); }
-static bool is_nvfp4(const modelopt *f) { return strstr(f->algo, "NVFP4") != NULL; }
+static bool is_fp8(const algo *a) { return !strncmp(a->name, "FP8", 3); }
+static bool is_nvfp4(const algo *a) { return strstr(a->name, "NVFP4") != NULL; }
 
 static lq_status describe_fp8(lq_ctx *ctx, const lq_entry *w, const lq_entry *sc, const lq_entry *step, lq_entry *e) {
     bool rows = sc->ndim == 1 && sc->shape[0] > 1;
@@ -94,17 +114,17 @@ static lq_status describe_nvfp4(lq_ctx *ctx, const lq_entry *w, const lq_entry *
     return LQ_OK;
 }
 
-static lq_status describe_awq(lq_ctx *ctx, const modelopt *f, const lq_entry *w, const lq_entry *sc, lq_entry *e) {
+static lq_status describe_awq(lq_ctx *ctx, const algo *a, uint8_t sig, const lq_entry *w, const lq_entry *sc, lq_entry *e) {
     uint64_t n = w->shape[0] * 2, k = w->shape[1], g = sc->ndim == 2 && sc->shape[1] ? k / sc->shape[1] : 0;
     LQ_TRY(lq_entry_expect(ctx, w, w->dtype == LQ_U8, 2, w->shape[0], k));
-    if (!g || g * sc->shape[1] != k || (f->group && g != (uint64_t)f->group))
-        return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' does not scale %llu inputs in groups of %d", sc->name, (unsigned long long)k, (int)f->group);
+    if (!g || g * sc->shape[1] != k || (a->group && g != (uint64_t)a->group))
+        return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' does not scale %llu inputs in groups of %d", sc->name, (unsigned long long)k, (int)a->group);
     LQ_TRY(lq_entry_expect(ctx, sc, sc->dtype == LQ_F16 || sc->dtype == LQ_BF16 || sc->dtype == LQ_F32, 2, n, k / g));
     e->shape[0] = n;
     e->shape[1] = k;
     e->scheme = lq_scheme_int(4, (int)g, true);
     e->scheme.scale.dtype = sc->dtype;
-    e->scheme.scale.sig = f->sig;
+    e->scheme.scale.sig = sig;
     return LQ_OK;
 }
 
@@ -118,8 +138,10 @@ static lq_status modelopt_describe(lq_ctx *ctx, lq_source *s, const char *name, 
     if (w->ndim != 2 || !w->shape[0] || !w->shape[1] || w->shape[0] > INT32_MAX / 2 || w->shape[1] > INT32_MAX / 2)
         return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' (%u dimensions) is no matrix", w->name, w->ndim);
     e->ndim = 2;
-    if (is_fp8(f)) return describe_fp8(ctx, w, sc, step, e);
-    if (!is_nvfp4(f)) return describe_awq(ctx, f, w, sc, e);
+    algo a;
+    LQ_TRY(algo_of(ctx, f, name, &a));
+    if (is_fp8(&a)) return describe_fp8(ctx, w, sc, step, e);
+    if (!is_nvfp4(&a)) return describe_awq(ctx, &a, f->sig, w, sc, e);
     if (step && !f->told) {
         f->told = true;
         lq_log(ctx, LQ_LOG_WARN, "NVFP4 of activations is not read: the weights alone are, without input_scale");
@@ -164,12 +186,12 @@ static lq_status modelopt_fill(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *
 }
 
 static const lq_module_format parts = {
-    .suffix = {".weight", ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale"}, .priv_size = sizeof(modelopt), .config = modelopt_config,
+    .suffix = {".weight", ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale"}, .priv_size = sizeof(modelopt), .config = modelopt_config, .free_priv = modelopt_free,
     .describe = modelopt_describe, .fill = modelopt_fill,
 };
 
 static lq_status modelopt_open(lq_ctx *ctx, lq_source *s) { return lq_modules_open(ctx, s, &parts); }
 
 const lq_reader lq_reader_modelopt = {
-    .name = "modelopt", .what = "modelopt checkpoint folder: FP8, NVFP4, W4A16_AWQ", .probe = modelopt_probe, .open = modelopt_open, LQ_MODULES_CALLS,
+    .name = "modelopt", .what = "modelopt checkpoint folder: FP8, NVFP4, W4A16_AWQ, mixed", .probe = modelopt_probe, .open = modelopt_open, LQ_MODULES_CALLS,
 };

@@ -90,6 +90,6 @@ static json_t *fp8_config(lq_sink *s) {
 }
 
 const lq_format lq_format_fp8 = {
-    .name = "fp8", .what = "FP8 checkpoint folder: E4M3 in blocks or with one scale", .priv_size = sizeof(lq_fp8), .accept = fp8_accept,
+    .name = "fp8", .what = "FP8 checkpoint folder: E4M3 in blocks or with one scale", .priv_size = sizeof(lq_fp8), .accept = fp8_accept, .kv_scales = true,
     .check = fp8_check, .open = fp8_open, .quant_config = fp8_config, LQ_FOLDER_CALLS,
 };

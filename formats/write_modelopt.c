@@ -8,12 +8,14 @@
  *                                weight_scale_2 F32 [], a factor of all scales: amax / (6 * 448)
  *     W4A16_AWQ                  weight U8 [N/2][K], a byte holds the signed codes of outputs 2n (low) and 2n + 1 of one input;
  *                                weight_scale [N][K/g]
+ *     MIXED_PRECISION            several of them: "quantized_layers" names each module's {quant_algo, group_size}
  *
  * Scales of keys and values are "<attention>.k_proj.k_scale" and ".v_proj.v_scale". The settings stand in hf_quant_config.json and, in other words,
  * in config.json. AWQ's factors are folded into the tensors before, so there is no pre_quant_scale. Runtimes ask for the producer
  * "modelopt", whose layout this is; who wrote it is in meta. Layout and config: nvidia-modelopt 0.47 (torch/export), vLLM modelopt.py. */
 #include "formats/folder.h"
 
+#include <stdio.h>
 #include <string.h>
 
 typedef enum algo { FP8, FP8_ROWS, NVFP4, AWQ, NONE } algo;
@@ -21,7 +23,8 @@ static const char *const algo_names[] = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W4
 
 typedef struct lq_modelopt {
     lq_folder folder;
-    lq_scheme base;              /* of every quantized row */
+    lq_scheme base;              /* of the first quantized row; of all unless mixed */
+    bool mixed;
 } lq_modelopt;
 
 /* -- accept ---------------------------------------------------------------------------------------------------------- */
@@ -106,11 +109,19 @@ static const char *modelopt_kept_name(lq_arena *mem, const lq_row *r) {
     return name;
 }
 
+static bool alike(const lq_scheme *a, const lq_scheme *b) { return algo_of(a) == algo_of(b) && a->scale.tile_c == b->scale.tile_c; }
+
 static lq_status modelopt_check(lq_sink *s) {
-    const lq_row *first;
-    LQ_TRY(lq_folder_alike(s, lq_scheme_eq, "--format compressed-tensors mixes them", &first));
+    lq_modelopt *f = s->priv;
+    const lq_row *first = NULL;
+    for (size_t i = 0; i < s->cat->n; i++) {
+        const lq_row *r = &s->cat->rows[i];
+        if (!r->quantize) continue;
+        if (!first) first = r;
+        f->mixed |= !alike(&first->scheme, &r->scheme);
+    }
     LQ_TRY(lq_folder_kept_apart(s));
-    if (first) ((lq_modelopt *)s->priv)->base = first->scheme;
+    if (first) f->base = first->scheme;
     return lq_folder_check(s);
 }
 
@@ -134,33 +145,91 @@ static json_t *excluded(const lq_sink *s) {
 
 static json_t *producer(void) { return json_pack("{s:s, s:s}", "name", "modelopt", "version", "0.47.0"); }
 
-static json_t *group_config(const lq_scheme *s) {
+static json_t *group_config(const lq_scheme *s, json_t *targets) {
     algo a = algo_of(s);
     json_t *w = json_pack("{s:b, s:i, s:s}", "dynamic", 0, "num_bits", (int)s->grid.bits, "type", a == AWQ ? "int" : "float");
     if (w && a > FP8_ROWS) json_object_set_new(w, "group_size", json_integer(s->scale.tile_c));
     if (w && a == FP8_ROWS) json_object_set_new(w, "strategy", json_string("channel"));
-    json_t *g = json_pack("{s:o, s:[s]}", "weights", w, "targets", "Linear");
+    json_t *g = json_pack("{s:o, s:o}", "weights", w, "targets", targets);
     if (g && s->act.kind != LQ_ACT_NONE)
         json_object_set_new(g, "input_activations", json_pack("{s:b, s:i, s:s}", "dynamic", s->act.kind == LQ_ACT_DYNAMIC, "num_bits", 8, "type", "float"));
     return g;
 }
 
+/* {quant_algo, group_size ...} of a scheme, as hf_quant_config.json has it. */
+static json_t *algo_config(const lq_scheme *s) {
+    algo a = algo_of(s);
+    json_t *q = json_pack("{s:s?}", "quant_algo", algo_names[a]);
+    if (q && (a == NVFP4 || a == AWQ)) json_object_set_new(q, "group_size", json_integer(s->scale.tile_c));
+    if (q && a == AWQ) json_object_update_new(q, json_pack("{s:b, s:b}", "has_zero_point", 0, "pre_quant_scale", 0));
+    return q;
+}
+
+/* {module: its algo}; of: only of those like it, and then an array of names. New reference; NULL: out of memory. */
+static json_t *layers_of(const lq_sink *s, const lq_scheme *of) {
+    lq_arena *mem = lq_arena_new();
+    json_t *all = of ? json_array() : json_object();
+    bool ok = mem && all;
+    for (size_t i = 0; ok && i < s->cat->n; i++) {
+        const lq_row *r = &s->cat->rows[i];
+        if (!r->quantize || (of && !alike(of, &r->scheme))) continue;
+        const char *name = lq_folder_module(mem, r);
+        ok = name && !(of ? json_array_append_new(all, json_string(name)) : json_object_set_new(all, name, algo_config(&r->scheme)));
+    }
+    lq_arena_free(&mem);
+    if (ok) return all;
+    json_decref(all);
+    return NULL;
+}
+
+static bool is_first(const lq_sink *s, size_t i) {
+    for (size_t k = 0; k < i; k++)
+        if (s->cat->rows[k].quantize && alike(&s->cat->rows[k].scheme, &s->cat->rows[i].scheme)) return false;
+    return s->cat->rows[i].quantize;
+}
+
+static json_t *groups(const lq_sink *s) {
+    const lq_modelopt *f = s->priv;
+    json_t *all = json_object();
+    char name[32];
+    bool ok = all;
+    if (!f->mixed) ok = ok && !json_object_set_new(all, "group_0", group_config(&f->base, json_pack("[s]", "Linear")));
+    for (size_t i = 0; ok && f->mixed && i < s->cat->n; i++) {
+        const lq_scheme *q = &s->cat->rows[i].scheme;
+        if (!is_first(s, i)) continue;
+        snprintf(name, sizeof name, "group_%zu", json_object_size(all));
+        ok = !json_object_set_new(all, name, group_config(q, layers_of(s, q)));
+    }
+    if (ok) return all;
+    json_decref(all);
+    return NULL;
+}
+
+/* Only AWQ's scales have significant bits to speak of: F32 and E4M3 scales beside them have all of theirs. */
+static json_t *meta(const lq_sink *s) {
+    json_t *m = lq_folder_meta(s);
+    for (size_t i = 0; m && i < s->cat->n; i++) {
+        const lq_row *r = &s->cat->rows[i];
+        if (r->quantize && algo_of(&r->scheme) == AWQ && r->scheme.scale.sig) json_object_set_new(m, "scale_sig", json_integer(r->scheme.scale.sig));
+    }
+    return m;
+}
+
 static json_t *modelopt_config(lq_sink *s) {
-    const lq_scheme *base = &((const lq_modelopt *)s->priv)->base;
-    const char *name = algo_names[algo_of(base)];
-    json_t *c = json_pack("{s:s, s:s?, s:{s:o}, s:o, s:o, s:o}", "quant_method", "modelopt", "quant_algo", name, "config_groups", "group_0", group_config(base), "ignore",
-                          excluded(s), "producer", producer(), "meta", lq_folder_meta(s));
+    const lq_modelopt *f = s->priv;
+    algo a = algo_of(&f->base);
+    json_t *c = json_pack("{s:s, s:s?, s:o, s:o, s:o, s:o}", "quant_method", "modelopt", "quant_algo", f->mixed ? "MIXED_PRECISION" : algo_names[a], "config_groups", groups(s), "ignore",
+                          excluded(s), "producer", producer(), "meta", meta(s));
     if (c && has_kv(s)) json_object_set_new(c, "kv_cache_scheme", json_pack("{s:b, s:i, s:s}", "dynamic", 0, "num_bits", 8, "type", "float"));
-    if (c && algo_of(base) == AWQ) json_object_set_new(c, "group_size", json_integer(base->scale.tile_c));
+    if (c && !f->mixed && a == AWQ) json_object_set_new(c, "group_size", json_integer(f->base.scale.tile_c));
+    if (c && f->mixed && json_object_set_new(c, "quantized_layers", layers_of(s, NULL))) return json_decref(c), NULL;
     return c;
 }
 
 static json_t *hf_config(lq_sink *s) {
-    const lq_scheme *base = &((const lq_modelopt *)s->priv)->base;
-    algo a = algo_of(base);
-    json_t *q = json_pack("{s:s?, s:s?, s:o}", "quant_algo", algo_names[a], "kv_cache_quant_algo", has_kv(s) ? "FP8" : NULL, "exclude_modules", excluded(s));
-    if (q && (a == NVFP4 || a == AWQ)) json_object_set_new(q, "group_size", json_integer(base->scale.tile_c));
-    if (q && a == AWQ) json_object_update_new(q, json_pack("{s:b, s:b}", "has_zero_point", 0, "pre_quant_scale", 0));
+    const lq_modelopt *f = s->priv;
+    json_t *q = f->mixed ? json_pack("{s:s, s:o}", "quant_algo", "MIXED_PRECISION", "quantized_layers", layers_of(s, NULL)) : algo_config(&f->base);
+    if (q) json_object_update_new(q, json_pack("{s:s?, s:o}", "kv_cache_quant_algo", has_kv(s) ? "FP8" : NULL, "exclude_modules", excluded(s)));
     return json_pack("{s:o, s:o}", "producer", producer(), "quantization", q);
 }
 
@@ -176,7 +245,7 @@ static lq_status modelopt_close(lq_sink *s) {
 }
 
 const lq_format lq_format_modelopt = {
-    .name = "modelopt", .what = "modelopt checkpoint folder: FP8, NVFP4, W4A16_AWQ, KV FP8", .priv_size = sizeof(lq_modelopt), .accept = modelopt_accept,
+    .name = "modelopt", .what = "modelopt checkpoint folder: FP8, NVFP4, W4A16_AWQ and mixtures of them, KV FP8", .priv_size = sizeof(lq_modelopt), .accept = modelopt_accept,
     .kv_scales = true, .check = modelopt_check, .open = modelopt_open, .put = lq_folder_put, .put_fp = lq_folder_put_fp, .sidecar = lq_folder_sidecar, .quant_config = modelopt_config,
     .sync = lq_folder_sync, .close = modelopt_close, .abandon = lq_folder_abandon,
 };

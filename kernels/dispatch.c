@@ -5,18 +5,16 @@
 
 #include <pthread.h>
 
-unsigned lq_cpu_mask(void) { return lq_cpu_detect(); }
-
 void lq_kernels_init(lq_kernels *k, unsigned mask) {
     *k = (lq_kernels){"c", lq_dequant_c, lq_decode_c, lq_gemv_c, lq_gemv_fp_c, lq_rmsnorm_c, lq_rope_c, lq_rope_pairs_c,
-                      lq_glu_c, lq_softmax_c, lq_logsumexp_c, lq_add_c, lq_layernorm_c, lq_dot_c,
+                      lq_glu_c, lq_softmax_c, lq_logsumexp_c, lq_add_c, lq_layernorm_c, lq_kv8_c, lq_kv4_c, lq_dot_c,
                       lq_packed_dequant_c, lq_packed_gemv_c, lq_packed_idot_c};
     for (const lq_isa *i = lq_isas; i->bit; i++)
         if (mask & i->bit) i->override_(k);
 }
 
 static lq_kernels best; /* written once, before anyone can read it */
-static void init_best(void) { lq_kernels_init(&best, lq_cpu_mask()); }
+static void init_best(void) { lq_kernels_init(&best, lq_cpu_used()); }
 
 const lq_kernels *lq_kernels_best(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;

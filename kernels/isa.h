@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* Variants of the table for instruction sets, in ascending order; the machine folder (x86/, ref/) that the build picks
- * defines both names. */
+ * defines it. */
 #ifndef LQ_ISA_H
 #define LQ_ISA_H
 #include "kernels/kernels.h"
@@ -11,5 +11,4 @@ typedef struct lq_isa {
     void (*override_)(lq_kernels *k); /* puts its entries and its name into the table */
 } lq_isa;
 extern const lq_isa lq_isas[];
-unsigned lq_cpu_detect(void);         /* LQ_ISA_* bits of this machine that have a row */
 #endif

@@ -4,6 +4,7 @@
  * lq_parallel_for over fixed slices. The C entries are the definition; others override them at lq_kernels_init. */
 #ifndef LQ_KERNELS_H
 #define LQ_KERNELS_H
+#include "core/cpu.h"
 #include "kernels/packed.h"
 
 typedef enum lq_actfn { LQ_ACTFN_SILU, LQ_ACTFN_GELU_TANH, LQ_ACTFN_GELU, LQ_ACTFN_RELU, LQ_ACTFN_RELU2, LQ_ACTFN_N } lq_actfn;
@@ -30,6 +31,9 @@ typedef struct lq_kernels {
     void (*add)(float *y, const float *x, size_t n); /* y += x */
     /* One token: y = (x - mean) / sqrt(variance + eps) * gain + shift; NULL: 1 and 0; y may be x. */
     void (*layernorm)(const float *x, const float *gain, const float *shift, float eps, uint32_t d, float *y);
+    /* n values of a small KV cache: step * src[i], src I8 or E4M3; low + step * nibble i, the low nibble of a byte first. The bits of C. */
+    void (*kv8)(lq_dtype t, const void *src, float step, float *dst, size_t n);
+    void (*kv4)(const void *src, float low, float step, float *dst, size_t n);
     double (*dot)(const float *a, const float *b, size_t n); /* products exact, sums in fp64 in a fixed order */
     /* The codes of tiles [t0, t0 + nt) of a packed matrix, what extras add left out. Decoded into out[rows of these tiles][cols], weight-column
      * order: bit-equal to lq_qtensor_decode_row. */
@@ -43,10 +47,7 @@ typedef struct lq_kernels {
     void (*packed_idot)(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
 } lq_kernels;
 
-/* Tiers in ascending order: where two override an entry the later one wins. AVX2 with FMA and F16C; AVXVNNI: dot products of bytes in
- * 256 bits; AVX512 with F, DQ, BW, VL, VBMI (Ice Lake, Zen 4 and later); DOTPROD: Arm's dot products of bytes. */
-enum { LQ_ISA_AVX2 = 1, LQ_ISA_AVXVNNI = 2, LQ_ISA_AVX512 = 4, LQ_ISA_AVX512VNNI = 8, LQ_ISA_NEON = 16, LQ_ISA_DOTPROD = 32 };
-unsigned lq_cpu_mask(void);                          /* what this machine has */
-void lq_kernels_init(lq_kernels *k, unsigned mask);  /* C first, then overrides in ascending order */
-const lq_kernels *lq_kernels_best(void);             /* initialised once for this machine */
+/* C first, then the overrides of the tiers (core/cpu.h) in mask in ascending order: where two have an entry the later one wins. */
+void lq_kernels_init(lq_kernels *k, unsigned mask);
+const lq_kernels *lq_kernels_best(void);             /* chosen once, of the tiers that lq_cpu_used() says */
 #endif

@@ -83,6 +83,11 @@ static bool may_be_codes(const target *t, const lq_row *r) {
     return strcmp(t->format->name, "safetensors") && (r->slot.role != LQ_R_EMBED || t->format->ext);
 }
 
+/* Stored there all the same, no runtime would read it: --lossy keeps it as a plain tensor (a GGUF has no name for it). */
+static lq_status no_kv(lq_ctx *ctx, const target *t, const lq_row *r) {
+    return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: format %s has no place for scales of keys and values; --format compressed-tensors, fp8, modelopt or lqt has, --lossy goes on without", r->name, t->format->name);
+}
+
 static lq_status resolve(const job *j, target *t) {
     const lq_catalog *from = &j->m->cat;
     t->cat = *from;
@@ -94,12 +99,13 @@ static lq_status resolve(const job *j, target *t) {
     for (size_t i = 0; i < from->n; i++) {
         lq_row *r = &t->cat.rows[i];
         r->quantize = false;
+        if (lq_role_is_kv(r->slot.role) && !t->format->kv_scales && !j->o->lossy) return no_kv(j->ctx, t, r);
         r->out_dtype = lq_role_is_kv(r->slot.role) ? r->dtype : float_type(j, t, r);
         if (t->format->kept) r->out_dtype = t->format->kept(r, r->out_dtype);
         if (in_codes(r) && may_be_codes(t, r)) LQ_TRY(resolve_codes(j, t, r));
         t->told->quantized += r->quantize;
     }
-    lq_legal_case c = {&t->cat, t->format->name, from->model_type ? from->model_type : "", j->m->par.n_heads, j->m->par.n_kv_heads};
+    lq_legal_case c = {&t->cat, t->format->name, from->model_type ? from->model_type : "", j->m->par.n_heads, j->m->par.n_kv_heads, lq_params_short_window(&j->m->par)};
     LQ_TRY(lq_legal_check(j->ctx, &c, &j->o->targets));
     bool lists_codes = t->format->quant_config != NULL;
     if (!lists_codes || t->told->quantized) return LQ_OK;

@@ -9,6 +9,7 @@
 #include "quant/gptq_solve.h"
 #include "quant/grid.h"
 #include "quant/proxy.h"
+#include "quant/rescale.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -132,16 +133,44 @@ lq_status lq_fewbit_fit(lq_ctx *ctx, lq_qtensor *q, const float *w, const float 
 
 /* ---- codes ---- */
 
+enum { BLOCK = 128, ROUNDS = 4 };
+
+/* A weight that is off by its own size feeds back as much, and scales that fitted the weights do not fit what is rounded: codes and
+ * scales by turns, while the loss falls. */
+static lq_status alternate(lq_ctx *ctx, const lq_weights *w, const lq_gptq_factor *f, lq_qtensor *q, lq_gptq_sums *sums) {
+    const lq_plane_desc *d = &q->sch.scale;
+    size_t codes = (size_t)q->rows * q->row_bytes;
+    if (d->tile_r != 1 || !d->dtype) return LQ_OK; /* one scale for all, or a codebook */
+    uint8_t *kept = lq_alloc(codes);
+    lq_status st = kept ? LQ_OK : lq_oom(ctx, codes);
+    for (int i = 0; i < ROUNDS && !st; i++) {
+        lq_gptq_sums next;
+        if ((st = lq_rescale(ctx, w->w, f->h, f->damp, q))) break;
+        memcpy(kept, q->codes, codes);
+        if ((st = lq_gptq_solve(ctx, f, w->w, BLOCK, true, q, &next))) break;
+        if (!(next.damped < sums->damped)) {
+            memcpy(q->codes, kept, codes);
+            break;
+        }
+        *sums = next;
+    }
+    if (!st) st = lq_rescale(ctx, w->w, f->h, f->damp, q);
+    lq_free(kept);
+    return st;
+}
+
 lq_status lq_fewbit_codes(lq_ctx *ctx, const lq_weights *w, const lq_gptq_factor *f, const lq_stats *stats, lq_qtensor *q, lq_outcome *o) {
     bool measured = stats && (stats->needs & LQ_NEED_GRAM) && stats->n;
     if (f && f->feed) {
         lq_gptq_sums sums;
-        LQ_TRY(lq_gptq_solve(ctx, f, w->w, 128, true, q, &sums));
+        LQ_TRY(lq_gptq_solve(ctx, f, w->w, BLOCK, true, q, &sums));
+        double rtn = sums.rtn;
+        LQ_TRY(alternate(ctx, w, f, q, &sums));
         o->damp = f->damp;
         o->dead_cols = f->dead;
         o->guarded_rows = sums.guarded;
-        o->err_h = sums.w > 0 ? sums.gptq / sums.w : 0;
-        o->err_h_rtn = sums.w > 0 ? sums.rtn / sums.w : 0;
+        if (measured) LQ_TRY(lq_proxy_error(ctx, w->w, q, &stats->gram, &o->err_h));
+        o->err_h_rtn = sums.w > 0 ? rtn / sums.w : 0;
     } else {
         lq_grid_round(q, w->w);
         if (measured) LQ_TRY(lq_proxy_error(ctx, w->w, q, &stats->gram, &o->err_h));

@@ -17,7 +17,9 @@ typedef double (*lq_tile_scale)(const float *w, const float *h, size_t n, uint32
 lq_status lq_fewbit_fit(lq_ctx *ctx, lq_qtensor *q, const float *w, const float *h, lq_tile_scale rule);
 bool lq_fewbit_tiles(const lq_scheme *s, uint32_t cols); /* scale tiles lq_fewbit_fit knows */
 
-/* Codes of q under its planes: by rounding (f NULL), or by GPTQ's loop against the factor. Fills o's errors. stats may be NULL. */
+/* Codes of q under its planes: by rounding (f NULL), or by GPTQ's loop against the factor, codes and scales of row groups by turns.
+ * Fills o's errors. stats may be NULL. */
+#define LQ_FEWBIT_DAMP 0.1 /* what both methods factor the Hessian with: errors are as large as the weights, and little energy is not none */
 struct lq_gptq_factor;
 lq_status lq_fewbit_codes(lq_ctx *ctx, const lq_weights *w, const struct lq_gptq_factor *f, const lq_stats *stats, lq_qtensor *q, lq_outcome *o);
 /* LQ_ERR_UNSUPPORTED with the price unless forced or almost nothing (0.1 % of |W|^2) is lost. */

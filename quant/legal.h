@@ -26,6 +26,7 @@ typedef struct lq_legal_case { /* what would be written */
     const char *format;        /* name of an lq_format */
     const char *model_type;    /* as in config.json; "" when unknown */
     uint32_t n_heads, n_kv_heads; /* 0: unknown */
+    uint32_t window;           /* a sliding window that is shorter than the context; 0: none */
 } lq_legal_case;
 
 typedef struct lq_piece {      /* a quantized linear as one device holds it */

@@ -57,6 +57,7 @@ ASK(splits_zeros, is_int(p->s) && !is_sym(p->s) && 32 % p->s->grid.bits == 0 && 
 static bool is_merged(const lq_piece *p) { return p->row->fuse >= 0; }
 ASK(splits_blocks, p->s->scale.tile_r == 128 && ((p->parts_c > 1 && p->cols % 128) || ((p->parts_r > 1 || is_merged(p)) && p->rows % 128)))
 
+ASK(has_window, p->c->window > 0)
 ASK(unlike, !p->s || !o->s || !lq_scheme_eq(p->s, o->s))
 ASK(heads_split, p->c->n_heads && (p->c->n_heads % p->tp || (p->c->n_kv_heads % p->tp && p->tp % p->c->n_kv_heads)))
 static bool mixed(const lq_piece *p, const lq_piece *o) {
@@ -151,6 +152,8 @@ const lq_rule lq_rules[] = {
 
     /* llama.cpp */
     {L, "gguf", "opt", LQ_OF_FORMAT, NULL, "no OPT architecture", "src/llama-arch.h"},
+    {L, "gguf", "mistral|mixtral|phi3|qwen2|qwen3|qwen2_moe|qwen3_moe|qwen2_vl|qwen2_5_vl", LQ_OF_MODEL, has_window,
+     "it runs no sliding window of theirs: a text longer than one computes differently (a warning without --target)", "src/models/llama.cpp; phi3.cpp: 'Phi SWA is currently disabled'"},
     NEVER(L, "gptq|gptq_v2|compressed-tensors|awq|fp8|modelopt|bitnet|bitsandbytes|mlx|squeezellm|safetensors|lqt", "reads GGUF alone", "src/llama-model-loader.cpp"),
 
     /* TensorRT-LLM */

@@ -4,7 +4,11 @@
  * activations where asked, or with GPTQ's feedback. --planes 2 adds the signs of what is left, a sign(w) + b sign(w - a sign(w)), as four values per
  * row (residual binarization: Li et al. 2017; BiLLM, Huang et al. 2024, arXiv 2402.04291), greedy then jointly least squares.
  * --activations binarizes inputs too, sign(x) mean |x| per token (BiPFT, Xing et al. 2023, arXiv 2312.08937). BiPFT trains its models
- * with it; this is rounding after training, and destroys ordinary models: --force. */
+ * with it; this is rounding after training, and destroys ordinary models: --force.
+ *
+ * Feedback with the scales of the weights loses to no feedback, in domain and out of it: what is fed back is as large as the weights, so
+ * the compensated weights outgrow their scales. Refitted by turns with the codes (quant/rescale.h) it wins: a model of 6M parameters,
+ * groups of 128, 32 x 256 tokens of its own domain, KLD: mean 0.79, weighted 0.77, gptq with fixed scales 1.18, with refitted ones 0.53. */
 #include "core/num.h"
 #include "core/thread.h"
 #include "quant/fewbit.h"
@@ -17,8 +21,8 @@ enum { FIT_MEAN, FIT_WEIGHTED, FIT_GPTQ };
 typedef struct binary_opts { int64_t planes; int fit, activations, force; } binary_opts;
 
 static const lq_opt options[] = {
-    {"fit", NULL, LQ_OPT_CHOICE, offsetof(binary_opts, fit), NULL, "mean", "mean|weighted|gptq", 0, 0, 0,
-     "mean |w|; weighted by the inputs' second moments; the same and codes with feedback (both calibrated)"},
+    {"fit", NULL, LQ_OPT_CHOICE, offsetof(binary_opts, fit), NULL, "gptq", "mean|weighted|gptq", 0, 0, 0,
+     "mean |w|, data-free; weighted by the inputs' second moments; codes with feedback, scales refitted (both calibrated)"},
     {"planes", NULL, LQ_OPT_INT, offsetof(binary_opts, planes), "N", "1", NULL, 1, 2, 0, "2: the signs of the residual too, two bits per weight, two scales per row"},
     {"activations", NULL, LQ_OPT_SET, offsetof(binary_opts, activations), NULL, NULL, NULL, 0, 0, 1, "inputs as signs too, with one scale per token"},
     {"force", NULL, LQ_OPT_SET, offsetof(binary_opts, force), NULL, NULL, NULL, 0, 0, 1, "also a model that was not trained for it"},
@@ -77,7 +81,7 @@ static lq_status quantize(lq_ctx *ctx, const void *opts, const lq_weights *w, co
     lq_status st = LQ_OK;
     *o = (lq_outcome){.method = "binary", .err_h = -1, .err_h_rtn = -1, .damp = -1};
     LQ_TRY(lq_qtensor_init(ctx, out, s, w->slot, w->rows, w->cols));
-    if (weighted) LQ_GO(lq_gptq_factor_init(ctx, &f, &stats->gram, 0.01, true));
+    if (weighted) LQ_GO(lq_gptq_factor_init(ctx, &f, &stats->gram, LQ_FEWBIT_DAMP, true));
     LQ_GO(fit(ctx, w, weighted ? f.weight : NULL, out));
     LQ_GO(lq_fewbit_codes(ctx, w, weighted && opt->fit == FIT_GPTQ ? &f : NULL, stats, out, o));
     if (opt->fit != FIT_MEAN && (!weighted || f.failed[0])) snprintf(o->fallback, sizeof o->fallback, "%s", weighted ? f.failed : "calibration gave it no tokens");

@@ -5,7 +5,9 @@
  *             what a model trained so computes with; a matrix that is s {-1, 0, 1} already is kept bit for bit (with 8-bit activations,
  *             as BitNet's runtimes want it: to the last bit of a float's reciprocal)
  *   optimal   the support and scale of least squared error per group, exactly (fewbit.h)
- *   gptq      the same weighted by the Hessian, then codes with feedback (gptq_solve.h)
+ *   gptq      the same weighted by the Hessian, then codes with feedback (gptq_solve.h) and scales by turns (rescale.h)
+ * A model of 6M parameters, groups of 128, 32 x 256 tokens of its own domain, KLD: absmean 0.87, optimal 0.27, gptq with scales fixed before
+ * feedback 0.32, refitted 0.18. The default is what models trained for it need.
  * On any other model it is refused without --force, with the price. */
 #include "core/num.h"
 #include "quant/fewbit.h"
@@ -19,7 +21,7 @@ typedef struct ternary_opts { int fit, activations, force; } ternary_opts;
 
 static const lq_opt options[] = {
     {"fit", NULL, LQ_OPT_CHOICE, offsetof(ternary_opts, fit), NULL, "absmean", "absmean|optimal|gptq", 0, 0, 0,
-     "absmean: as BitNet b1.58 was trained; optimal: least error per group; gptq: with feedback (calibrated)"},
+     "absmean: as BitNet b1.58 was trained; optimal: least error per group; gptq: with feedback, scales refitted (calibrated): best for ordinary models"},
     {"activations", NULL, LQ_OPT_CHOICE, offsetof(ternary_opts, activations), NULL, "none", "none|int8", 0, 0, 0, "int8: per token, as BitNet b1.58 was trained"},
     {"force", NULL, LQ_OPT_SET, offsetof(ternary_opts, force), NULL, NULL, NULL, 0, 0, 1, "also a model that was not trained for it"},
     {0}};
@@ -76,7 +78,7 @@ static lq_status quantize(lq_ctx *ctx, const void *opts, const lq_weights *w, co
     lq_status st = LQ_OK;
     *o = (lq_outcome){.method = "ternary", .err_h = -1, .err_h_rtn = -1, .damp = -1};
     LQ_TRY(lq_qtensor_init(ctx, out, s, w->slot, w->rows, w->cols));
-    if (feedback) LQ_GO(lq_gptq_factor_init(ctx, &f, &stats->gram, 0.01, true));
+    if (feedback) LQ_GO(lq_gptq_factor_init(ctx, &f, &stats->gram, LQ_FEWBIT_DAMP, true));
     LQ_GO(fit(ctx, opt, w, feedback ? &f : NULL, out));
     LQ_GO(lq_fewbit_codes(ctx, w, feedback ? &f : NULL, stats, out, o));
     if (opt->fit == FIT_GPTQ && (!feedback || f.failed[0])) snprintf(o->fallback, sizeof o->fallback, "%s", feedback ? f.failed : "calibration gave it no tokens");

@@ -130,7 +130,7 @@ static lq_status plan_for_targets(road *r) {
     lq_model *m = r->model;
     for (size_t i = r->outs.n; i-- > 0;) { /* the first one's plan stands */
         const lq_format *format = r->outs.format[i];
-        lq_legal_case c = {&m->cat, format->name, m->cat.model_type ? m->cat.model_type : "", m->par.n_heads, m->par.n_kv_heads};
+        lq_legal_case c = {&m->cat, format->name, m->cat.model_type ? m->cat.model_type : "", m->par.n_heads, m->par.n_kv_heads, lq_params_short_window(&m->par)};
         lq_legal_run legal = {&run->plan_opts, run->recipe.method, run->recipe.opts, format, &r->targets};
         LQ_TRY(lq_legal_plan(r->ctx, &legal, &c, &r->plan));
         if (!r->targets.n) lq_legal_notes(r->ctx, &c);

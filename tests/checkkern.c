@@ -248,6 +248,11 @@ static void norms_and_sums_have_the_bits_of_c(void **state) {
             p->v->k.add(got, g, n);
             for (uint32_t j = 0; j < n; j++) want[j] = x[j] + g[j];
             ck_same_bits(got, want, n, "add", n);
+            for (int parts = 0; parts < 4; parts++) {
+                lq_layernorm_c(x, parts & 1 ? g : NULL, parts & 2 ? g : NULL, 1e-5f, n, want);
+                p->v->k.layernorm(x, parts & 1 ? g : NULL, parts & 2 ? g : NULL, 1e-5f, n, got);
+                ck_same_bits(got, want, n, "layernorm", n);
+            }
             ck_release(got, 4 * (size_t)n);
             free(want);
             free(g);
@@ -255,10 +260,49 @@ static void norms_and_sums_have_the_bits_of_c(void **state) {
         }
 }
 
+static void kv_values_have_the_bits_of_c(void **state) {
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
+    for (size_t i = 0; i < WIDTHS; i++) {
+        uint32_t n = ck_widths[i];
+        uint8_t *src = ck_exact(n);
+        float *want = ck_exact(4 * (size_t)n), *got = ck_guarded(4 * (size_t)n), step = lq_rng_normal(&rng), low = lq_rng_normal(&rng);
+        for (uint32_t j = 0; j < n; j++) src[j] = (uint8_t)lq_rng_u32(&rng);
+        for (int t = 0; t < 2; t++) {
+            lq_kv8_c(t ? LQ_E4M3 : LQ_I8, src, step, want, n);
+            p->v->k.kv8(t ? LQ_E4M3 : LQ_I8, src, step, got, n);
+            ck_same_bits(got, want, n, t ? "kv E4M3" : "kv I8", n);
+        }
+        uint8_t *half = ck_exact((n + 1) / 2);
+        memcpy(half, src, (n + 1) / 2);
+        lq_kv4_c(half, low, step, want, n);
+        p->v->k.kv4(half, low, step, got, n);
+        ck_same_bits(got, want, n, "kv nibbles", n);
+        ck_release(got, 4 * (size_t)n);
+        free(half);
+        free(want);
+        free(src);
+    }
+}
+
+static void same_turn(const ck_probe *p, const float *x, uint32_t heads, uint32_t dim, uint32_t rot, const float *c, const float *s) {
+    size_t n = (size_t)heads * dim;
+    float *want = ck_exact(4 * n), *got = ck_guarded(4 * n);
+    for (int pairs = 0; pairs < 2; pairs++) {
+        memcpy(want, x, 4 * n);
+        memcpy(got, x, 4 * n);
+        (pairs ? lq_rope_pairs_c : lq_rope_c)(want, heads, dim, rot, c, s);
+        (pairs ? p->v->k.rope_pairs : p->v->k.rope)(got, heads, dim, rot, c, s);
+        ck_same_bits(got, want, n, pairs ? "rope of pairs" : "rope", dim);
+    }
+    ck_release(got, 4 * n);
+    free(want);
+}
+
 static void rope_turns_pairs(void **state) {
     const ck_probe *p = *state;
     lq_rng rng = ck_start(p->name);
-    static const uint32_t dims[][2] = {{2, 2}, {64, 64}, {64, 32}, {7, 6}, {128, 128}, {96, 80}};
+    static const uint32_t dims[][2] = {{2, 2}, {64, 64}, {64, 32}, {7, 6}, {128, 128}, {96, 80}, {30, 26}};
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
         uint32_t heads = 3, dim = dims[i][0], rot = dims[i][1], half = rot / 2;
         float *x = ck_exact(4 * (size_t)heads * dim), *y = ck_guarded(4 * (size_t)heads * dim), *c = ck_exact(4 * (size_t)half), *s = ck_exact(4 * (size_t)half);
@@ -278,6 +322,7 @@ static void rope_turns_pairs(void **state) {
                 else assert_true(fabs((double)y[h * dim + j] - want) <= 2 * FLT_EPSILON * 8);
             }
         ck_release(y, 4 * (size_t)heads * dim);
+        same_turn(p, x, heads, dim, rot, c, s);
         free(x);
         free(c);
         free(s);
@@ -399,8 +444,9 @@ static void add_variant(const ck_variant *v) {
         if (k->gemv_fp != b->gemv_fp) ck_add(gemv_fp_is_within_its_bound, "gemv_fp", v, NULL, (lq_dtype)t);
     }
     ck_packed_add(v);
-    if (k->dot != b->dot || k->rmsnorm != b->rmsnorm || k->add != b->add) ck_add(norms_and_sums_have_the_bits_of_c, "norm", v, NULL, LQ_NONE);
-    if (k->rope != b->rope) ck_add(rope_turns_pairs, "rope", v, NULL, LQ_NONE);
+    if (k->dot != b->dot || k->rmsnorm != b->rmsnorm || k->add != b->add || k->layernorm != b->layernorm) ck_add(norms_and_sums_have_the_bits_of_c, "norm", v, NULL, LQ_NONE);
+    if (k->kv8 != b->kv8 || k->kv4 != b->kv4) ck_add(kv_values_have_the_bits_of_c, "kv", v, NULL, LQ_NONE);
+    if (k->rope != b->rope || k->rope_pairs != b->rope_pairs) ck_add(rope_turns_pairs, "rope", v, NULL, LQ_NONE);
     if (k->glu != b->glu) ck_add(glu_has_the_bits_of_c_and_is_accurate, "glu", v, NULL, LQ_NONE);
     if (k->softmax != b->softmax || k->logsumexp != b->logsumexp) ck_add(softmax_and_logsumexp_have_the_bits_of_c, "softmax", v, NULL, LQ_NONE);
 }

@@ -19,18 +19,21 @@
 static const uint32_t shapes[][2] = {{1, 1}, {16, 16}, {17, 48}, {5, 97}, {16, 128}, {33, 240}, {16, 257}, {20, 640}, {16, 1920}, {16, 4352}};
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
-static bool make(const ck_probe *p, size_t i, int round, lq_rng *rng, lq_packed *m) {
+static bool make_for(const ck_probe *p, size_t i, int round, lq_act act, lq_rng *rng, lq_packed *m) {
     lq_ctx ctx = {0};
     lq_qtensor q;
     lq_scheme s = p->scheme->s;
     s.extra &= ~(uint32_t)LQ_X_PERM;
     if (round & 1) s.extra |= LQ_X_PERM;
+    if (act.kind) s.act = act;
     if (!ck_fits_cols(&s, shapes[i][1]) || !lq_packed_fits(&s, shapes[i][0], shapes[i][1])) return false;
     ck_fill(&q, &s, shapes[i][0], shapes[i][1], rng, false);
     assert_int_equal(lq_pack(&ctx, &q, m), LQ_OK);
     lq_qtensor_free(&q);
     return true;
 }
+
+static bool make(const ck_probe *p, size_t i, int round, lq_rng *rng, lq_packed *m) { return make_for(p, i, round, (lq_act){0}, rng, m); }
 
 static void device_layout_gives_back_every_code(void **state) {
     const ck_probe *p = *state;
@@ -112,6 +115,98 @@ static void device_gemv_is_within_its_bound(void **state) {
     print_message("    %s: worst error %.2f of 2^-11 sum|wx|\n", p->name, ck_worst);
 }
 
+static const lq_act rounded[] = {{.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = 128}};
+
+typedef struct acts { float *code, *step; void *scratch; lq_packed_i x; double *want; } acts;
+
+static acts make_acts(const lq_packed *m, uint32_t n, bool extreme, lq_rng *rng) {
+    uint32_t tile = m->q.sch.act.tile, tiles = tile ? (m->q.cols + tile - 1) / tile : 1;
+    acts a = {ck_exact(4 * (size_t)n * m->q.cols), ck_exact(4 * (size_t)n * tiles), lq_alloc(lq_packed_i_bytes(m, n)), {0}, ck_exact(8 * (size_t)n * m->tiles * LQ_TILE)};
+    assert_non_null(a.scratch);
+    for (size_t i = 0; i < (size_t)n * m->q.cols; i++) a.code[i] = extreme ? (lq_rng_below(rng, 2) ? 127.0f : -127.0f) : (float)((int)lq_rng_below(rng, 255) - 127);
+    ck_floats(a.step, (size_t)n * tiles, rng, false);
+    a.x = lq_packed_i_make(m, a.code, a.step, n, a.scratch);
+    lq_packed_idot_c(m, 0, m->tiles, &a.x, a.want);
+    return a;
+}
+
+/* What fp32 sums of scaled whole numbers may be off by: of every segment its code sums and its zero's. */
+static double whole_mass(const lq_packed *m, const acts *a, uint32_t t, uint32_t r) {
+    double mass = 0;
+    for (uint32_t g = 0; g < m->segs; g++) {
+        double s = fabs((double)lq_packed_scale(m, r, g)), z = fabs((double)lq_packed_zero(m, r, g)), sum = 0, ones = 0;
+        uint32_t end = m->q.cols - g * m->seg < m->seg ? m->q.cols : (g + 1) * m->seg;
+        for (uint32_t c = g * m->seg; c < end; c++) {
+            double v = abs(a->x.x[(size_t)t * lq_packed_ld(m) + c]);
+            sum += (lq_packed_code(m, r, c) * 2.0 + abs(m->q.sch.grid.bias) + 1) * v;
+            ones += v;
+        }
+        mass += fabs((double)a->x.step[(size_t)t * m->segs + g]) * (s * sum + z * (m->q.sch.zero_kind == LQ_ZERO_MIN ? 1 : s) * ones);
+    }
+    return mass;
+}
+
+static void compare_whole(const ck_probe *p, const lq_packed *m, const acts *a, uint32_t n, const float *y) {
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t r = 0; r < m->q.rows; r++) {
+            double want = a->want[(size_t)t * m->tiles * LQ_TILE + r];
+            float got = y[(size_t)t * m->q.rows + r];
+            ck_note(&got, sizeof got);
+            if (m->segs == 1) {
+                if (lq_f32_bits(got) != lq_f32_bits((float)want)) fail_msg("%s, %u x %u, row %u: %a, the definition says %a", p->name, m->q.rows, m->q.cols, r, (double)got, want);
+                continue;
+            }
+            double bound = (m->q.cols / 16.0 + 16) * 0x1p-23 * whole_mass(m, a, t, r);
+            if (!(fabs((double)got - want) <= bound)) fail_msg("%s, %u x %u, row %u: %.9g, want %.9g within %.3g", p->name, m->q.rows, m->q.cols, r, (double)got, want, bound);
+        }
+}
+
+static void *put(const lq_device *d, const void *v, size_t n) {
+    void *p = d->alloc(n);
+    assert_true(p && d->put(p, v, n));
+    return p;
+}
+
+static void one_whole(const ck_probe *p, const lq_packed *m, uint32_t n, bool extreme, lq_rng *rng) {
+    const lq_device *d = device_of(p);
+    lq_device_matrix dm;
+    acts a = make_acts(m, n, extreme, rng);
+    size_t ny = 4 * (size_t)n * m->q.rows, segs = 4 * (size_t)n * m->segs;
+    float *y = ck_exact(ny), *dy = d->alloc(ny);
+    assert_true(dy && lq_device_put(d, m, &dm));
+    void *x = put(d, a.x.x, (size_t)n * lq_packed_ld(m)), *step = put(d, a.x.step, segs), *sum = put(d, a.x.sum, segs);
+    const char *why = d->idot(&dm, x, step, sum, n, dy);
+    if (why) fail_msg("%s, %u x %u: %s", p->name, m->q.rows, m->q.cols, why);
+    assert_true(d->get(y, dy, ny));
+    compare_whole(p, m, &a, n, y);
+    void *held[] = {dy, x, step, sum};
+    for (size_t i = 0; i < sizeof held / sizeof *held; i++) d->release(held[i]);
+    lq_device_drop(d, &dm);
+    lq_free(a.scratch);
+    free(a.code);
+    free(a.step);
+    free(a.want);
+    free(y);
+}
+
+static void device_idot_is_whole(void **state) {
+    static const uint32_t tokens[] = {8, 1, 9, 3};
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
+    for (size_t i = 0; i < 2 * (size_t)SHAPES; i++) {
+        lq_packed m;
+        if (!make_for(p, i / 2, (int)(i & 1 && !rounded[i & 1].tile), rounded[i & 1], &rng, &m)) continue;
+        if (lq_device_shape(&m).times) one_whole(p, &m, tokens[i % 4], i % 3 == 0, &rng);
+        lq_packed_free(&m);
+    }
+}
+
+static bool whole(const lq_scheme *s) {
+    lq_scheme a = *s;
+    a.act = rounded[0];
+    return lq_packed_fits(&a, 16, 3840);
+}
+
 void ck_device_add(const ck_variant *c) {
     static const ck_variant names[] = {{.name = "cuda"}, {.name = "emu"}};
     for (const ck_scheme *s = ck_all_schemes(); s->name; s++) {
@@ -119,5 +214,7 @@ void ck_device_add(const ck_variant *c) {
         ck_add(device_layout_gives_back_every_code, "device_layout", c, s, LQ_NONE);
         if (lq_device_emu()->available()) ck_add(device_gemv_is_within_its_bound, "device_gemv", &names[1], s, LQ_F32);
         if (lq_device_cuda()->available()) ck_add(device_gemv_is_within_its_bound, "device_gemv", &names[0], s, LQ_F16);
+        if (lq_device_emu()->available() && whole(&s->s)) ck_add(device_idot_is_whole, "device_idot", &names[1], s, LQ_F32);
+        if (lq_device_cuda()->available() && whole(&s->s)) ck_add(device_idot_is_whole, "device_idot", &names[0], s, LQ_F16);
     }
 }

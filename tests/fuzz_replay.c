@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* Runs a fuzz target as an ordinary test: every file of the corpus folders given and every seed the target makes itself, then fixed
- * pseudo-random mutations of each (a crash is the failure). Under libFuzzer (meson -Dlibfuzzer=true) this file is left out. */
+ * pseudo-random mutations of each (a crash is the failure). Under libFuzzer (meson -Dlibfuzzer=true) this file is left out; --write DIR
+ * gives it the seeds that targets make themselves. */
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,8 @@
 int LLVMFuzzerTestOneInput(const uint8_t *p, size_t n);
 /* A target may make its seeds itself (they hold compressed bytes, say): seed i in out, its length, 0 behind the last one. */
 __attribute__((weak)) size_t fuzz_seed(size_t i, uint8_t *out, size_t cap);
+/* How many mutants of each seed, where the usual number would take too long. */
+extern const int fuzz_mutants __attribute__((weak));
 
 enum { MUTANTS = 1500, ROOM = 64, SEED_MAX = 1 << 16 };
 
@@ -48,13 +51,15 @@ static size_t mutate(lq_rng *rng, uint8_t *p, size_t n) {
     return n;
 }
 
+static int mutants(void) { return &fuzz_mutants ? fuzz_mutants : MUTANTS; }
+
 static int replay(const uint8_t *p, size_t size) {
     lq_rng rng;
     uint8_t *copy = malloc(size + ROOM);
     if (!copy) return 1;
     LLVMFuzzerTestOneInput(p, size);
     lq_rng_seed(&rng, size, 1);
-    for (int i = 0; i < MUTANTS; i++) {
+    for (int i = 0; i < mutants(); i++) {
         memcpy(copy, p, size);
         size_t n = mutate(&rng, copy, size);
         LLVMFuzzerTestOneInput(copy, n);
@@ -79,7 +84,22 @@ static int replay_seeds(int *count) {
     return bad;
 }
 
+static int write_seeds(const char *folder) {
+    uint8_t *seed = malloc(SEED_MAX);
+    char name[32];
+    int bad = !seed;
+    for (size_t i = 0, n; !bad && fuzz_seed && (n = fuzz_seed(i, seed, SEED_MAX)); i++) {
+        snprintf(name, sizeof name, "seed_%03zu", i);
+        char *path = lq_path_join(folder, name);
+        bad = !path || lq_write_file(NULL, path, seed, n);
+        lq_free(path);
+    }
+    free(seed);
+    return bad;
+}
+
 int main(int argc, char **argv) {
+    if (argc == 3 && !strcmp(argv[1], "--write")) return write_seeds(argv[2]);
     int files = 0, bad = replay_seeds(&files);
     for (int i = 1; i < argc; i++) {
         char **names;
@@ -92,6 +112,6 @@ int main(int argc, char **argv) {
         }
         lq_names_free(&names, n);
     }
-    printf("%d seeds, %d mutants of each, %d unreadable\n", files, MUTANTS, bad);
+    printf("%d seeds, %d mutants of each, %d unreadable\n", files, mutants(), bad);
     return bad || !files;
 }

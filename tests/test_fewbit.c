@@ -12,6 +12,8 @@
 #include "matrices.h"
 #include "quant/fewbit.h"
 #include "quant/grid.h"
+#include "quant/proxy.h"
+#include "quant/rescale.h"
 #include "quant/types.h"
 
 #include <string.h>
@@ -202,15 +204,63 @@ static void better_fits_lose_less(void **state) {
     lq_free(w);
 }
 
+enum { G_ROWS = 70, G_COLS = 128, GROUP = 32, G_N = G_ROWS * G_COLS / GROUP };
+
+static void take_scales(const lq_qtensor *q, float *out) {
+    for (size_t i = 0; i < G_N; i++) out[i] = lq_plane_get(&q->sch.scale, &q->scale, i);
+}
+
+/* A scale a tenth larger or smaller does not make it less, but at the bound of an eighth of what it was. */
+static void refitted_scales_are_a_minimum_on_any_threads(void **state) {
+    (void)state;
+    static const char *const plain[] = {"force", NULL, "fit", "mean", NULL};
+    float *w = random_weights(9, G_ROWS, G_COLS), *x = random_inputs(9, 600, G_COLS), *h = lq_calloc(G_COLS * G_COLS, 4), was[G_N], now[G_N], again[G_N];
+    lq_stats stats = stats_of(x, 600, G_COLS);
+    lq_weights lin = {.name = "w", .rows = G_ROWS, .cols = G_COLS, .w = w};
+    lq_qtensor q;
+    lq_outcome o;
+    double before, after, moved;
+    int better = 0, tried = 0;
+    lq_proxy_hessian(&stats.gram, h);
+    assert_int_equal(run(NULL, "binary", "binary", plain, &lin, &stats, &q, &o), LQ_OK);
+    take_scales(&q, was);
+    assert_int_equal(lq_proxy_error(NULL, w, &q, &stats.gram, &before), LQ_OK);
+    assert_int_equal(lq_rescale(NULL, w, h, 0, &q), LQ_OK);
+    assert_int_equal(lq_proxy_error(NULL, w, &q, &stats.gram, &after), LQ_OK);
+    take_scales(&q, now);
+    assert_true(after < 0.97 * before);
+    for (size_t i = 0; i < G_N; i += 7)
+        for (int way = -1; way <= 1; way += 2) {
+            lq_plane_set(&q.sch.scale, &q.scale, i, now[i] * (1 + 0.1f * (float)way));
+            assert_int_equal(lq_proxy_error(NULL, w, &q, &stats.gram, &moved), LQ_OK);
+            better += moved < after && now[i] > 0.13f * was[i];
+            tried++;
+            lq_plane_set(&q.sch.scale, &q.scale, i, now[i]);
+        }
+    if (better * 50 > tried) fail_msg("%d of %d moved scales lose less", better, tried);
+    for (size_t i = 0; i < G_N; i++) lq_plane_set(&q.sch.scale, &q.scale, i, was[i]);
+    lq_threads_set(3);
+    assert_int_equal(lq_rescale(NULL, w, h, 0, &q), LQ_OK);
+    lq_threads_set(0);
+    take_scales(&q, again);
+    assert_memory_equal(now, again, sizeof now);
+    assert_int_equal(lq_rescale(NULL, w, h, 1e12, &q), LQ_OK); /* the weights alone: the mean again */
+    take_scales(&q, again);
+    for (size_t i = 0; i < G_N; i++) assert_true(fabsf(again[i] / was[i] - 1) < 0.01f);
+    lq_qtensor_free(&q);
+    stats_drop(&stats);
+    lq_free(w), lq_free(x), lq_free(h);
+}
+
 /* ---- hqq ---- */
 
-static double lp_of(const float *w, const lq_qtensor *q) {
+static double measure_of(const float *w, const lq_qtensor *q) {
     float v[256];
     double sum = 0;
     for (uint32_t r = 0; r < q->rows; r++) {
         lq_qtensor_decode_row(q, r, v);
         for (uint32_t c = 0; c < q->cols; c++)
-            if (w[r * q->cols + c] != v[c]) sum += pow(fabs((double)w[r * q->cols + c] - (double)v[c]), 0.7);
+            sum += pow(fabs((double)w[r * q->cols + c] - (double)v[c]), 1.5);
     }
     return sum;
 }
@@ -229,7 +279,7 @@ static void hqq_never_loses_to_rounding_in_its_own_measure(void **state) {
             assert_int_equal(run(NULL, "rtn", types[t], NULL, &lin, NULL, &rtn, &o), LQ_OK);
             assert_int_equal(run(NULL, "hqq", types[t], NULL, &lin, NULL, &q, &o), LQ_OK);
             assert_int_equal(run(NULL, "hqq", types[t], refit, &lin, NULL, &again, &o), LQ_OK);
-            double base = lp_of(w, &rtn), plain = lp_of(w, &q), fitted = lp_of(w, &again);
+            double base = measure_of(w, &rtn), plain = measure_of(w, &q), fitted = measure_of(w, &again);
             if (!(plain < base && fitted <= plain)) fail_msg("%s: rtn %g, hqq %g, with refit %g", types[t], base, plain, fitted);
             lq_qtensor_free(&rtn);
             lq_qtensor_free(&q);
@@ -246,6 +296,7 @@ int main(void) {
         cmocka_unit_test(ordinary_weights_want_force_and_hear_the_price),
         cmocka_unit_test(absmean_is_the_mean_of_the_whole_matrix),
         cmocka_unit_test(better_fits_lose_less),
+        cmocka_unit_test(refitted_scales_are_a_minimum_on_any_threads),
         cmocka_unit_test(hqq_never_loses_to_rounding_in_its_own_measure),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -231,7 +231,8 @@ static void a_mixture_that_a_format_cannot_hold_is_refused_by_the_plan(void **st
     static const struct { const char *format, *type, *other, *says; } cases[] = {
         {"bitsandbytes", "NF4", "down_proj=INT8", "load_in_4bit or load_in_8bit"}, {"bitsandbytes", "NF4", "down_proj=NF4-DQ", "one type for the whole model"},
         {"awq", "int4-g128", "down_proj=int4-g64", "--format gptq has several group sizes"}, {"fp8", "FP8-block", "down_proj=FP8-tensor", "compressed-tensors mixes them"},
-        {"compressed-tensors", "FP8", "down_proj=b1.58", NULL}, {"gptq", "int4-g128", "down_proj=int8-g64", ""}, {"lqt", "NF4", "down_proj=b1.58", ""},
+        {"compressed-tensors", "FP8", "down_proj=b1.58", NULL}, {"gptq", "int4-g128", "down_proj=int8-g64", ""},
+        {"modelopt", "NVFP4", "down_proj=int4-g64", ""}, {"modelopt", "int4-g128", "(q|k|v|down)_proj=FP8", ""}, {"modelopt", "NVFP4", "down_proj=int8-g64", "--bits 4 --sym"}, {"lqt", "NF4", "down_proj=b1.58", ""},
     };
     strcpy(matrix_dir + strlen(matrix_dir) - 6, "XXXXXX");
     matrix_open();

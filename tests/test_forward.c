@@ -122,6 +122,47 @@ static void every_switched_off_field_moves_the_logits(void **state) {
     try_switches(switches, sizeof switches / sizeof *switches);
 }
 
+/* Sequences of unlike lengths, decoded together and each alone. */
+static void decode_together(const fixture *base, const lq_kv_opts *kv) {
+    enum { N = 3, STEPS = 4 };
+    fixture f = *base;
+    lq_state *both[N], *alone;
+    uint32_t d = f.m->par.hidden, room = f.n < 40 ? f.n : 40;
+    float *hidden = LQ_NEWN(float, (size_t)room * d), *got = LQ_NEWN(float, (size_t)N * d), *want = LQ_NEWN(float, d);
+    int32_t next[N];
+    for (uint32_t i = 0; i < N; i++) {
+        OK(&f, lq_state_new_kv(&f.ctx, f.m, room, false, kv, &both[i]));
+        OK(&f, lq_forward(&f.ctx, both[i], f.ids + i, 3 + 5 * i, hidden));
+    }
+    for (uint32_t s = 0; s < STEPS; s++) {
+        for (uint32_t i = 0; i < N; i++) next[i] = f.ids[i + 3 + 5 * i + s];
+        OK(&f, lq_forward_batch(&f.ctx, both, next, N, got));
+        for (uint32_t i = 0; i < N; i++) {
+            OK(&f, lq_state_new_kv(&f.ctx, f.m, room, false, kv, &alone));
+            OK(&f, lq_state_copy(&f.ctx, alone, both[i]));
+            lq_state_rewind(alone, 3 + 5 * i + s);
+            OK(&f, lq_forward(&f.ctx, alone, &next[i], 1, want));
+            assert_int_equal(lq_state_pos(both[i]), 3 + 5 * i + s + 1);
+            double off = distance(got + (size_t)i * d, want, d);
+            if (!(off < 1e-5)) fail_msg("step %u, sequence %u is off by %g", s, i, off);
+            lq_state_free(&alone);
+        }
+    }
+    for (uint32_t i = 0; i < N; i++) lq_state_free(&both[i]);
+    lq_free(hidden), lq_free(got), lq_free(want);
+}
+
+static void sequences_decoded_together_get_what_each_gets_alone(void **state) {
+    (void)state;
+    static const char *const models[] = {"llama", "mixtral", "gemma3_kinds", "gpt2", "falcon_40b"};
+    for (size_t k = 0; k < sizeof models / sizeof *models; k++) {
+        fixture f;
+        open_golden(&f, models[k]);
+        for (int kv = 0; kv < 5; kv += k ? 5 : 1) decode_together(&f, &(lq_kv_opts){.kind = kv});
+        close_golden(&f);
+    }
+}
+
 static void the_thread_count_changes_no_bit(void **state) {
     (void)state;
     for (size_t v = 0; v < n_variants; v++) {
@@ -390,6 +431,7 @@ int main(void) {
         cmocka_unit_test(logits_equal_transformers_for_every_variant),
         cmocka_unit_test(decoding_token_by_token_equals_prefill),
         cmocka_unit_test(every_switched_off_field_moves_the_logits),
+        cmocka_unit_test(sequences_decoded_together_get_what_each_gets_alone),
         cmocka_unit_test(the_thread_count_changes_no_bit),
         cmocka_unit_test(calibration_runs_the_stages_and_leaves_the_forward_stream),
         cmocka_unit_test(stage_statistics_equal_a_naive_capture),

@@ -31,11 +31,11 @@ static void build(model *m, const char *format, const char *type, const char *ar
     for (int i = 0; i < ROWS; i++)
         m->rows[i] = (lq_row){.slot = {0, (uint16_t)roles[i], (int16_t)(i == 3 ? 0 : -1)}, .name = names[i], .dtype = LQ_F32, .out_dtype = LQ_F32, .ndim = 2, .linear = true,
                               .shape = {i == 3 ? ffn : hidden, i == 2 ? ffn : hidden}, .fuse = i < 2 ? 0 : -1, .stage = 0, .quantize = !w.keep, .scheme = w.scheme};
-    char *kind = strchr(strcpy(m->arch, arch), ':'); /* "llama:dense": no experts; ":mixed": of two types */
+    char *kind = strchr(strcpy(m->arch, arch), ':'); /* "llama:dense": no experts; ":mixed": of two types; ":window": one shorter than the context */
     if (kind) *kind++ = 0;
     if (kind) m->rows[3].slot = (lq_slot){1, LQ_R_UP, -1};
     if (kind && !strcmp(kind, "mixed")) m->rows[3].scheme.grid.bits = 8, m->rows[3].scheme.grid.bias = 128;
-    m->c = (lq_legal_case){&m->cat, format, m->arch, 32, 8};
+    m->c = (lq_legal_case){&m->cat, format, m->arch, 32, 8, kind && !strcmp(kind, "window") ? 4096 : 0};
 }
 
 typedef struct bad { lq_runtime rt; uint32_t tp; const char *format, *type, *arch; uint32_t hidden, ffn; const char *says; } bad;
@@ -90,6 +90,7 @@ static const bad bads[] = {
     {LQ_RT_TRANSFORMERS, 1, "mlx", "int4", "llama", 4096, 8192, "no quantizer"},
     {LQ_RT_TRANSFORMERS, 1, "lqt", "int4", "llama", 4096, 8192, "own file"},
     {LQ_RT_LLAMA_CPP, 1, "gguf", "int4", "opt", 4096, 8192, "no OPT architecture"},
+    {LQ_RT_LLAMA_CPP, 1, "gguf", "Q4_K", "mistral:window", 4096, 8192, "no sliding window of theirs"},
     {LQ_RT_LLAMA_CPP, 1, "gptq", "int4", "llama", 4096, 8192, "reads GGUF alone"},
     {LQ_RT_TRTLLM, 64, "fp8", "FP8-block", "llama", 4096, 8192, "tp divides the heads"},
     {LQ_RT_TRTLLM, 1, "gptq", "int4-g32", "llama", 4096, 8192, "groups of 64 or 128"},
@@ -179,6 +180,7 @@ static const good goods[] = {
     {LQ_RT_GPTQMODEL, 1, "gptq", "int4", "qwen2_moe", 4096, 14336},
     {LQ_RT_GPTQMODEL, 1, "gptq", "int4", "llama:mixed", 4096, 14336},
     {LQ_RT_LLAMA_CPP, 1, "gguf", "int4", "llama", 4096, 14336},
+    {LQ_RT_LLAMA_CPP, 1, "gguf", "int4", "mistral", 4096, 14336},
     {LQ_RT_TRTLLM, 8, "modelopt", "FP8-tensor", "llama", 8192, 28672},
     {LQ_RT_MLX, 1, "mlx", "int8-asym-g64", "qwen3", 4096, 14336},
 };

@@ -149,6 +149,7 @@ static void exports_of_modelopt_read_and_are_written_again(void **state) {
 /* -- reader ---------------------------------------------------------------------------------------------------------- */
 
 #define CONFIG(algo) "{\"quantization_config\": {\"quant_method\": \"modelopt\", \"quant_algo\": \"" algo "\"}}"
+#define MIXED(layers) "{\"quantization_config\": {\"quant_method\": \"modelopt\", \"quant_algo\": \"MIXED_PRECISION\", \"quantized_layers\": {" layers "}}}"
 static uint8_t bytes[N * K];
 static float floats[N * K];
 
@@ -181,11 +182,48 @@ static void false_files_are_refused_by_name(void **state) {
         {CONFIG("W4A16_AWQ"), {{"m.weight", LQ_U8, 2, N / 2, K}, {"m.weight_scale", LQ_F32, 2, N, 5}}, LQ_ERR_FORMAT, "m.weight_scale"},
         {CONFIG("W4A16_AWQ"), {{"m.weight", LQ_U8, 2, N / 2, K}, {"m.weight_scale", LQ_F32, 2, N - 2, 2}}, LQ_ERR_FORMAT, "expected [4, 2]"},
         {CONFIG("W4A16_AWQ"), {{"m.weight", LQ_U8, 2, N / 2, K}, {"m.weight_scale", LQ_F32, 2, N, 2}, {"m.pre_quant_scale", LQ_F32, 1, 4, 0}}, LQ_ERR_UNSUPPORTED, "pre_quant_scale"},
+        {CONFIG("MIXED_PRECISION"), {{"m.weight", LQ_E4M3, 2, N, K}, {"m.weight_scale", LQ_F32, 0, 0, 0}}, LQ_ERR_FORMAT, "no quantized_layers"},
+        {MIXED("\"q\": {\"quant_algo\": \"FP8\"}"), {{"m.weight", LQ_E4M3, 2, N, K}, {"m.weight_scale", LQ_F32, 0, 0, 0}}, LQ_ERR_FORMAT, "quantized_layers does not name it"},
+        {MIXED("\"m\": {\"quant_algo\": \"MXFP8\"}"), {{"m.weight", LQ_E4M3, 2, N, K}, {"m.weight_scale", LQ_F32, 0, 0, 0}}, LQ_ERR_UNSUPPORTED, "'MXFP8' is not read"},
+        {MIXED("\"m\": {\"quant_algo\": \"W4A16_AWQ\", \"group_size\": 8}"), {{"m.weight", LQ_U8, 2, N / 2, K}, {"m.weight_scale", LQ_F32, 2, N, 2}}, LQ_ERR_FORMAT, "groups of 8"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         write_peer(cases[i].config, cases[i].p);
         folder_refused(cases[i].st, cases[i].says);
     }
+}
+
+static void layers_of_mixed_precision_are_of_their_own_algorithms(void **state) {
+    (void)state;
+    static const char config[] = MIXED("\"m\": {\"quant_algo\": \"W4A16_NVFP4\", \"group_size\": 16}");
+    const piece p[4] = {{"m.weight", LQ_U8, 2, N, K / 2}, {"m.weight_scale", LQ_E4M3, 2, N, K / 16}, {"m.weight_scale_2", LQ_F32, 0, 0, 0}};
+    lq_source *s;
+    memset(bytes, 0x38, sizeof bytes);
+    floats[0] = 0.5f;
+    write_peer(config, p);
+    GOOD_ST(lq_source_open(&ctx, dir, &s));
+    lq_scheme want = nvfp4();
+    assert_true(s->n == 1 && lq_scheme_eq(&s->entries[0].scheme, &want));
+    lq_source_free(&s);
+    floats[0] = 0;
+    memset(bytes, 0, sizeof bytes);
+
+    lq_row rows[] = {{.slot = {0, LQ_R_Q, -1}, .name = "a.q.weight", .ndim = 2, .shape = {N, K}, .linear = true, .quantize = true, .scheme = nvfp4()},
+                     {.slot = {0, LQ_R_UP, -1}, .name = "a.up.weight", .ndim = 2, .shape = {N, K}, .linear = true, .quantize = true, .scheme = lq_scheme_int(4, 16, true)}};
+    lq_sink *sink;
+    lq_remove_tree(NULL, dir);
+    GOOD_ST(lq_mkdir(&ctx, dir));
+    GOOD_ST(lq_sink_open(&ctx, lq_format_by_name("modelopt"), dir, &(lq_catalog){.rows = rows, .n = 2}, &(lq_sink_opts){0}, &sink));
+    GOOD_ST(lq_sink_config(sink, "{}", 2));
+    lq_sink_abandon(&sink);
+    json_t *c = written_config(dir, "quantization_config"), *layers = json_object_get(c, "quantized_layers"), *groups = json_object_get(c, "config_groups");
+    assert_string_equal(json_string_value(json_object_get(c, "quant_algo")), "MIXED_PRECISION");
+    assert_string_equal(json_string_value(json_object_get(json_object_get(layers, "a.q"), "quant_algo")), "W4A16_NVFP4");
+    assert_string_equal(json_string_value(json_object_get(json_object_get(layers, "a.up"), "quant_algo")), "W4A16_AWQ");
+    assert_int_equal(json_object_size(groups), 2);
+    assert_string_equal(json_string_value(json_array_get(json_object_get(json_object_get(groups, "group_1"), "targets"), 0)), "a.up");
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(c, "meta"), "scale_sig")), 8);
+    json_decref(c);
 }
 
 static void weights_of_w4a4_are_read_alone(void **state) {
@@ -226,6 +264,7 @@ int main(void) {
         IN_FOLDERS(refusals_name_what_fits),
         IN_FOLDERS(exports_of_modelopt_read_and_are_written_again),
         IN_FOLDERS(false_files_are_refused_by_name),
+        IN_FOLDERS(layers_of_mixed_precision_are_of_their_own_algorithms),
         IN_FOLDERS(weights_of_w4a4_are_read_alone),
         IN_FOLDERS(settings_may_stand_beside_the_config),
     };

@@ -133,6 +133,8 @@ typedef struct seen {
     uint64_t hash;                          /* of every number of every Gram matrix */
     lq_status (*more)(struct seen *s, int32_t block, const lq_stage *stage, const lq_stats *stats);
     uint32_t unhit;
+    bool crossed;                           /* with a stream of the unquantized model, its tokens shifted by: */
+    uint32_t shift;
 } seen;
 
 static void add_gram(double *to, const lq_gram *g) {
@@ -150,10 +152,20 @@ static void hash_gram(seen *s, const lq_gram *g) {
         }
 }
 
+static void hash_cross(seen *s, const lq_stats *stats) {
+    for (uint32_t i = 0; stats->cross && i < stats->cols * stats->cols; i++) {
+        uint64_t bits[2];
+        memcpy(&bits[0], &stats->cross[i], 8);
+        memcpy(&bits[1], &stats->held_cross[i], 8);
+        s->hash += (bits[0] ^ (bits[0] >> 31) ^ bits[1] ^ (bits[1] >> 29)) * (0x9e3779b97f4a7c15u + 2 * i);
+    }
+}
+
 static lq_status watch(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats) {
     seen *s = user;
     uint32_t d = s->f->m->par.hidden;
     hash_gram(s, &stats->gram);
+    hash_cross(s, stats);
     if (stage->lin[0]->slot.role == LQ_R_ROUTER) {
         assert_int_equal(stats->n, TOKENS);
         s->layer_trace[block] = lq_gram_trace(&stats->gram);
@@ -174,21 +186,29 @@ static lq_status watch(void *user, int32_t block, const lq_stage *stage, const l
     return s->more ? s->more(s, block, stage, stats) : LQ_OK;
 }
 
-static void calibrate(seen *s, fixture *f, uint64_t budget) {
+static lq_cache *embedded(fixture *f, uint64_t budget, uint32_t shift) {
     lq_cache *c;
     uint32_t d = f->m->par.hidden;
-    lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX, watch, s, NULL, NULL};
-    s->f = f;
-    s->sum = LQ_NEWN(double, (size_t)d * d), s->layer = LQ_NEWN(double, (size_t)d * d);
     float *x = LQ_NEWN(float, (size_t)LEN * d);
     OK(f, lq_cache_new(&f->ctx, N_SEQ, budget, NULL, &c));
     for (uint32_t i = 0; i < N_SEQ; i++) {
-        for (uint32_t t = 0; t < lens[i]; t++) OK(f, lq_embed(&f->ctx, f->m, &f->ids[(t + 5 * i) % f->n], 1, t, x + (size_t)t * d));
+        for (uint32_t t = 0; t < lens[i]; t++) OK(f, lq_embed(&f->ctx, f->m, &f->ids[(t + 5 * i + shift) % f->n], 1, t, x + (size_t)t * d));
         OK(f, lq_cache_put(&f->ctx, c, i, x, (size_t)lens[i] * d));
     }
+    lq_free(x);
+    return c;
+}
+
+static void calibrate(seen *s, fixture *f, uint64_t budget) {
+    lq_cache *c = embedded(f, budget, 0), *twin = s->crossed ? embedded(f, budget, s->shift) : NULL;
+    uint32_t d = f->m->par.hidden;
+    lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_ABSMAX | (twin ? LQ_NEED_CROSS : 0), watch, s, twin, NULL};
+    s->f = f;
+    s->sum = LQ_NEWN(double, (size_t)d * d), s->layer = LQ_NEWN(double, (size_t)d * d);
     for (uint32_t b = 0; b < f->m->par.n_layers; b++) OK(f, lq_block_calibrate(&f->ctx, f->m, (int32_t)b, c, lens, &hook, budget, NULL));
     lq_cache_free(&c);
-    lq_free(x), lq_free(s->sum), lq_free(s->layer);
+    lq_cache_free(&twin);
+    lq_free(s->sum), lq_free(s->layer);
 }
 
 static void every_expert_is_visited_and_its_tokens_sum_to_all_tokens_times_k(void **state) {
@@ -231,6 +251,76 @@ static void without_prior_and_weights_the_experts_grams_sum_to_k_times_the_layer
     assert_true(checked >= 3);
 }
 
+static double *cross_sum; /* [2][hidden][hidden]: of the experts, the layer's */
+static uint32_t cross_checked;
+
+static lq_status sum_cross(seen *s, int32_t block, const lq_stage *stage, const lq_stats *stats) {
+    (void)block;
+    uint32_t d = s->f->m->par.hidden, size = d * d, last = s->f->m->par.n_experts - 1;
+    if (stage->lin[0]->slot.role == LQ_R_EXPERT_DOWN) return LQ_OK;
+    double most = 0, scale = 0;
+    for (uint32_t i = 0; i < size; i++) cross_sum[i] = (stage->expert ? cross_sum[i] : 0) + stats->cross[i] + 3 * stats->held_cross[i];
+    for (uint32_t i = 0; i < size && (uint32_t)stage->expert == last; i++) {
+        most = fmax(most, fabs(cross_sum[i] - s->f->m->par.top_k * cross_sum[size + i]));
+        scale = fmax(scale, fabs(cross_sum[size + i]));
+    }
+    if (!(most <= 1e-5 * scale)) fail_msg("the sum is off by %g of %g", most, scale);
+    cross_checked += scale > 0;
+    return LQ_OK;
+}
+
+static lq_status note_layer(void *user, int32_t block, const lq_stage *stage, const lq_stats *stats) {
+    seen *s = user;
+    uint32_t d = s->f->m->par.hidden;
+    if (stage->lin[0]->slot.role == LQ_R_ROUTER)
+        for (uint32_t i = 0; i < d * d; i++) cross_sum[d * d + i] = stats->cross[i] + 3 * stats->held_cross[i];
+    return stage->expert < 0 ? LQ_OK : sum_cross(s, block, stage, stats);
+}
+
+static void the_experts_crosses_sum_to_k_times_the_layers(void **state) {
+    (void)state;
+    fixture f;
+    seen s = {.f = &f};
+    open_golden(&f, "mixtral");
+    uint32_t d = f.m->par.hidden;
+    f.m->expert_opts = (lq_expert_opts){.prior = 0, .flat = 1};
+    cross_sum = LQ_NEWN(double, 2 * (size_t)d * d);
+    lq_cache *c = embedded(&f, 1 << 30, 0), *twin = embedded(&f, 1 << 30, 1);
+    lq_stage_hook hook = {LQ_NEED_GRAM | LQ_NEED_CROSS, note_layer, &s, twin, NULL};
+    OK(&f, lq_block_calibrate(&f.ctx, f.m, 0, c, lens, &hook, 1 << 30, NULL));
+    assert_int_equal(cross_checked, 1);
+    lq_cache_free(&c), lq_cache_free(&twin), lq_free(cross_sum);
+    close_golden(&f);
+}
+
+/* Halving up halves what down reads: the unquantized model's is as far from it as it is from 0. Gate and up read the same in both. */
+static lq_status halve_up(seen *s, int32_t block, const lq_stage *stage, const lq_stats *stats) {
+    uint32_t k = stats->cols;
+    if (block) return LQ_OK; /* the streams part */
+    for (uint32_t i = 0; i < stage->n; i++)
+        for (size_t c = 0; stage->lin[i]->slot.role == LQ_R_EXPERT_UP && c < (size_t)stage->lin[i]->rows * k; c++) ((float *)stage->lin[i]->w)[c] /= 2;
+    bool down = stage->lin[0]->slot.role == LQ_R_EXPERT_DOWN;
+    double trace = lq_gram_trace(&stats->gram);
+    for (uint32_t i = 0; i < k; i++)
+        for (uint32_t j = 0; j < k; j++) {
+            double want = down ? lq_gram_at(&stats->gram, i, j) : 0;
+            if (!(fabs(stats->cross[i * k + j] - want) <= 1e-6 * trace)) fail_msg("expert %d: %g at %u, %u instead of %g", stage->expert, stats->cross[i * k + j], i, j, want);
+        }
+    s->unhit += down && trace > 0;
+    return LQ_OK;
+}
+
+static void what_down_reads_is_compared_with_the_unquantized_experts_product(void **state) {
+    (void)state;
+    fixture f;
+    seen s = {.crossed = true, .more = halve_up};
+    open_golden(&f, "mixtral");
+    f.m->expert_opts.prior = 0;
+    calibrate(&s, &f, 1 << 30);
+    assert_true(s.unhit >= 4);
+    close_golden(&f);
+}
+
 static void tokens_count_by_their_gate_squared(void **state) {
     (void)state;
     fixture f;
@@ -259,6 +349,10 @@ static void the_number_of_experts_held_at_a_time_changes_no_bit(void **state) {
         calibrate(&threads, &f, 1 << 30);
         lq_threads_set(0);
         assert_true(all.hash == one.hash && all.hash == threads.hash);
+        seen many = {.crossed = true, .shift = 1}, few = many;
+        calibrate(&many, &f, 1 << 30);
+        calibrate(&few, &f, 0);
+        assert_true(many.hash == few.hash && many.hash != all.hash);
         close_golden(&f);
     }
 }
@@ -336,9 +430,9 @@ static lq_status nothing(void *user, int32_t block, const lq_stage *stage, const
     return LQ_OK;
 }
 
-static lq_status open_and_calibrate(fixture *f, lq_model **m, lq_cache *c) {
+static lq_status open_and_calibrate(fixture *f, lq_model **m, lq_cache *c, lq_cache *twin) {
     static const uint32_t len[1] = {LEN};
-    lq_stage_hook hook = {.needs = LQ_NEED_GRAM | LQ_NEED_ABSMAX, .on_stage = nothing};
+    lq_stage_hook hook = {.needs = LQ_NEED_GRAM | LQ_NEED_ABSMAX | LQ_NEED_CROSS, .on_stage = nothing, .twin = twin};
     LQ_TRY(lq_model_open(&f->ctx, f->src, false, m));
     LQ_TRY(lq_model_load(&f->ctx, *m, 0, LQ_LOAD_F32));
     return lq_block_calibrate(&f->ctx, *m, 0, c, len, &hook, 0, NULL);
@@ -349,7 +443,7 @@ static void calibration_survives_every_failing_allocation(void **state) {
     static const char *const some[] = {"mixtral_stacked", "qwen2_moe"};
     for (int v = 0; v < 2; v++) {
         fixture f;
-        lq_cache *c;
+        lq_cache *c, *twin;
         lq_status st = LQ_ERR_RESOURCE;
         open_golden(&f, some[v]);
         float *x = LQ_NEWN(float, (size_t)LEN * f.m->par.hidden);
@@ -358,12 +452,15 @@ static void calibration_survives_every_failing_allocation(void **state) {
             lq_model *m = NULL;
             OK(&f, lq_cache_new(&f.ctx, 1, 1 << 20, NULL, &c));
             OK(&f, lq_cache_put(&f.ctx, c, 0, x, (size_t)LEN * f.m->par.hidden));
+            OK(&f, lq_cache_new(&f.ctx, 1, 1 << 20, NULL, &twin));
+            OK(&f, lq_cache_put(&f.ctx, twin, 0, x, (size_t)LEN * f.m->par.hidden));
             lq_mem_fail_after(n);
-            st = open_and_calibrate(&f, &m, c);
+            st = open_and_calibrate(&f, &m, c, twin);
             lq_mem_fail_after(-1);
             assert_true(st == LQ_OK || st == LQ_ERR_RESOURCE);
             lq_model_free(&m);
             lq_cache_free(&c);
+            lq_cache_free(&twin);
         }
         lq_free(x);
         close_golden(&f);
@@ -377,6 +474,8 @@ int main(void) {
         cmocka_unit_test(equal_probabilities_choose_the_lowest_numbers_in_order),
         cmocka_unit_test(every_expert_is_visited_and_its_tokens_sum_to_all_tokens_times_k),
         cmocka_unit_test(without_prior_and_weights_the_experts_grams_sum_to_k_times_the_layers),
+        cmocka_unit_test(the_experts_crosses_sum_to_k_times_the_layers),
+        cmocka_unit_test(what_down_reads_is_compared_with_the_unquantized_experts_product),
         cmocka_unit_test(tokens_count_by_their_gate_squared),
         cmocka_unit_test(the_number_of_experts_held_at_a_time_changes_no_bit),
         cmocka_unit_test(a_prior_has_the_weight_that_it_is_given),

@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 /* Matrices held in the layout kernels stream: they multiply what they stand for, take the memory they say, and a model of them says what
  * the model of its codes says. Rounded activations: test_act. Every format: test_format_matrix. */
+#define _DEFAULT_SOURCE
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

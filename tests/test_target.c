@@ -90,6 +90,33 @@ static void a_linear_error_of_the_input_is_undone(void **state) {
     lq_free(b);
 }
 
+/* xq = A x, A = 1 + 0.4 shift: the target is W A^-1, off by the damping of 0.01 alone. */
+static void a_known_linear_map_is_inverted(void **state) {
+    (void)state;
+    float *w = random_weights(1, ROWS, COLS), *x = lq_calloc(N * COLS, 4), *xq = lq_calloc(N * COLS, 4), *out = lq_calloc(ROWS * COLS, 4);
+    lq_rng rng;
+    lq_rng_seed(&rng, 4, 4);
+    for (uint32_t i = 0; i < N * COLS; i++) x[i] = lq_rng_normal(&rng);
+    for (uint32_t t = 0; t < N; t++)
+        for (uint32_t c = 0; c < COLS; c++) xq[t * COLS + c] = x[t * COLS + c] + 0.4f * x[t * COLS + (c + 1) % COLS];
+    lq_stats s = cross_stats(x, xq);
+    lq_weights lin = {.name = "test", .rows = ROWS, .cols = COLS, .w = w};
+    lq_target info;
+    assert_int_equal(lq_target_correct(NULL, &lin, &s, out, &info), LQ_OK);
+    assert_true(info.alpha == 1 && info.damp == 0.01);
+    double off = 0, all = 0;
+    for (uint32_t r = 0; r < ROWS; r++)
+        for (uint32_t c = 0; c < COLS; c++) { /* (out A)_c = out_c + 0.4 out_(c-1) */
+            double d = (double)out[r * COLS + c] + 0.4 * (double)out[r * COLS + (c + COLS - 1) % COLS] - (double)w[r * COLS + c];
+            off += d * d;
+            all += (double)w[r * COLS + c] * (double)w[r * COLS + c];
+        }
+    if (!(off < 2e-4 * all)) fail_msg("W A^-1 is missed by %g", off / all);
+    assert_true(miss(w, x, out, xq) < 1e-3 * miss(w, x, w, xq));
+    stats_drop(&s);
+    lq_free(w), lq_free(x), lq_free(xq), lq_free(out);
+}
+
 static void noise_is_not_learnt(void **state) {
     (void)state;
     float *w = random_weights(1, ROWS, COLS), *x = random_inputs(2, N, COLS), *xq = lq_calloc(N * COLS, 4), *out = lq_calloc(ROWS * COLS, 4);
@@ -180,6 +207,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(equal_streams_change_no_bit),
         cmocka_unit_test(a_linear_error_of_the_input_is_undone),
+        cmocka_unit_test(a_known_linear_map_is_inverted),
         cmocka_unit_test(noise_is_not_learnt),
         cmocka_unit_test(failed_allocations_are_passed_on),
         cmocka_unit_test(each_rank_lowers_what_it_is_asked_to_lower),

@@ -23,7 +23,7 @@ typedef struct lq_device_matrix { /* pointers are the device's */
     uint8_t fields[2], bits;
     uint8_t scale, zero;     /* lq_dtype of params */
     uint8_t grid, zero_kind; /* lq_grid_kind, lq_zero_kind */
-    int32_t bias;            /* INT */
+    int32_t bias, times;     /* A(code) = times code - bias where that is so (times 1 for INT); times 0: it is not */
     float up, shift;         /* of E4M3 scales */
     uint32_t seg_bytes;
     uint16_t table[16];      /* halves: values of codes of up to 4 bits, where the grid is no INT */
@@ -43,6 +43,9 @@ typedef struct lq_device {
     /* y[n][rows] = codes of m times x[n][cols] (both fp32, weight-column order); activations are rounded to halves, sums are fp32 in a fixed
      * order. NULL, or what went wrong. */
     const char *(*gemv)(const lq_device_matrix *m, const float *x, uint32_t n, float *y);
+    /* y[n][rows] of rounded activations as lq_packed_i has them: x[n][ld] in stored order, step[n][segs], sum[n][segs]. One segment: the bits of
+     * packed_idot rounded to fp32. Several: whole sums of at most 256 columns, scaled and added in fp32. */
+    const char *(*idot)(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *sum, uint32_t n, float *y);
 } lq_device;
 
 const lq_device *lq_device_cuda(void);     /* never NULL */

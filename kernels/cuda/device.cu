@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 /* The device "cuda": the first GPU of the machine, behind the C names of cuda.h. */
 #include "kernels/cuda/gemv.cuh"
+#include "kernels/cuda/idot.cuh"
 
 #include <cstdio>
 
@@ -27,6 +28,6 @@ static bool put(void *to, const void *from, size_t n) { return cudaMemcpy(to, fr
 static bool get(void *to, const void *from, size_t n) { return cudaMemcpy(to, from, n, cudaMemcpyDeviceToHost) == cudaSuccess; }
 
 extern "C" const lq_device *lq_device_cuda(void) {
-    static const lq_device d = {"cuda", available, describe, take, release, put, get, gemv::all_tokens};
+    static const lq_device d = {"cuda", available, describe, take, release, put, get, gemv::all_tokens, idot::all_tokens};
     return &d;
 }

@@ -53,6 +53,9 @@ LQ_OP float lq_float(uint16_t h) {
     return v;
 }
 
+/* 0 + step (s sum - z ones), every operation rounded: what packed_idot says, never a fused one. */
+LQ_OP double lq_scaled(double step, double s, double sum, double z, double ones) { return __dadd_rn(0.0, __dmul_rn(step, __dsub_rn(__dmul_rn(s, sum), __dmul_rn(z, ones)))); }
+
 LQ_OP float lq_shuffle_xor(float v, int lanes) { return __shfl_xor_sync(0xffffffffu, v, lanes); }
 
 LQ_OP void lq_mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {

@@ -72,12 +72,20 @@ bool lq_device_fits(const lq_packed *p) {
     return s->grid.kind == LQ_GRID_INT || s->grid.kind == LQ_GRID_E4M3 || s->grid.bits <= 4;
 }
 
+/* A(code) = times code - bias */
+static void set_line(const lq_grid *g, lq_device_matrix *m) {
+    bool sign = g->kind == LQ_GRID_LUT && g->bias == LQ_LUT_SIGN, quad = g->kind == LQ_GRID_LUT && g->bias == LQ_LUT_QUAD;
+    m->times = g->kind == LQ_GRID_INT || quad ? 1 : sign ? 2 : 0;
+    m->bias = g->kind == LQ_GRID_INT ? g->bias : 1;
+}
+
 lq_device_matrix lq_device_shape(const lq_packed *p) {
     const lq_qtensor *q = &p->q;
     lq_device_matrix m = {.rows = q->rows, .cols = q->cols, .tiles = p->tiles, .chunks = chunks_of(p), .seg = p->seg, .segs = p->segs,
                           .fields = {p->fields[0], p->fields[1]}, .bits = q->sch.grid.bits, .scale = (uint8_t)p->scale, .zero = (uint8_t)p->zero,
-                          .grid = (uint8_t)q->sch.grid.kind, .zero_kind = (uint8_t)q->sch.zero_kind, .bias = q->sch.grid.bias, .up = p->up,
+                          .grid = (uint8_t)q->sch.grid.kind, .zero_kind = (uint8_t)q->sch.zero_kind, .up = p->up,
                           .shift = p->shift, .seg_bytes = (uint32_t)p->seg_bytes};
+    set_line(&q->sch.grid, &m);
     for (uint32_t i = 0; m.grid != LQ_GRID_INT && m.bits <= 4 && i < 16; i++) m.table[i] = lq_f32_f16(lq_grid_value(q, 0, i & ((1u << m.bits) - 1)));
     return m;
 }

@@ -4,4 +4,3 @@
 #include "kernels/isa.h"
 
 const lq_isa lq_isas[] = {{0, NULL}};
-unsigned lq_cpu_detect(void) { return 0; }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* y = W x with W as codes. Up to 4 bits and for E4M3 each weight is the finished fp32 weight, so y = sum w x with fused products;
- * 8-bit integers sum (q - z) x over a segment, then times s. Two times eight lanes of partial sums. */
+/* y = W x with W as codes, of what no packed layout holds (kernels/packed.h): tables per row, groups that straddle rows, whole floats. Up to
+ * 4 bits each weight is the finished fp32 weight, so y = sum w x with fused products; eight bits are left to C. Two times eight lanes of
+ * partial sums. */
 #include "kernels/x86/codes_avx2.h"
 #include "kernels/x86/x86.h"
 
@@ -31,35 +32,6 @@ static inline void nibbles(const lq_walk *w, void *arg, lq_seg g, const uint8_t 
         t->a = _mm256_fmadd_ps(lq_codes256_pick4(&k, p), _mm256_maskload_ps(x, lq_mask8(n)), t->a);
 }
 
-static inline void bytes(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
-    sums *t = arg;
-    const float *x = t->x + (c - t->c0);
-    __m256 zero = _mm256_set1_ps(w->bias + g.z1), a = _mm256_setzero_ps(), b = a;
-    for (; n >= 16; n -= 16, p += 16, x += 16) {
-        a = _mm256_fmadd_ps(lq_codes256_bytes(p, zero), _mm256_loadu_ps(x), a);
-        b = _mm256_fmadd_ps(lq_codes256_bytes(p + 8, zero), _mm256_loadu_ps(x + 8), b);
-    }
-    for (; n; n -= n < 8 ? n : 8, p += 8, x += 8)
-        a = _mm256_fmadd_ps(lq_codes256_bytes(p, zero), _mm256_maskload_ps(x, lq_mask8(n)), a);
-    t->a = _mm256_fmadd_ps(a, _mm256_set1_ps(g.s), t->a);
-    t->b = _mm256_fmadd_ps(b, _mm256_set1_ps(g.s), t->b);
-}
-
-static inline void e4m3s(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
-    sums *t = arg;
-    const float *x = t->x + (c - t->c0);
-    __m256 s = _mm256_set1_ps(g.s);
-    (void)w;
-    for (; n >= 16; n -= 16, p += 16, x += 16) {
-        t->a = _mm256_fmadd_ps(_mm256_mul_ps(lq_codes256_e4m3(p), s), _mm256_loadu_ps(x), t->a);
-        t->b = _mm256_fmadd_ps(_mm256_mul_ps(lq_codes256_e4m3(p + 8), s), _mm256_loadu_ps(x + 8), t->b);
-    }
-    for (; n; n -= n < 8 ? n : 8, p += 8, x += 8) { /* what lies behind the row may be NaN */
-        __m256 v = _mm256_and_ps(_mm256_mul_ps(lq_codes256_e4m3(p), s), _mm256_castsi256_ps(lq_mask8(n)));
-        t->a = _mm256_fmadd_ps(v, _mm256_maskload_ps(x, lq_mask8(n)), t->a);
-    }
-}
-
 static inline float total(sums t) {
     __m256 v = _mm256_add_ps(t.a, t.b);
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -74,14 +46,12 @@ LQ_WALK_INLINE float row(const lq_walk *w, uint32_t c0, uint32_t c1, const float
 }
 static float to3_row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x) { return row(w, c0, c1, x, to3); }
 static float nibble_row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x) { return row(w, c0, c1, x, nibbles); }
-static float e4m3_row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x) { return row(w, c0, c1, x, e4m3s); }
-static float byte_row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x) { return row(w, c0, c1, x, bytes); }
 
 void lq_gemv_avx2(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y) {
     lq_walk w;
     lq_dtype floats = lq_qtensor_floats(q);
     if (floats != LQ_NONE) lq_gemv_fp_avx2(floats, q->codes + r0 * q->row_bytes, q->row_bytes, nr, q->cols, x, y);
-    else if (lq_walk_init(&w, q)) lq_walk_gemv(&w, r0, nr, x, y, w.bits == 8 && w.e4m3 ? e4m3_row : w.bits == 8 ? byte_row : w.bits == 4 ? nibble_row : to3_row);
+    else if (lq_walk_init(&w, q) && w.bits <= 4) lq_walk_gemv(&w, r0, nr, x, y, w.bits == 4 ? nibble_row : to3_row);
     else {
         lq_gemv_c(q, r0, nr, x, y);
         return;

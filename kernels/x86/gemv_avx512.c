@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* y = W x with W as codes. Up to 4 bits and for E4M3 each weight is the finished fp32 weight, so y = sum w x with fused products;
- * 8-bit integers sum (q - z) x over a segment, then times s. Two times sixteen lanes of partial sums. */
+/* y = W x with W as codes, of what no packed layout holds (kernels/packed.h): tables per row, groups that straddle rows, whole floats. Up to
+ * 4 bits each weight is the finished fp32 weight, so y = sum w x with fused products; eight bits are left to C. Two times sixteen lanes of
+ * partial sums. */
 #include "kernels/x86/codes_avx512.h"
 #include "kernels/x86/x86.h"
 
@@ -20,35 +21,6 @@ static inline void narrow(const lq_walk *w, void *arg, lq_seg g, const uint8_t *
         t->a = _mm512_fmadd_ps(lq_codes512_pick(&k, p, table), _mm512_maskz_loadu_ps(lq_mask16(n), x), t->a);
 }
 
-static inline void bytes(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
-    sums *t = arg;
-    const float *x = t->x + (c - t->c0);
-    __m512 zero = _mm512_set1_ps(w->bias + g.z1), a = _mm512_setzero_ps(), b = a;
-    for (; n >= 32; n -= 32, p += 32, x += 32) {
-        a = _mm512_fmadd_ps(lq_codes512_bytes(p, zero), _mm512_loadu_ps(x), a);
-        b = _mm512_fmadd_ps(lq_codes512_bytes(p + 16, zero), _mm512_loadu_ps(x + 16), b);
-    }
-    for (; n; n -= n < 16 ? n : 16, p += 16, x += 16)
-        a = _mm512_fmadd_ps(lq_codes512_bytes(p, zero), _mm512_maskz_loadu_ps(lq_mask16(n), x), a);
-    t->a = _mm512_fmadd_ps(a, _mm512_set1_ps(g.s), t->a);
-    t->b = _mm512_fmadd_ps(b, _mm512_set1_ps(g.s), t->b);
-}
-
-static inline void e4m3s(const lq_walk *w, void *arg, lq_seg g, const uint8_t *p, uint32_t c, uint32_t n) {
-    sums *t = arg;
-    const float *x = t->x + (c - t->c0);
-    __m512 s = _mm512_set1_ps(g.s);
-    (void)w;
-    for (; n >= 32; n -= 32, p += 32, x += 32) {
-        t->a = _mm512_fmadd_ps(_mm512_mul_ps(lq_codes512_e4m3(p), s), _mm512_loadu_ps(x), t->a);
-        t->b = _mm512_fmadd_ps(_mm512_mul_ps(lq_codes512_e4m3(p + 16), s), _mm512_loadu_ps(x + 16), t->b);
-    }
-    for (; n; n -= n < 16 ? n : 16, p += 16, x += 16) { /* what lies behind the row may be NaN */
-        __m512 v = _mm512_maskz_mul_ps(lq_mask16(n), lq_codes512_e4m3(p), s);
-        t->a = _mm512_fmadd_ps(v, _mm512_maskz_loadu_ps(lq_mask16(n), x), t->a);
-    }
-}
-
 static inline float total(sums t) {
     __m512 v = _mm512_add_ps(t.a, t.b);
     __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -63,23 +35,11 @@ static float narrow_row(const lq_walk *w, uint32_t c0, uint32_t c1, const float 
     return total(t);
 }
 
-static float e4m3_row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x) {
-    sums t = {.x = x, .c0 = c0};
-    lq_walk_part(w, c0, c1, e4m3s, &t);
-    return total(t);
-}
-
-static float byte_row(const lq_walk *w, uint32_t c0, uint32_t c1, const float *x) {
-    sums t = {.x = x, .c0 = c0, .k = lq_codes512_make(w->bits)};
-    lq_walk_part(w, c0, c1, bytes, &t);
-    return total(t);
-}
-
 void lq_gemv_avx512(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y) {
     lq_walk w;
     lq_dtype floats = lq_qtensor_floats(q);
     if (floats != LQ_NONE) lq_gemv_fp_avx512(floats, q->codes + r0 * q->row_bytes, q->row_bytes, nr, q->cols, x, y);
-    else if (lq_walk_init(&w, q)) lq_walk_gemv(&w, r0, nr, x, y, w.bits == 8 && w.e4m3 ? e4m3_row : w.bits == 8 ? byte_row : narrow_row);
+    else if (lq_walk_init(&w, q) && w.bits <= 4) lq_walk_gemv(&w, r0, nr, x, y, narrow_row);
     else {
         lq_gemv_c(q, r0, nr, x, y);
         return;

@@ -12,11 +12,11 @@
 #define LQ_INLINE static inline __attribute__((always_inline)) /* fields and kinds are constants in every caller */
 enum { LQ_STEP = 16 };
 
-/* How A(code) is found. T3: eight entries; T4: sixteen; S: code - bias is an int8; U: code - bias in floats; E4M3 */
-enum { LQ_A_T3, LQ_A_T4, LQ_A_S, LQ_A_U, LQ_A_E4M3 };
+/* How A(code) is found. T2: a table of four entries; T3: eight; T4: sixteen; S: code - bias is an int8; U: code - bias in floats; E4M3 */
+enum { LQ_A_T2, LQ_A_T3, LQ_A_T4, LQ_A_S, LQ_A_U, LQ_A_E4M3 };
 /* name, the two fields, how */
 #define LQ_PACKED_KINDS(X)                                                                                          \
-    X(t1, 1, 0, LQ_A_T3) X(t2, 2, 0, LQ_A_T3) X(t3, 2, 1, LQ_A_T3) X(t4, 4, 0, LQ_A_T4) X(i4, 4, 0, LQ_A_S)         \
+    X(t1, 1, 0, LQ_A_T2) X(t2, 2, 0, LQ_A_T2) X(t3, 2, 1, LQ_A_T3) X(t4, 4, 0, LQ_A_T4) X(i4, 4, 0, LQ_A_S)         \
     X(i5, 4, 1, LQ_A_S) X(i6, 4, 2, LQ_A_S) X(i8, 8, 0, LQ_A_S) X(u8, 8, 0, LQ_A_U) X(e4m3, 8, 0, LQ_A_E4M3)
 enum {
 #define X(name, f0, f1, how) LQ_KIND_##name,

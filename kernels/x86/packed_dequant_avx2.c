@@ -28,7 +28,7 @@ LQ_INLINE __m256 meaning(const lq_grid256 *a, const uint8_t *code, int how) {
     if (how == LQ_A_E4M3) return lq_codes256_e4m3(code);
     if (how == LQ_A_S || how == LQ_A_U) return _mm256_sub_ps(_mm256_cvtepi32_ps(c), a->bias);
     __m256 low = _mm256_permutevar8x32_ps(a->low, c);
-    return how == LQ_A_T3 ? low : _mm256_blendv_ps(low, _mm256_permutevar8x32_ps(a->high, c), _mm256_castsi256_ps(_mm256_slli_epi32(c, 28)));
+    return how != LQ_A_T4 ? low : _mm256_blendv_ps(low, _mm256_permutevar8x32_ps(a->high, c), _mm256_castsi256_ps(_mm256_slli_epi32(c, 28)));
 }
 
 /* Columns [c, c + n) of a row, n <= 16, to their places. */

@@ -20,6 +20,7 @@ LQ_INLINE __m256i byte_of(__m256i w, int j, bool top) {
 
 LQ_INLINE __m256 value(const lq_grid256 *a, __m256i w, int j, int how) {
     __m256i c = j ? _mm256_srli_epi32(w, 8 * j) : w;
+    if (how == LQ_A_T2) return _mm256_permutevar_ps(a->low, c); /* in both halves the same four */
     if (how == LQ_A_T3) return _mm256_permutevar8x32_ps(a->low, c);
     if (how == LQ_A_T4)
         return _mm256_blendv_ps(_mm256_permutevar8x32_ps(a->low, c), _mm256_permutevar8x32_ps(a->high, c), _mm256_castsi256_ps(_mm256_slli_epi32(w, 28 - 8 * j)));

@@ -23,6 +23,8 @@ def run(*args):
 
 
 def logits(model, ids, path):
+    if os.path.exists(path):
+        os.remove(path)
     r = run(tool, model, ids, path)
     return (np.fromfile(path, np.float32), "") if not r.returncode else (None, r.stderr.strip().splitlines()[-1])
 
@@ -36,6 +38,8 @@ def prepared(folder, name):
     shutil.copy(f"{folder}/model.safetensors", copy)
     given = json.load(open(f"{folder}/config.json"))
     config = AutoConfig.from_pretrained(folder).to_dict()
+    if given.get("multi_query") and not given.get("new_decoder_architecture"):
+        given["num_kv_heads"] = 1  # as the published Falcon 7B has it by another name
     json.dump({**config, **given}, open(f"{copy}/config.json", "w"))
     return copy
 

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diagonal Fisher information of a model's linears, for `lquant squeezellm --fisher FILE`.
 
-usage: fisher.py MODEL TEXT OUT.safetensors [--samples 100] [--seqlen 512] [--seed 0]
+usage: fisher.py MODEL TEXT OUT.safetensors [--samples 100] [--seqlen 512] [--seed 0] [--threads 2]
 
-MODEL is a Hugging Face folder, TEXT plain UTF-8. OUT holds one F32 tensor per linear of the blocks, named as its weight and of its
-shape: the mean over samples of the squared gradient of the summed next-token loss (SqueezeLLM, Kim et al. 2023, 4.1)."""
+MODEL is a Hugging Face folder, TEXT plain UTF-8, or the rows that `lquant ... --save-tokens ROWS.jsonl` wrote, all of which are
+taken. OUT holds one F32 tensor per linear of the blocks, named as its weight and of its shape: the mean over samples of the squared
+gradient of the summed next-token loss (SqueezeLLM, Kim et al. 2023, 4.1)."""
 import argparse
+import json
 import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -16,6 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def samples(tokenizer, path, n, length, seed):
+    if path.endswith(".jsonl"):
+        with open(path) as f:
+            yield from (torch.tensor([json.loads(line)["input_ids"]]) for line in f if line.strip())
+        return
     ids = tokenizer(open(path, encoding="utf-8", errors="replace").read(), return_tensors="pt", add_special_tokens=False).input_ids[0]
     if ids.numel() < length:
         raise SystemExit(f"{path}: {ids.numel()} tokens, a sample takes {length}")
@@ -30,7 +36,9 @@ def main():
     p.add_argument("--samples", type=int, default=100)
     p.add_argument("--seqlen", type=int, default=512)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--threads", type=int, default=2)
     a = p.parse_args()
+    torch.set_num_threads(a.threads)
     model = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32).eval()
     linears = {n + ".weight": m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n}
     for w in model.parameters():
@@ -46,9 +54,9 @@ def main():
             fisher[n] += w.grad.square()
             w.grad = None
         count += 1
-        print(f"\r{count}/{a.samples}", end="", flush=True)
+        print(f"\r{count}", end="", flush=True)
     save_file({n: (f / count).contiguous() for n, f in fisher.items()}, a.out)
-    print(f"\r{len(fisher)} linears, {count} samples of {a.seqlen} tokens -> {a.out}")
+    print(f"\r{len(fisher)} linears, {count} samples of {ids.shape[1]} tokens -> {a.out}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 # Copyright the lquant authors
 """Quantizes MODEL with GPTQModel on the CPU from the token rows that `lquant gptq --save-tokens ROWS` wrote.
 
-    gptqmodel_gptq.py MODEL ROWS.jsonl OUT [--bits N] [--group N] [--asym] [--best]
+    gptqmodel_gptq.py MODEL ROWS.jsonl OUT [--bits N] [--group N] [--asym] [--best] [--awq]
                       [--set KEY=VALUE ...] [--dtype float32] [--threads N]
 
 Prints one JSON object: seconds of the quantize() call alone (without imports, reading the model, packing and writing), seconds of
@@ -31,6 +31,7 @@ def arguments():
     a.add_argument("--asym", action="store_true")
     a.add_argument("--best", action="store_true")
     a.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other field of its QuantizeConfig")
+    a.add_argument("--awq", action="store_true", help="its AWQ, with the backend that runs on a CPU")
     a.add_argument("--dtype", choices=["default", "float32", "bfloat16"], default="default", help="of the model while it is calibrated")
     a.add_argument("--threads", type=int, default=2)
     return a.parse_args()
@@ -52,6 +53,11 @@ def main():
     settings = {"bits": a.bits, "group_size": a.group, "sym": not a.asym}
     settings |= {"format": "gptq_v2"} if a.asym else {}
     settings |= BEST if a.best else {}
+    backend = {}
+    if a.awq:
+        from gptqmodel import BACKEND
+        settings |= {"method": "awq", "format": "gemm"}
+        backend["backend"] = BACKEND.AWQ_TORCH  # the one it chooses itself asks for CUDA
     for text in a.set:
         key, value = text.split("=", 1)
         settings[key] = ast.literal_eval(value)
@@ -61,7 +67,7 @@ def main():
     t0 = time.time()
     model = GPTQModel.load(a.model, config, device="cpu", **({} if a.dtype == "default" else {"dtype": getattr(torch, a.dtype)}))
     t1 = time.time()
-    model.quantize([{"input_ids": r, "attention_mask": [1] * len(r)} for r in rows], batch_size=1)
+    model.quantize([{"input_ids": r, "attention_mask": [1] * len(r)} for r in rows], batch_size=1, **backend)
     t2 = time.time()
     model.save(a.out)
     t3 = time.time()

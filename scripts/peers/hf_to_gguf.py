@@ -8,6 +8,7 @@
 LLAMA_CPP: its source folder. --pre: the pre-tokenizer to name when the converter does not know the tokenizer (models/tiny and other
 byte-level BPE of GPT-2's pattern: gpt-2). --no-vocab: the file says tokenizer.ggml.model "none".
 """
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -19,7 +20,13 @@ def main():
     kind = rest[rest.index("--outtype") + 1] if "--outtype" in rest else "f32"
     sys.path.insert(0, source)
     sys.path.insert(1, str(Path(source, "gguf-py")))
-    from conversion.base import TextModel
+    from conversion.base import ModelBase, TextModel
+    load = ModelBase.load_hparams
+
+    def with_raw(folder, *rest, **more):  # transformers 5 moves keys that the converter asks for (rotary_pct)
+        return {**load(folder, *rest, **more), **json.loads(Path(folder, "config.json").read_text())}
+
+    ModelBase.load_hparams = staticmethod(with_raw)
     known = TextModel.get_vocab_base_pre
 
     def base_pre(self, tokenizer):

@@ -75,6 +75,18 @@ what_has_no_exact_place_is_refused_by_name_or_costs_what_is_told() { # test
     absent "$tmp/b" "$tmp/b.partial"
 }
 
+scales_of_keys_and_values_go_where_a_runtime_reads_them() { # test
+    ok "$lquant" rtn --bits 4 --kv-scales --calib random --nsamples 2 --seqlen 32 --format compressed-tensors -q "$tiny" "$tmp/kv"
+    ok "$lquant" convert --format lqt "$tmp/kv" "$tmp/kv.lqt"
+    ok "$lquant" convert --format modelopt --overwrite "$tmp/kv" "$tmp/out"
+    rm -rf "$tmp/out"
+    for f in gptq awq gguf mlx; do
+        expect 4 "format $f has no place for scales of keys and values" "$lquant" convert --format $f "$tmp/kv" "$tmp/out"
+        absent "$tmp/out" "$tmp/out.partial"
+    done
+    ok "$lquant" convert --lossy --format gptq "$tmp/kv" "$tmp/out"
+}
+
 diff_speaks_like_diff() { # test
     quantized
     differ "$tiny" "$tmp/q"
@@ -178,6 +190,20 @@ verify_checks_files() { # test
     printf 'short' >"$tmp/s.safetensors"
     finds header "5 bytes" "$tmp/s.safetensors"
     expect 3 "no such file" "$lquant" verify "$tmp/nowhere"
+}
+
+sound_checkpoints_raise_no_alarm() { # test
+    ok "$lquant" rtn --scheme Q2_0 -q "$tiny" "$tmp/m.gguf" # whole groups of it are zeros
+    ok "$lquant" verify "$tmp/m.gguf"
+    grep -q "0 errors, 0 warnings" "$tmp/stdout" || fail "$(grep warning "$tmp/stdout" | head -n 3)"
+    fresh && rm -f "$tmp/q/tokenizer_config.json" "$tmp/q/generation_config.json"
+    ok "$lquant" verify "$tmp/q"
+    grep -q "0 errors, 0 warnings" "$tmp/stdout" || fail "$(grep warning "$tmp/stdout" | head -n 3)"
+    fresh && rm "$tmp/q/tokenizer.json"
+    ok "$lquant" verify "$tmp/q"
+    grep -q "0 errors, 1 warnings" "$tmp/stdout" || fail "a missing tokenizer is told twice"
+    json_edit "$tmp/q/config.json" 's/"model_type"/"vision_config": {"depth": 2}, "model_type"/'
+    ok "$lquant" verify "$tmp/q"
 }
 
 verify_checks_a_gguf() { # test

@@ -3,7 +3,7 @@
 . "$2/tests/cli/lib.sh"
 
 help_fits_a_screen_and_has_examples() { # test
-    for verb in gptq awq rtn convert eval run inspect verify diff; do
+    for verb in gptq awq rtn convert eval run bench inspect verify diff; do
         ok "$lquant" $verb --help
         [ "$(wc -l <"$tmp/stdout")" -le 56 ] || fail "$verb --help has $(wc -l <"$tmp/stdout") lines"
         [ "$(grep -c "^  lquant $verb" "$tmp/stdout")" -ge 3 ] || fail "$verb --help has fewer than three examples"
@@ -27,6 +27,16 @@ a_target_refuses_before_work_starts() { # test
     rm -rf "$tmp/out"
     ok "$lquant" plan rtn --bits 4 "$tiny" "$tmp/out"
     grep -q '^llama.cpp will not load it: reads GGUF alone' "$tmp/stderr" || fail "no note: $(cat "$tmp/stderr")"
+}
+
+kernels_of_an_instruction_set_can_be_asked_for() { # test
+    expect 2 "this machine has: auto, c" "$lquant" eval --isa mmx -f "$root/README.md" "$tiny"
+    ok "$lquant" list kernels
+    [ "$(grep -c 'used$' "$tmp/stdout")" = 1 ] || fail "not one tier is used: $(cat "$tmp/stdout")"
+    other=$(sed -n 's/ *no$//p' "$tmp/stdout" | head -n 1) # no machine has them all
+    expect 2 "--isa $other: this machine has" "$lquant" rtn --isa "$other" "$tiny" "$tmp/out"
+    ok "$lquant" rtn --bits 4 --isa c -q "$tiny" "$tmp/four_c"
+    rm -rf "$tmp/four_c"
 }
 
 lists_come_from_the_registries() { # test

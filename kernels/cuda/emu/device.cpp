@@ -3,6 +3,7 @@
 /* The device "emu": the kernels of this folder on the CPU. Its memory is the host's, new memory is rubbish. */
 #define LQ_EMU
 #include "kernels/cuda/gemv.cuh"
+#include "kernels/cuda/idot.cuh"
 
 #include <cstdlib>
 #include <cstring>
@@ -19,6 +20,6 @@ static void release(void *p) { free(p); }
 static bool copy(void *to, const void *from, size_t n) { return n ? memcpy(to, from, n) != nullptr : true; }
 
 extern "C" const lq_device *lq_device_emu(void) {
-    static const lq_device d = {"emu", available, describe, take, release, copy, copy, gemv::all_tokens};
+    static const lq_device d = {"emu", available, describe, take, release, copy, copy, gemv::all_tokens, idot::all_tokens};
     return &d;
 }

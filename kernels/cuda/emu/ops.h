@@ -59,6 +59,8 @@ LQ_OP uint32_t lq_fma2(uint32_t a, uint32_t b, uint32_t c) {
 }
 LQ_OP uint32_t lq_mul2(uint32_t a, uint32_t b) { return lq_emu_two(lq_emu_half_sum(lq_emu_lo(a) * lq_emu_lo(b), 0), lq_emu_half_sum(lq_emu_hi(a) * lq_emu_hi(b), 0)); }
 
+LQ_OP double lq_scaled(double step, double s, double sum, double z, double ones) { return 0.0 + step * (s * sum - z * ones); }
+
 LQ_OP void lq_emu_nothing(void *const *, unsigned) {}
 LQ_OP void lq_sync_warp() { emu::meet(0xffffffffu, "a warp barrier", nullptr, lq_emu_nothing); }
 

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Which instruction sets this machine has and which of them may be used. */
+#ifndef LQ_CPU_H
+#define LQ_CPU_H
+#include "core/status.h"
+
+/* Tiers in ascending order. AVX2 with FMA and F16C; AVXVNNI: dot products of bytes in 256 bits; AVX512 with F, DQ, BW, VL, VBMI (Ice Lake,
+ * Zen 4 and later); DOTPROD: Arm's dot products of bytes. */
+enum { LQ_ISA_AVX2 = 1, LQ_ISA_AVXVNNI = 2, LQ_ISA_AVX512 = 4, LQ_ISA_AVX512VNNI = 8, LQ_ISA_NEON = 16, LQ_ISA_DOTPROD = 32 };
+typedef struct lq_tier { const char *name; unsigned bit; } lq_tier;
+extern const lq_tier lq_tiers[];  /* "c" (bit 0), "avx2" ...; a NULL name ends */
+
+unsigned lq_cpu_mask(void);       /* LQ_ISA_* this machine has */
+unsigned lq_cpu_used(void);       /* and of these the ones lq_cpu_limit left: all, if it was not called */
+/* From now on no tier above this one; "auto": every one. To be called before kernels are chosen. A name that is no tier or none of this
+ * machine's: LQ_ERR_USAGE, with those it has. */
+lq_status lq_cpu_limit(lq_ctx *ctx, const char *name);
+#endif
