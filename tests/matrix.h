@@ -122,9 +122,10 @@ static inline double logits_off(const float *got, const float *want, size_t n) {
 }
 
 /* Packed matrices say what plain C says of the codes where they lie; a token's NLL is off by at most twice what a logit is. With this machine's
- * kernels, in one go and token by token: to rounding. Rounded activations may then fall on the other side of a half, so where there are some,
- * plain C must give the very bits as well (of more tokens than go through GEMV). */
-static inline lq_status packed_agrees(lq_ctx *ctx, const char *path, const int32_t *ids, uint32_t n, const float *want, bool rounds) {
+ * kernels, in one go (`all`) and token by token (`each`): to rounding. Rounded activations may then fall on the other side of a half, and a
+ * router choose another expert, so where there are some, single tokens run in plain C on both sides, and plain C must give the very bits
+ * of more tokens than go through GEMV. */
+static inline lq_status packed_agrees(lq_ctx *ctx, const char *path, const int32_t *ids, uint32_t n, const float *all, const float *each, bool rounds) {
     lq_loaded l;
     lq_kernels plain;
     uint32_t steps[] = {n, 1, n};
@@ -136,7 +137,8 @@ static inline lq_status packed_agrees(lq_ctx *ctx, const char *path, const int32
     lq_status st = lq_model_load_all(ctx, l.m, LQ_LOAD_PACKED);
     for (int i = 0; i < (rounds ? 3 : 2) && !st; i++) {
         double limit = rounds ? 0.05 : 1e-4;
-        l.m->k = i == 2 ? &plain : best;
+        const float *want = steps[i] == 1 ? each : all;
+        l.m->k = i == 2 || (rounds && steps[i] == 1) ? &plain : best;
         st = logits_in_steps(ctx, l.m, ids, n, steps[i], got);
         double off = st ? 0 : logits_off(got, want, count);
         if (!st && !(off < limit)) st = lq_fail(ctx, LQ_ERR_QUALITY, "packed, %u tokens at a time: logits are off by %g", steps[i], off);
@@ -152,7 +154,7 @@ static inline lq_status packed_agrees(lq_ctx *ctx, const char *path, const int32
 static inline lq_status logits_at(lq_ctx *ctx, const char *path, const int32_t *ids, uint32_t n, size_t *count, float **out) {
     lq_loaded l;
     lq_kernels plain;
-    float *logits = NULL;
+    float *logits = NULL, *each = NULL;
     bool rounds = false;
     *count = 0;
     *out = NULL;
@@ -165,14 +167,17 @@ static inline lq_status logits_at(lq_ctx *ctx, const char *path, const int32_t *
     if (!st) {
         *count = (size_t)n * l.m->par.vocab;
         logits = LQ_NEWN(float, *count);
+        each = LQ_NEWN(float, *count);
         st = logits_in_steps(ctx, l.m, ids, n, n, logits);
+        if (!st) st = logits_in_steps(ctx, l.m, ids, n, 1, each);
         for (size_t i = 0; i < l.m->cat.n; i++) rounds |= l.m->cat.rows[i].scheme.act.kind != 0;
         rounds |= l.m->par.master;
     }
     for (size_t i = 0; i < *count && !st; i++)
         if (!isfinite(logits[i])) st = lq_fail(ctx, LQ_ERR_QUALITY, "logit %zu is not finite", i);
     lq_loaded_close(&l);
-    if (!st) st = packed_agrees(ctx, path, ids, n, logits, rounds);
+    if (!st) st = packed_agrees(ctx, path, ids, n, logits, each, rounds);
+    lq_free(each);
     if (st) lq_note(ctx, st, "written, but does not run");
     else *out = logits;
     if (st) lq_free(logits);
