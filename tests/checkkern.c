@@ -454,6 +454,10 @@ static void add_variant(const ck_variant *v) {
 int main(int argc, char **argv) {
     static ck_variant variants[CK_VARIANTS];
     for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--bench-packed")) {
+            ck_packed_bench(i + 1 < argc ? argv[i + 1] : NULL);
+            return 0;
+        }
         if (!strcmp(argv[i], "--bench")) {
             ck_bench();
             return 0;

@@ -38,8 +38,12 @@ static void use_avx512(lq_kernels *k) {
     k->glu = lq_glu_avx512;
     k->softmax = lq_softmax_avx512;
     k->logsumexp = lq_logsumexp_avx512;
+    k->packed_gemv = lq_packed_gemv_avx512;
 }
 
-static void use_avx512vnni(lq_kernels *k) { k->name = "avx512vnni"; }
+static void use_avx512vnni(lq_kernels *k) {
+    k->name = "avx512vnni";
+    k->packed_idot = lq_packed_idot_vnni;
+}
 
 const lq_isa lq_isas[] = {{LQ_ISA_AVX2, use_avx2}, {LQ_ISA_AVXVNNI, use_avxvnni}, {LQ_ISA_AVX512, use_avx512}, {LQ_ISA_AVX512VNNI, use_avx512vnni}, {0, NULL}};

@@ -30,4 +30,6 @@ void lq_packed_dequant_avx2(const lq_packed *p, uint32_t t0, uint32_t nt, float 
 void lq_packed_gemv_avx2(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
 void lq_packed_idot_avx2(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
 void lq_packed_idot_avxvnni(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
+void lq_packed_gemv_avx512(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
+void lq_packed_idot_vnni(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
 #endif

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Packed tiles times rounded activations: a lane is a row, vpdpbusd adds four products of unsigned codes and signed activations.
+ *
+ *   one token    the bits of a field stay where they are: v & mask << b times x is 2^b times too large, exactly, and has a sum of its own
+ *                (at most 255 * 127 * 65536, below 2^31)
+ *   more tokens  the four codes of a quad are cut out once for up to eight tokens
+ *
+ * A(code) is code - bias or table[code] - least, the constant taken times the sum of x. */
+#include "kernels/x86/packed_avx512.h"
+
+enum { MOST = 8, SUMS = 8 };
+
+typedef struct whole { __m512i table; int32_t less; } whole; /* A(code) = table[code] - less, or code - less */
+typedef struct job { const lq_packed *p; const lq_packed_i *x; uint32_t tile, t0; whole a; double *acc; size_t ld; } job;
+
+LQ_INLINE __m512i four(const int8_t *x) {
+    int32_t v;
+    memcpy(&v, x, 4);
+    return _mm512_set1_epi32(v);
+}
+
+/* The bits of quad q where they are. */
+LQ_INLINE __m512i in_place(const uint8_t *at, uint32_t half, int f, int q) {
+    __m512i v = lq_vector512(at, half, f, q);
+    return f == 8 ? v : _mm512_and_si512(v, lq_bytes512(((1 << f) - 1) << lq_bit512(f, q)));
+}
+
+LQ_INLINE void step_one(lq_step s, const int8_t *x, __m512i *sum, int f0, int f1) {
+    for (int q = 0; q < 4; q++) {
+        sum[q] = _mm512_dpbusd_epi32(sum[q], in_place(s.lo, s.half, f0, q), four(x + 4 * q));
+        if (f1) sum[4 + q] = _mm512_dpbusd_epi32(sum[4 + q], in_place(s.hi, s.half, f1, q), four(x + 4 * q));
+    }
+}
+
+LQ_INLINE __m512i join_one(const __m512i *sum, int f0, int f1) {
+    __m512i lo = _mm512_setzero_si512(), hi = lo;
+    for (int q = 0; q < 4; q++) {
+        lo = _mm512_add_epi32(lo, _mm512_srai_epi32(sum[q], (unsigned)lq_bit512(f0, q)));
+        if (f1) hi = _mm512_add_epi32(hi, _mm512_srai_epi32(sum[4 + q], (unsigned)lq_bit512(f1, q)));
+    }
+    return f1 ? _mm512_add_epi32(lo, _mm512_slli_epi32(hi, (unsigned)f0)) : lo;
+}
+
+LQ_INLINE __m512i codes_of(lq_step s, const whole *a, int f0, int f1, bool table, int q) {
+    __m512i v = lq_quad512(s, f0, f1, q);
+    return table ? _mm512_shuffle_epi8(a->table, v) : v;
+}
+
+/* Two tokens have two sums each, that of even and of odd quads; one has four. */
+LQ_INLINE void step_some(lq_step s, const whole *a, const int8_t *const *x, uint32_t c, __m512i *sum, int f0, int f1, bool table, int n) {
+    for (int q = 0; q < 4; q++) {
+        __m512i v = codes_of(s, a, f0, f1, table, q);
+        for (int t = 0; t < n; t++) {
+            __m512i *to = sum + (n >= 4 ? t : n == 1 ? q : 2 * t + (q & 1));
+            *to = _mm512_dpbusd_epi32(*to, v, four((x[t] + c) + 4 * q));
+        }
+    }
+}
+
+LQ_INLINE __m512i join_some(const __m512i *sum, int t, int n) {
+    if (n >= 4) return sum[t];
+    if (n > 1) return _mm512_add_epi32(sum[2 * t], sum[2 * t + 1]);
+    return _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
+}
+
+typedef struct wide { __m512d lo, hi; } wide; /* sixteen rows in fp64 */
+LQ_INLINE wide wide_f32(__m512 v) {
+    return (wide){_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))};
+}
+LQ_INLINE wide wide_i32(__m512i v) {
+    return (wide){_mm512_cvtepi32_pd(_mm512_castsi512_si256(v)), _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(v, 1))};
+}
+LQ_INLINE wide mul(wide a, wide b) { return (wide){_mm512_mul_pd(a.lo, b.lo), _mm512_mul_pd(a.hi, b.hi)}; }
+LQ_INLINE wide mul1(wide a, double b) { return (wide){_mm512_mul_pd(a.lo, _mm512_set1_pd(b)), _mm512_mul_pd(a.hi, _mm512_set1_pd(b))}; }
+LQ_INLINE wide add(wide a, wide b) { return (wide){_mm512_add_pd(a.lo, b.lo), _mm512_add_pd(a.hi, b.hi)}; }
+LQ_INLINE wide sub(wide a, wide b) { return (wide){_mm512_sub_pd(a.lo, b.lo), _mm512_sub_pd(a.hi, b.hi)}; }
+
+LQ_INLINE void whole_tile(const job *j, int f0, int f1, bool table, int n) {
+    const lq_packed *p = j->p;
+    const uint8_t *codes = p->codes + (size_t)j->tile * p->tile_bytes;
+    const int8_t *x[MOST];
+    size_t at[MOST];
+    __m512i sum[SUMS];
+    wide total[MOST];
+    bool min = p->q.sch.zero_kind == LQ_ZERO_MIN, has_zero = p->zero != LQ_NONE;
+    for (int t = 0; t < n; t++) {
+        uint32_t token = j->t0 + (uint32_t)t < j->x->n ? j->t0 + (uint32_t)t : j->x->n - 1;
+        x[t] = j->x->x + (size_t)token * lq_packed_ld(p);
+        at[t] = (size_t)token * p->segs;
+        total[t] = wide_f32(_mm512_setzero_ps());
+    }
+    for (uint32_t g = 0; g < p->segs; g++) {
+        lq_scales512 k = lq_scales512_at(p, j->tile, g);
+        for (int i = 0; i < SUMS; i++) sum[i] = _mm512_setzero_si512();
+        for (uint32_t c = g * p->seg, end = lq_seg_end(p, g); c < end; c += LQ_STEP) {
+            lq_step s = lq_step512(codes, c, f0, f1);
+            lq_ahead512(s, f0, f1);
+            if (n == 1 && !table) step_one(s, x[0] + c, sum, f0, f1);
+            else step_some(s, &j->a, x, c, sum, f0, f1, table, n);
+        }
+        /* without a zero the definition's 0 s makes a NaN of an infinite scale and changes nothing else but the sign of a zero term */
+        wide s = wide_f32(has_zero ? k.s : _mm512_add_ps(k.s, _mm512_mul_ps(k.s, _mm512_setzero_ps()))), z = wide_f32(k.z);
+        if (!min) z = mul(z, s);
+        for (int t = 0; t < n; t++) {
+            int32_t ones = j->x->sum[at[t] + g];
+            __m512i whole_sum = n == 1 && !table ? join_one(sum, f0, f1) : join_some(sum, t, n);
+            whole_sum = _mm512_sub_epi32(whole_sum, _mm512_set1_epi32((int32_t)((uint32_t)j->a.less * (uint32_t)ones)));
+            wide v = mul(s, wide_i32(whole_sum));
+            if (has_zero) v = sub(v, mul1(z, (double)ones));
+            total[t] = add(total[t], mul1(v, (double)j->x->step[at[t] + g]));
+        }
+    }
+    __mmask16 rows = lq_rows512(p, j->tile);
+    for (int t = 0; t < n && j->t0 + (uint32_t)t < j->x->n; t++) {
+        double *to = j->acc + (j->t0 + (uint32_t)t) * j->ld;
+        _mm512_storeu_pd(to, _mm512_maskz_mov_pd((__mmask8)rows, total[t].lo));
+        _mm512_storeu_pd(to + 8, _mm512_maskz_mov_pd((__mmask8)(rows >> 8), total[t].hi));
+    }
+}
+
+#define KINDS(X) \
+    X(i1, 1, 0, false) X(i2, 2, 0, false) X(i3, 2, 1, false) X(i4, 4, 0, false) X(i5, 4, 1, false) X(i6, 4, 2, false) X(i8, 8, 0, false) \
+    X(t1, 1, 0, true) X(t2, 2, 0, true) X(t3, 2, 1, true) X(t4, 4, 0, true)
+enum {
+#define X(name, f0, f1, table) K_##name,
+    KINDS(X)
+#undef X
+    N_KINDS
+};
+#define X(name, f0, f1, table)                                       \
+    static void name##_1(const job *j) { whole_tile(j, f0, f1, table, 1); } \
+    static void name##_2(const job *j) { whole_tile(j, f0, f1, table, 2); } \
+    static void name##_4(const job *j) { whole_tile(j, f0, f1, table, 4); } \
+    static void name##_8(const job *j) { whole_tile(j, f0, f1, table, 8); }
+KINDS(X)
+#undef X
+
+typedef void (*tile_fn)(const job *j);
+enum { PASSES = 4 };
+#define X(name, f0, f1, table) {name##_1, name##_2, name##_4, name##_8},
+static const tile_fn by_kind[N_KINDS][PASSES] = {KINDS(X)};
+#undef X
+
+/* A table of whole numbers as bytes above the least of them. */
+static whole make_whole(const lq_packed *p) {
+    const lq_grid *g = &p->q.sch.grid;
+    uint8_t t[64];
+    int32_t v[16], least = INT32_MAX;
+    if (g->kind == LQ_GRID_INT) return (whole){_mm512_setzero_si512(), g->bias};
+    for (uint32_t i = 0; i < 16; i++) {
+        v[i] = (int32_t)lq_grid_value(&p->q, 0, i & ((1u << g->bits) - 1));
+        if (v[i] < least) least = v[i];
+    }
+    for (int i = 0; i < 64; i++) t[i] = (uint8_t)(v[i % 16] - least);
+    return (whole){lq_load512(t), -least};
+}
+
+void lq_packed_idot_vnni(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc) {
+    const lq_grid *g = &p->q.sch.grid;
+    const tile_fn *fn = by_kind[g->kind != LQ_GRID_INT ? K_t1 + g->bits - 1 : g->bits < 7 ? K_i1 + g->bits - 1 : K_i8];
+    job j = {p, x, 0, 0, make_whole(p), acc, (size_t)nt * LQ_TILE};
+    for (j.tile = t0; j.tile < t0 + nt; j.tile++, j.acc += LQ_TILE)
+        for (j.t0 = 0; j.t0 < x->n; j.t0 += MOST) {
+            uint32_t n = x->n - j.t0;
+            fn[n > 4 ? 3 : n > 2 ? 2 : n - 1](&j);
+        }
+}
