@@ -27,7 +27,7 @@ lq_rng ck_start(const char *name) {
     return r;
 }
 
-enum { GUARD = 68, MAGIC = 0xa5 }; /* 68: outputs are aligned to a float and no more */
+enum { GUARD = 72, MAGIC = 0xa5 }; /* 72: outputs are aligned to a double and no more */
 void *ck_guarded(size_t n) {
     uint8_t *p = malloc(n + 2 * (size_t)GUARD);
     assert_non_null(p);
