@@ -20,9 +20,8 @@ def lquant(a, model, ctx, steps, prompts):
 
 
 def llama(a, model):
-    env = dict(os.environ, OMP_WAIT_POLICY="passive")
     cmd = [a.llama_bench, "-m", model, "-p", str(a.prompt), "-n", str(a.n_gen), "-t", str(a.threads), "-r", "2", "-ngl", "0", "-o", "json"]
-    done = subprocess.run(cmd, check=True, capture_output=True, text=True, env=env)
+    done = subprocess.run(cmd, check=True, capture_output=True, text=True)
     info = [line for line in done.stderr.splitlines() if "system_info" in line]
     return json.loads(done.stdout), info
 
