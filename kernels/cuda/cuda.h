@@ -40,10 +40,10 @@ typedef struct lq_device {
     void (*release)(void *p);
     bool (*put)(void *to, const void *from, size_t n);
     bool (*get)(void *to, const void *from, size_t n);
-    /* y[n][rows] = codes of m times x[n][cols] (both fp32, weight-column order); activations are rounded to halves, sums are fp32 in a fixed
-     * order. NULL, or what went wrong. */
+    /* y[n][rows] = codes of m times x[n][cols] (both fp32, weight-column order); activations are rounded to halves (beyond 65504:
+     * infinite), sums are fp32 in a fixed order. NULL, or what went wrong. */
     const char *(*gemv)(const lq_device_matrix *m, const float *x, uint32_t n, float *y);
-    /* y[n][rows] of rounded activations as lq_packed_i has them: x[n][ld] in stored order, step[n][segs], sum[n][segs]. One segment: the bits of
+    /* For matrices whose `times` is not 0: y[n][rows] of rounded activations as lq_packed_i has them: x[n][ld] in stored order, step[n][segs], sum[n][segs]. One segment: the bits of
      * packed_idot rounded to fp32. Several: whole sums of at most 256 columns, scaled and added in fp32. */
     const char *(*idot)(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *sum, uint32_t n, float *y);
 } lq_device;
