@@ -32,6 +32,77 @@ typedef struct lq_device_matrix { /* pointers are the device's */
     const uint32_t *perm;    /* [cols] or NULL */
 } lq_device_matrix;
 
+/* What a model's forward pass needs beside its packed matrices. Tensors are fp32 [n][width] in device memory; a NULL gain is 1, a NULL shift 0.
+ * Whatever changes from one step of decoding to the next (ids, positions) is read from device memory, so a recorded pass serves every step. */
+typedef struct lq_device_dense {           /* a matrix of floats */
+    uint32_t rows, cols;
+    uint8_t dtype;                         /* LQ_F32, LQ_F16, LQ_BF16 */
+    const void *w;                         /* [rows][cols] */
+} lq_device_dense;
+
+typedef struct lq_device_norm {
+    const float *gain, *shift;             /* [d] */
+    float eps;
+    uint8_t layernorm;                     /* else RMSNorm */
+} lq_device_norm;
+
+typedef struct lq_device_tokens {          /* where n tokens stand: token t at position pos[t] of sequence seq[t] */
+    uint32_t n;
+    const uint32_t *pos, *seq;             /* [n]; seq NULL: all of sequence 0 */
+    uint32_t reach;                        /* no position is larger than this (host's bound: grids are sized by it) */
+} lq_device_tokens;
+
+typedef struct lq_device_kv {              /* keys and values of one layer */
+    uint8_t dtype;                         /* LQ_F32, LQ_F16; LQ_I8, LQ_E4M3: with a step per token and head, or the fixed ones */
+    uint32_t heads, dim, room;             /* kv heads; positions of a sequence */
+    void *keys, *values;                   /* [sequences][room][heads][dim] */
+    float *key_step, *value_step;          /* [sequences][room][heads]; NULL: key_fixed, value_fixed */
+    float key_fixed, value_fixed;
+} lq_device_kv;
+
+typedef struct lq_device_attn {
+    uint32_t heads, window;                /* q heads; 0: no window */
+    float scale, cap;                      /* scores are scale q k, then cap tanh(s / cap) where cap > 0 */
+} lq_device_attn;
+
+typedef struct lq_device_sparse {          /* what is added to a matrix: CSR entries, kept columns, a low-rank product; counts 0: none */
+    uint32_t rows, cols, kept, rank;
+    uint64_t nnz;
+    const uint32_t *start, *col;           /* [rows + 1], [nnz] */
+    const void *value;                     /* [nnz] halves */
+    const uint32_t *kept_col;              /* [kept] */
+    const void *kept_w;                    /* [rows][kept] halves */
+    const void *low_a, *low_b;             /* [rows][rank], [rank][cols] halves */
+} lq_device_sparse;
+
+/* Queued in order; every sum in an order fixed by the shape. NULL, or what went wrong. */
+typedef struct lq_device_ops {
+    /* y[n][rows]: any n. gemm decodes the codes once for all tokens (activations rounded to halves, sums fp32). */
+    const char *(*dense)(const lq_device_dense *w, const float *x, uint32_t n, float *y);
+    const char *(*gemm)(const lq_device_matrix *m, const float *x, uint32_t n, float *y);
+    const char *(*sparse)(const lq_device_sparse *s, const float *x, uint32_t n, float *y); /* y += */
+    /* rows ids[n] of a matrix: y[n][cols] */
+    const char *(*embed)(const lq_device_dense *w, const int32_t *ids, uint32_t n, float *y);
+    const char *(*embed_packed)(const lq_device_matrix *m, const int32_t *ids, uint32_t n, float *y);
+    const char *(*norm)(const lq_device_norm *o, const float *x, uint32_t d, uint32_t n, float *y); /* y may be x */
+    /* in place; cos, sin [positions][rot / 2]; pairs: (2j, 2j + 1) instead of (j, j + rot / 2) */
+    const char *(*rope)(float *x, uint32_t heads, uint32_t dim, uint32_t rot, int pairs, const float *cos, const float *sin, const lq_device_tokens *at);
+    const char *(*glu)(int actfn, const float *gate, const float *up, float *y, uint64_t n); /* up NULL: 1 */
+    const char *(*add)(float *y, const float *x, float scale, uint64_t n);                   /* y += scale x */
+    const char *(*bias)(float *y, const float *b, uint32_t width, uint32_t n);
+    const char *(*clamp)(const float *x, float most, float *y, uint64_t n);
+    const char *(*token_gate)(const float *x, const float *gate, uint32_t width, uint32_t n, float *y);
+    /* y[n][rows]: from each token's x[width], runs of `run` floats; run i begins at first + i * step */
+    const char *(*split)(const float *x, uint32_t width, uint32_t first, uint32_t run, uint32_t step, uint32_t rows, uint32_t n, float *y);
+    const char *(*kv_put)(const lq_device_kv *kv, const float *k, const float *v, const lq_device_tokens *at);
+    /* out[n][heads * dim] of q[n][heads * dim], over positions up to each token's own */
+    const char *(*attn)(const lq_device_attn *a, const lq_device_kv *kv, const float *q, const lq_device_tokens *at, float *out);
+    /* nll[n] = log sum exp(logits[t]) - logits[t][target[t]]; best[n] the first largest; either NULL */
+    const char *(*score)(const float *logits, uint32_t vocab, uint32_t n, const int32_t *target, double *nll, int32_t *best);
+    /* a row of rounded activations as lq_packed_i has it, for idot: codes[n][ld], step[n][segs], sum[n][segs]. act: lq_act_kind */
+    const char *(*round)(const lq_device_matrix *m, int act, float fixed_step, const float *x, uint32_t n, int8_t *codes, float *step, int32_t *sum);
+} lq_device_ops;
+
 typedef struct lq_device {
     const char *name;                      /* "cuda", "emu" */
     bool (*available)(void);
@@ -40,12 +111,19 @@ typedef struct lq_device {
     void (*release)(void *p);
     bool (*put)(void *to, const void *from, size_t n);
     bool (*get)(void *to, const void *from, size_t n);
+    /* What is queued between record and end becomes a pass that replay queues again; NULL where the device cannot (the caller queues anew). */
+    const char *(*record)(void);
+    const char *(*end)(void **pass);
+    const char *(*replay)(void *pass);
+    void (*forget)(void *pass);
+    const char *(*wait)(void);             /* for all that is queued */
     /* y[n][rows] = codes of m times x[n][cols] (both fp32, weight-column order); activations are rounded to halves (beyond 65504:
      * infinite), sums are fp32 in a fixed order. NULL, or what went wrong. */
     const char *(*gemv)(const lq_device_matrix *m, const float *x, uint32_t n, float *y);
     /* For matrices whose `times` is not 0: y[n][rows] of rounded activations as lq_packed_i has them: x[n][ld] in stored order, step[n][segs], sum[n][segs]. One segment: the bits of
      * packed_idot rounded to fp32. Several: whole sums of at most 256 columns, scaled and added in fp32. */
     const char *(*idot)(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *sum, uint32_t n, float *y);
+    const lq_device_ops *ops;
 } lq_device;
 
 const lq_device *lq_device_cuda(void);     /* never NULL */

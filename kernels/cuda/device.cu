@@ -28,6 +28,6 @@ static bool put(void *to, const void *from, size_t n) { return cudaMemcpy(to, fr
 static bool get(void *to, const void *from, size_t n) { return cudaMemcpy(to, from, n, cudaMemcpyDeviceToHost) == cudaSuccess; }
 
 extern "C" const lq_device *lq_device_cuda(void) {
-    static const lq_device d = {"cuda", available, describe, take, release, put, get, gemv::all_tokens, idot::all_tokens};
+    static const lq_device d = {"cuda", available, describe, take, release, put, get, nullptr, nullptr, nullptr, nullptr, nullptr, gemv::all_tokens, idot::all_tokens, nullptr};
     return &d;
 }

@@ -8,17 +8,18 @@
 One JSON per cell in WORK/cells; what is there is not made again, so a run may be interrupted, extended by --only, and continued.
 Checkpoints are deleted once measured (--keep leaves them). Difference to fp in nats per token is paired over chunks (mean and
 its standard error); KLD is measured on --kld-chunks. A refused recipe is a cell too: its reason stands in the table.
-bits/w counts everything a quantized linear stores. Seconds and peak memory are the quantizing command's own.
+bits/w counts everything a quantized linear stores. Seconds (of all threads together, so that other work on the machine does not count) and
+peak memory are the quantizing command's own.
 """
 import argparse
 import json
 import math
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 GROUPS = {"g64": ["--group-size", "64"], "row": ["--group-size", "-1"]}
@@ -71,10 +72,12 @@ def cells():
 
 
 def run(command, log):
-    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     log.write_text(" ".join(command) + "\n" + done.stderr[-20000:])
-    return done.returncode, done.stdout, (done.stderr.strip().splitlines() or [""])[-1], time.monotonic() - start
+    return done.returncode, done.stdout, (done.stderr.strip().splitlines() or [""])[-1], seconds
 
 
 def paired(a, b):
@@ -128,7 +131,7 @@ def table(a, models):
         if not found:
             continue
         fp = found.get("fp", {}).get("eval")
-        print(f"\n### {title}\n\n| cell | bits/w | perplexity | over fp, nats | KLD | quantize s | peak MB |\n|---|---|---|---|---|---|---|")
+        print(f"\n### {title}\n\n| cell | bits/w | perplexity | over fp, nats | KLD | quantize, CPU s | peak MB |\n|---|---|---|---|---|---|---|")
         for name, *_ in cells():
             c = found.get(name)
             if c and c["exit"]:

@@ -20,6 +20,6 @@ static void release(void *p) { free(p); }
 static bool copy(void *to, const void *from, size_t n) { return n ? memcpy(to, from, n) != nullptr : true; }
 
 extern "C" const lq_device *lq_device_emu(void) {
-    static const lq_device d = {"emu", available, describe, take, release, copy, copy, gemv::all_tokens, idot::all_tokens};
+    static const lq_device d = {"emu", available, describe, take, release, copy, copy, nullptr, nullptr, nullptr, nullptr, nullptr, gemv::all_tokens, idot::all_tokens, nullptr};
     return &d;
 }
