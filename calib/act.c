@@ -75,7 +75,7 @@ uint32_t lq_act_quantize(const lq_act *a, float fixed, const uint8_t *apart, con
             inv = fixed > 1e-30f ? 1 / fixed : 0;
         } else {
             float max = measure(a, apart, x, c0, c1).max;
-            step[i] = max / top;
+            step[i] = a->scope == 2 ? lq_f16_f32(lq_f32_f16(max / top)) : max / top;
             inv = max > 1e-30f ? top / max : 0;
         }
         round_tile(a->dtype, inv, x + c0, c1 - c0, code + c0);

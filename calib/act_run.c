@@ -128,8 +128,8 @@ static bool list_used(call *a, uint8_t *seen) {
 
 static bool find_outliers(call *a) {
     uint8_t *batch = lq_alloc(a->q->cols);
-    if (batch && a->q->sch.act.scope) spread_outliers(a, batch);
-    bool ok = batch && list_outliers(a, a->q->sch.act.scope ? batch : NULL) && (!a->lin->packed || list_used(a, batch));
+    if (batch && a->q->sch.act.scope == 1) spread_outliers(a, batch);
+    bool ok = batch && list_outliers(a, a->q->sch.act.scope == 1 ? batch : NULL) && (!a->lin->packed || list_used(a, batch));
     lq_free(batch);
     return ok;
 }
@@ -300,7 +300,7 @@ static bool prepare(call *a) {
     if (!ok) return false;
     for (uint32_t i = 0; q->sch.extra & LQ_X_OUTLIER_COLS && i < q->outlier_cols.n; i++) a->apart[q->outlier_cols.idx[i]] = 1;
     a->seen = a->x;
-    if (q->sch.act.scope && !see_half(a)) return false;
+    if (q->sch.act.scope == 1 && !see_half(a)) return false;
     if (has_outliers(a) && !find_outliers(a)) return false;
     if (!rank) return true;
     if (!(a->low = LQ_NEWN(double, (size_t)a->n * rank)) || !(a->low_b = LQ_NEWN(float, (size_t)rank * q->cols))) return false;
