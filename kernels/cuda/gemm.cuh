@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Y = W X for many tokens: every warp of a block owns two row tiles and decodes each of their codes once, the A operand of mma for 32 tokens, whose
+/* Y = W X for many tokens: every warp of a block owns two row tiles (one where a code has two fields) and decodes each of their codes once, the A operand of mma for 32 tokens, whose
  * activations all warps share as halves, a panel of columns at a time. The formula is gemv's (gemv.cuh); a flush is due where a segment
  * ends, or where there are sums to subtract. Sums are fp32 in column order. */
 #ifndef LQ_GEMM_CUH
@@ -13,7 +13,7 @@ using namespace tile;
 enum { EIGHTS = 4, MANY = 8 * EIGHTS, PAD = 16, PANEL = 256, LD = PANEL + PAD }; /* tokens of a block; columns of a panel, of its rows in memory */
 
 /* Row tiles of a warp, as many as registers hold; are the next chunk's words loaded ahead? */
-template <int F0, int F1> struct work { enum { TILES = shape<F0, F1>::LOADS > 3 ? 1 : 2, AHEAD = shape<F0, F1>::LOADS == 1 }; };
+template <int F0, int F1> struct work { enum { TILES = shape<F0, F1>::LOADS == 1 ? 2 : 1, AHEAD = shape<F0, F1>::LOADS == 1 }; };
 
 struct stage {
     uint32_t *table; /* [entries][LANES] */
