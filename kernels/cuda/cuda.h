@@ -75,6 +75,15 @@ typedef struct lq_device_sparse {          /* what is added to a matrix: CSR ent
     const void *low_a, *low_b;             /* [rows][rank], [rank][cols] halves */
 } lq_device_sparse;
 
+typedef struct lq_device_round {           /* how activations are rounded: lq_act_quantize of calib/act.h, which is the definition, bit for bit */
+    lq_act act;                            /* dtype I8 or BOOL */
+    float fixed;                           /* the step of LQ_ACT_STATIC */
+    const uint8_t *apart;                  /* [cols] 1: code 0, in no absmax; NULL: no such column */
+    float *rest;                           /* act.outlier > 0: [n][cols], weight-column order, receives the x left out of the codes for it, 0 elsewhere */
+    uint8_t *mark;                         /* act.scope 1: [cols] scratch (a column with an outlier in one of the n tokens is left out of all; codes are of x
+                                            * rounded to F16, where that is finite; rest is of x) */
+} lq_device_round;
+
 /* Queued in order; every sum in an order fixed by the shape. NULL, or what went wrong. */
 typedef struct lq_device_ops {
     /* y[n][rows]: any n. gemm decodes the codes once for all tokens (activations rounded to halves, sums fp32). */
@@ -99,8 +108,10 @@ typedef struct lq_device_ops {
     const char *(*attn)(const lq_device_attn *a, const lq_device_kv *kv, const float *q, const lq_device_tokens *at, float *out);
     /* nll[n] = log sum exp(logits[t]) - logits[t][target[t]]; best[n] the first largest; either NULL */
     const char *(*score)(const float *logits, uint32_t vocab, uint32_t n, const int32_t *target, double *nll, int32_t *best);
-    /* a row of rounded activations as lq_packed_i has it, for idot: codes[n][ld], step[n][segs], sum[n][segs]. act: lq_act_kind */
-    const char *(*round)(const lq_device_matrix *m, int act, float fixed_step, const float *x, uint32_t n, int8_t *codes, float *step, int32_t *sum);
+    /* n tokens as lq_packed_i has them, for idot: codes[n][ld], step[n][segs], sum[n][segs]. A token that is not finite gets steps of NaN. */
+    const char *(*round)(const lq_device_matrix *m, const lq_device_round *o, const float *x, uint32_t n, int8_t *codes, float *step, int32_t *sum);
+    const char *(*scale)(float *x, float times, float cap, uint64_t n); /* in place: times x, then cap tanh(x / cap) where cap > 0 */
+    const char *(*scatter)(float *y, const float *x, const int32_t *ids, const float *weight, uint32_t width, uint32_t n); /* y[ids[i]] += weight[i] x[i], ids distinct */
 } lq_device_ops;
 
 typedef struct lq_device {

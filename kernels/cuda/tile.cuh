@@ -71,9 +71,9 @@ static __device__ __forceinline__ segment load_segment(const lq_device_matrix &m
 /* What is left to subtract after the codes' own zeros. */
 static __device__ __forceinline__ bool has_sums(const lq_device_matrix &m) { return m.zero_kind == LQ_ZERO_MIN || (m.zero_kind == LQ_ZERO_CODE && m.zero != LQ_U8); }
 
-template <int F0, int F1> static __device__ __forceinline__ void load_chunk(const lq_device_matrix &m, uint32_t chunk, uint32_t w[]) {
+template <int F0, int F1> static __device__ __forceinline__ void load_chunk_of(const lq_device_matrix &m, uint32_t tile, uint32_t chunk, uint32_t w[]) {
     typedef shape<F0, F1> S;
-    const uint4 *p = (const uint4 *)m.codes + ((size_t)blockIdx.x * m.chunks + chunk) * S::LOADS * LANES + threadIdx.x % LANES;
+    const uint4 *p = (const uint4 *)m.codes + ((size_t)tile * m.chunks + chunk) * S::LOADS * LANES + threadIdx.x % LANES;
     for (int i = 0; i < S::LOADS; i++) {
         uint4 v = lq_load_stream(p + i * LANES);
         w[4 * i] = v.x;
@@ -82,6 +82,7 @@ template <int F0, int F1> static __device__ __forceinline__ void load_chunk(cons
         w[4 * i + 3] = v.w;
     }
 }
+template <int F0, int F1> static __device__ __forceinline__ void load_chunk(const lq_device_matrix &m, uint32_t chunk, uint32_t w[]) { load_chunk_of<F0, F1>(m, blockIdx.x, chunk, w); }
 
 } // namespace tile
 #endif
