@@ -69,7 +69,7 @@ static float extent_step(const lq_act *a, float fixed, float max, float *step) {
         *step = fixed;
         return fixed > 1e-30f ? 1 / fixed : 0;
     }
-    *step = max / top;
+    *step = a->scope == 2 ? lq_f16_f32(lq_f32_f16(max / top)) : max / top;
     return max > 1e-30f ? top / max : 0;
 }
 
