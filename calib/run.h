@@ -44,6 +44,7 @@ void lq_linear_row(const lq_kernels *k, const lq_linear *lin, uint32_t r, float 
 void lq_linear_rows(const lq_kernels *k, const lq_linear *lin, uint32_t r0, uint32_t nr, float *out);
 /* lq_linear_apply with the caller's scratch. */
 void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y);
+size_t lq_act_shared(const lq_linear *lin, uint32_t n);
 /* A linear whose scheme rounds activations, without its bias; panel: rows per task, as lq_linear_scratch counts them. */
 void lq_act_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, uint32_t panel, const float *x, uint32_t n, float *y);
 
