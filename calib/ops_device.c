@@ -244,7 +244,7 @@ static void multiply_rounded(lq_run *r, const lq_held_linear *l, const float *x,
     lq_device_round o = l->round;
     bool splits = o.act.outlier > 0;
     o.rest = splits ? a->rest : NULL;
-    o.mark = splits && o.act.scope ? a->mark : NULL;
+    o.mark = splits && o.act.scope == 1 ? a->mark : NULL;
     did(r, table(r)->round(&l->m, &o, x, n, a->codes, a->step, a->sum));
     did(r, a->d->idot(&l->m, a->codes, a->step, a->sum, n, y));
     if (!splits) return;
