@@ -51,6 +51,9 @@ void lq_state_clock(lq_state *s, double *clock);
 uint64_t lq_model_step_bytes(const lq_model *m);
 /* logits[n][vocab] of final-normed states; callers pass few tokens at a time. */
 lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits);
+/* nll[n] in nats: -log p of token target[t] (an id of the vocabulary) after final-normed state hidden[t]; any number of tokens, what is held
+ * beside does not grow with the vocabulary but by 8 bytes per 256 ids and token. No finite number where the logits are none. */
+lq_status lq_score(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, const int32_t *target, double *nll);
 
 /* nll[n] of the targets, in nats; logits[n][vocab] is scratch, not filled where the model is on a device. */
 lq_status lq_nll(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, const int32_t *target, float *logits, double *nll);

@@ -38,6 +38,8 @@ lq_status lq_work_check(lq_ctx *ctx, lq_work *w);
 size_t lq_linear_scratch(const lq_linear *lin); /* floats per worker */
 uint64_t lq_linear_bytes(const lq_linear *lin); /* of the weight in memory, as a product of few tokens reads it */
 size_t lq_linear_shared(const lq_linear *lin, uint32_t n); /* bytes for all, at most n tokens at a time */
+/* Rows [r0, r0 + nr) of what it holds as floats, r0 a multiple of LQ_TILE where it is packed. */
+void lq_linear_rows(const lq_kernels *k, const lq_linear *lin, uint32_t r0, uint32_t nr, float *out);
 /* Row r of what it holds, no bias. mine: LQ_TILE rows of scratch where it is packed */
 void lq_linear_row(const lq_kernels *k, const lq_linear *lin, uint32_t r, float *mine, float *out);
 /* Rows [r0, r0 + nr), r0 a multiple of LQ_TILE, into out[nr][cols]; out has room for whole tiles where it is packed. */
@@ -124,7 +126,7 @@ uint32_t lq_run_gather(lq_run *r, const lq_op *route, uint32_t expert, const flo
 /* From ROUTE to MERGE for every expert; returns the MERGE. */
 const lq_op *lq_run_experts(lq_run *r, const lq_layer *l, uint32_t layer, const lq_op *route, uint32_t n);
 
-enum { LQ_ATTN_TILE = 64 };   /* queries of one task */
-size_t lq_attn_scratch(uint32_t positions); /* floats per worker */
+enum { LQ_ATTN_TILE = 64 };   /* queries of a task of one head */
+size_t lq_attn_scratch(const lq_params *p, uint32_t positions); /* floats per worker */
 void lq_attn(const lq_run *r, uint32_t window, const float *q, float *out, const lq_span *spans, uint32_t n_spans);
 #endif
