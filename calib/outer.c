@@ -3,6 +3,7 @@
 /* What stands before and after the blocks: x = norm(P_in s E[id] + pos[offset + position]) and logits = cap((H P_out norm(x) + b) / c);
  * the model's tables and parameters say which of these it has. */
 #include "calib/forward.h"
+#include "calib/held.h"
 #include "calib/ops.h"
 
 #include <string.h>
@@ -104,10 +105,25 @@ lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_
     lq_run r = {0};
     lq_status st = LQ_OK;
     if (!n) return LQ_OK;
+    if (m->held) return lq_held_logits(ctx, m, hidden, n, logits);
     LQ_GO(borrow(ctx, m, n, n > 1 || o->lin[LQ_R_PROJ_OUT].q || o->lin[m->par.tied ? LQ_R_EMBED : LQ_R_HEAD].q, &r));
     lq_run_head(&r, hidden, n, logits);
     LQ_GO(r.ops->check(ctx, &r));
 done:
     lq_run_free(&r);
     return st;
+}
+
+typedef struct nlls { const lq_model *m; const float *logits; const int32_t *target; double *out; } nlls;
+static void nll_token(void *arg, size_t i) {
+    const nlls *a = arg;
+    const float *x = a->logits + i * a->m->par.vocab;
+    a->out[i] = a->m->k->logsumexp(x, a->m->par.vocab) - (double)x[a->target[i]];
+}
+
+lq_status lq_nll(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, const int32_t *target, float *logits, double *nll) {
+    if (m->held) return lq_held_nll(ctx, m, hidden, n, target, nll);
+    LQ_TRY(lq_logits(ctx, m, hidden, n, logits));
+    lq_parallel_for(n, nll_token, &(nlls){m, logits, target, nll});
+    return LQ_OK;
 }
