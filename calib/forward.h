@@ -55,8 +55,6 @@ lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_
  * beside does not grow with the vocabulary but by 8 bytes per 256 ids and token. No finite number where the logits are none. */
 lq_status lq_score(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, const int32_t *target, double *nll);
 
-/* nll[n] of the targets, in nats; logits[n][vocab] is scratch, not filled where the model is on a device. */
-lq_status lq_nll(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, const int32_t *target, float *logits, double *nll);
 
 /* Calibration: block b run over every sequence of the residual stream (item i of `resid`: [len[i]][hidden], replaced by the
  * block's output), stage by stage. Before the linears of a stage run, their input has been added to stats over all

@@ -102,8 +102,6 @@ void lq_linear_row(const lq_kernels *k, const lq_linear *lin, uint32_t r, float 
     memcpy(out, mine + (size_t)(r - r0) * lin->cols, lin->cols * sizeof *out);
 }
 
-void lq_linear_rows(const lq_kernels *k, const lq_linear *lin, uint32_t r0, uint32_t nr, float *out) { decode_rows(k, lin, r0, nr, out); }
-
 typedef struct apply {
     const lq_kernels *k;
     const lq_work *work;

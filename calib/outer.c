@@ -113,17 +113,3 @@ done:
     lq_run_free(&r);
     return st;
 }
-
-typedef struct nlls { const lq_model *m; const float *logits; const int32_t *target; double *out; } nlls;
-static void nll_token(void *arg, size_t i) {
-    const nlls *a = arg;
-    const float *x = a->logits + i * a->m->par.vocab;
-    a->out[i] = a->m->k->logsumexp(x, a->m->par.vocab) - (double)x[a->target[i]];
-}
-
-lq_status lq_nll(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, const int32_t *target, float *logits, double *nll) {
-    if (m->held) return lq_held_nll(ctx, m, hidden, n, target, nll);
-    LQ_TRY(lq_logits(ctx, m, hidden, n, logits));
-    lq_parallel_for(n, nll_token, &(nlls){m, logits, target, nll});
-    return LQ_OK;
-}

@@ -38,12 +38,10 @@ lq_status lq_work_check(lq_ctx *ctx, lq_work *w);
 size_t lq_linear_scratch(const lq_linear *lin); /* floats per worker */
 uint64_t lq_linear_bytes(const lq_linear *lin); /* of the weight in memory, as a product of few tokens reads it */
 size_t lq_linear_shared(const lq_linear *lin, uint32_t n); /* bytes for all, at most n tokens at a time */
-/* Rows [r0, r0 + nr) of what it holds as floats, r0 a multiple of LQ_TILE where it is packed. */
+/* Rows [r0, r0 + nr) of what it holds as floats, r0 a multiple of LQ_TILE where it is packed; out has room for whole tiles then. */
 void lq_linear_rows(const lq_kernels *k, const lq_linear *lin, uint32_t r0, uint32_t nr, float *out);
 /* Row r of what it holds, no bias. mine: LQ_TILE rows of scratch where it is packed */
 void lq_linear_row(const lq_kernels *k, const lq_linear *lin, uint32_t r, float *mine, float *out);
-/* Rows [r0, r0 + nr), r0 a multiple of LQ_TILE, into out[nr][cols]; out has room for whole tiles where it is packed. */
-void lq_linear_rows(const lq_kernels *k, const lq_linear *lin, uint32_t r0, uint32_t nr, float *out);
 /* lq_linear_apply with the caller's scratch. */
 void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y);
 size_t lq_act_shared(const lq_linear *lin, uint32_t n);

@@ -168,6 +168,7 @@ static void score(void *arg, size_t i) {
         s->lse[p] = s->m->k->logsumexp(x, r->vocab);
         s->nll[p] = s->lse[p] - x[r->ids[p + 1]];
     }
+    if (r->sides < 2) return;
     const float *a = r->s[1].logits + i * r->vocab, *b = r->s[0].logits + i * r->vocab;
     r->kl[r->scored + i] = (float)lq_kl(a, r->s[1].lse[p], b, r->s[0].lse[p], r->vocab);
     r->same[r->scored + i] = lq_argmax(a, r->vocab) == lq_argmax(b, r->vocab);
@@ -194,10 +195,9 @@ static lq_status score_chunk(lq_ctx *ctx, run *r, bool decode) {
     }
     for (r->pos = r->plan->first; r->pos < end; r->pos += r->slice) {
         uint32_t n = end - r->pos < r->slice ? end - r->pos : r->slice;
-        if (r->sides == 1) LQ_TRY(lq_nll(ctx, r->s[0].m, r->s[0].hidden + (size_t)r->pos * r->s[0].m->par.hidden, n, r->ids + r->pos + 1, r->s[0].logits, r->s[0].nll + r->pos));
-        for (int k = 0; k < r->sides && r->sides > 1; k++)
+        for (int k = 0; k < r->sides; k++)
             LQ_TRY(lq_logits(ctx, r->s[k].m, r->s[k].hidden + (size_t)r->pos * r->s[k].m->par.hidden, n, r->s[k].logits));
-        if (r->sides > 1) lq_parallel_for(n, score, r);
+        lq_parallel_for(n, score, r);
         r->scored += n;
     }
     return LQ_OK;
