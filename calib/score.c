@@ -6,6 +6,7 @@
  *
  * Panels are the parallel split and follow from the shape; sums of a panel, and of the panels, are fp64 in a fixed order. */
 #include "calib/forward.h"
+#include "calib/held.h"
 #include "calib/run.h"
 
 #include "core/thread.h"
@@ -100,6 +101,7 @@ static lq_status by_slices(lq_ctx *ctx, const lq_model *m, const float *hidden, 
 
 lq_status lq_score(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, const int32_t *target, double *nll) {
     const lq_linear *head = &m->outer.lin[m->par.tied ? LQ_R_EMBED : LQ_R_HEAD];
+    if (m->held) return lq_held_nll(ctx, m, hidden, n, target, nll);
     if (!m->outer.loaded) return lq_fail(ctx, LQ_ERR_INTERNAL, "the head is not loaded");
     if (!n) return LQ_OK;
     if (head->q && head->q->sch.act.kind) return by_slices(ctx, m, hidden, n, target, nll);
