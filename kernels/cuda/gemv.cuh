@@ -16,18 +16,27 @@ using namespace tile;
 enum { TABLE_BYTES = 256 * LANES * 4 };
 enum kind { INT, TABLE, E4M3 };
 
-struct offsets { uint32_t minus[2], sixteenth; }; /* of rows g, g + 8, as two halves: 1024 + z; of row g + 8, -(64 + z): its codes are four bits up */
+/* A code of up to 4 bits is taken where it lies in its byte: as a half, 1024 + 2^p code. What to add when 2^-p has been multiplied, as two halves. */
+struct offsets { uint32_t minus[2], plus[8]; }; /* rows g, g + 8: 1024 + z; plus[p]: -(1024 / 2^p + z), with the z of the row whose codes lie p bits up */
 
 static __device__ __forceinline__ uint32_t twice(float v) { uint16_t h = lq_half(v); return lq_pair(h, h); }
 
+/* Codes p bits up of the bytes 0 and 2 of a word. */
+template <int BITS> static __device__ __forceinline__ uint32_t lift(uint32_t w, int p, const offsets &z) {
+    const uint32_t u = lq_lop3<LQ_AND_OR>(w, 0x00010001u * ((1u << BITS) - 1) << p, 0x64006400u), scale = 0x3c003c00u - 0x04000400u * p;
+    return p ? lq_fma2(u, scale, z.plus[p]) : lq_sub2(u, z.minus[0]);
+}
+
 /* A operands (row g: k0 k2, row g + 8: k0 k2, row g: k1 k3, row g + 8: k1 k3) of step s, exact. */
-template <int F0, int F1, int KIND> static __device__ __forceinline__ void operands(const uint32_t *w, int s, const offsets &z, const uint32_t *table, uint32_t a[4]) {
-    if (KIND == INT && F0 == 4 && !F1) {
-        const uint32_t lo = w[s], hi = w[s] >> 8, sixteenth = 0x2c002c00u;
-        a[0] = lq_sub2(lq_lop3<LQ_AND_OR>(lo, 0x000f000fu, 0x64006400u), z.minus[0]);
-        a[1] = lq_fma2(lq_lop3<LQ_AND_OR>(lo, 0x00f000f0u, 0x64006400u), sixteenth, z.sixteenth);
-        a[2] = lq_sub2(lq_lop3<LQ_AND_OR>(hi, 0x000f000fu, 0x64006400u), z.minus[0]);
-        a[3] = lq_fma2(lq_lop3<LQ_AND_OR>(hi, 0x00f000f0u, 0x64006400u), sixteenth, z.sixteenth);
+template <int F0, int F1, int KIND> static __device__ __forceinline__ void operands(const uint32_t *w, int s, const offsets &z, const uint8_t *table, uint32_t mine, uint32_t a[4]) {
+    enum { BITS = F0 + F1 };
+    if (KIND == INT && BITS <= 4) {
+        const int p = F1 || F0 == 4 ? 0 : shift_of<F1 || F0 >= 4 ? 4 : F0>(s);
+        const uint32_t lo = F1 ? nibbles<F0, F1>(w, s) : word_of<F0 >= 4 ? 4 : F0>(w, s), hi = lo >> 8;
+        a[0] = lift<BITS>(lo, p, z);
+        a[1] = lift<BITS>(lo, p + 4, z);
+        a[2] = lift<BITS>(hi, p, z);
+        a[3] = lift<BITS>(hi, p + 4, z);
     } else if (KIND == INT) {
         for (int h = 0; h < 2; h++) {
             uint32_t u = codes<F0, F1>(w, s, h);
@@ -40,9 +49,13 @@ template <int F0, int F1, int KIND> static __device__ __forceinline__ void opera
             a[h] = (even & 0x80008000u) | (even & 0x7f007f00u) >> 1;
             a[2 + h] = (odd & 0x80008000u) | (odd & 0x7f007f00u) >> 1;
         }
-    } else { /* a byte, row g's code and row g + 8's four bits up, names a pair of values */
-        uint32_t u = F0 == 4 && !F1 ? w[s] : codes<F0, F1>(w, s, 0) | codes<F0, F1>(w, s, 1) << 4, v[4];
-        for (int b = 0; b < 4; b++) v[b] = table[(u >> 8 * b & 255) * LANES];
+    } else { /* a byte names a pair of values: 128 bytes on for each, of which a lane has its own four, from `mine` on */
+        const uint32_t u = nibbles<F0, F1>(w, s), mask = 255u << 7;
+        uint32_t v[4];
+        v[0] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u << 7, mask, mine));
+        v[1] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u >> 1, mask, mine));
+        v[2] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u >> 9, mask, mine));
+        v[3] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u >> 17, mask, mine));
         a[0] = lq_bytes(v[0], v[2], 0x5410);
         a[1] = lq_bytes(v[0], v[2], 0x7632);
         a[2] = lq_bytes(v[1], v[3], 0x5410);
@@ -95,14 +108,15 @@ struct unit { /* of a lane */
     offsets z;
 };
 
-template <int KIND> static __device__ __forceinline__ unit load_unit(const float *steps, bool sums, uint32_t minus) {
+template <int F, int KIND> static __device__ __forceinline__ unit load_unit(const float *steps, bool sums, uint32_t minus) {
     unit u;
     u.v = *(const float4 *)(const void *)steps;
-    if (KIND == INT) {
-        u.z.minus[0] = sums ? minus : float_bits(u.v.z);
-        u.z.minus[1] = sums ? minus : float_bits(u.v.w);
-        u.z.sixteenth = lq_sub2(0x63806380u, u.z.minus[1]); /* 960 */
-    }
+    if (KIND != INT) return u;
+    u.z.minus[0] = sums ? minus : float_bits(u.v.z);
+    u.z.minus[1] = sums ? minus : float_bits(u.v.w);
+LQ_UNROLL
+    for (int p = 1; p < 8; p++)
+        if (p % F == 0) u.z.plus[p] = lq_sub2((0x6000u + (512 - (1024u >> p)) * 2) * 0x10001u, u.z.minus[p / 4]); /* 1024 - 1024 / 2^p */
     return u;
 }
 
@@ -122,27 +136,29 @@ static __device__ __forceinline__ void flush(const unit &u, bool sums, const flo
 
 /* One chunk: x and sum from its first column on. Lanes without a token repeat token 0: what they add to is never read. */
 template <int F0, int F1, int KIND, bool FINE>
-static __device__ __forceinline__ void chunk(const uint32_t *w, const uint16_t *x, const float *steps, const float *sum, const uint32_t *table, uint32_t columns, bool sums, uint32_t minus, float acc[4]) {
+static __device__ __forceinline__ void chunk(const uint32_t *w, const uint16_t *x, const float *steps, const float *sum, const uint8_t *table, uint32_t columns, bool sums, uint32_t minus, float acc[4]) {
     typedef shape<F0, F1> S;
+    enum { F = F1 || F0 > 4 ? 4 : F0 };
+    const uint32_t lane = threadIdx.x % LANES * 4;
     float part[4] = {0, 0, 0, 0};
-    unit u = load_unit<KIND>(steps, sums, minus);
+    unit u = load_unit<F, KIND>(steps, sums, minus);
 LQ_UNROLL
     for (int s = 0; s < S::STEPS; s++) {
         uint32_t a[4];
-        operands<F0, F1, KIND>(w, s, u.z, table, a);
+        operands<F0, F1, KIND>(w, s, u.z, table, lane, a);
         uint2 b = *(const uint2 *)(const void *)(x + s * STEP);
         lq_mma_f16(part, a, b.x, b.y);
         if (s + 1 == S::STEPS) flush(u, sums, sum, part, acc);
         else if (FINE && columns <= (uint32_t)(((s + 1) & -(s + 1)) * STEP)) {
             flush(u, sums, sum, part, acc);
             sum += TOKENS;
-            u = load_unit<KIND>(steps += 32, sums, minus);
+            u = load_unit<F, KIND>(steps += 32, sums, minus);
         }
     }
 }
 
 template <int F0, int F1, int KIND, bool FINE>
-__global__ void __launch_bounds__(WARPS *LANES, F1 ? 2 : 3) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
+__global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE) ? 2 : 3) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
     uint8_t *mem = lq_shared();
     stage st;
     st.table = (uint32_t *)(void *)mem;
@@ -167,7 +183,7 @@ __global__ void __launch_bounds__(WARPS *LANES, F1 ? 2 : 3) run(const __grid_con
         },
         [&](const uint32_t *w, uint32_t k, uint32_t at) {
             const float *steps = st.steps + ((k >> l.span) - ((k - at) >> l.span)) * 32 + g * 4, *sum = st.sum + (at >> l.unit) * TOKENS + 2 * q;
-            chunk<F0, F1, KIND, FINE>(w, mine + at, steps, sum, st.table + lane, 1u << l.unit, sums, minus, acc);
+            chunk<F0, F1, KIND, FINE>(w, mine + at, steps, sum, (const uint8_t *)(const void *)st.table, 1u << l.unit, sums, minus, acc);
         });
     join(m, acc, n, st.part, [&](uint32_t r, uint32_t t, float sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = sum * (KIND == E4M3 ? 256.0f : 1.0f); });
 }
@@ -193,7 +209,7 @@ template <int F0, int F1, int KIND> static const char *pick_flush(const lq_devic
 static const char *pick(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
     const int f = m.fields[0] * 16 + m.fields[1];
     if (m.grid == LQ_GRID_E4M3) return pick_flush<8, 0, E4M3>(m, x, n, y);
-    if (m.grid == LQ_GRID_INT) switch (f) {
+    if (m.times == 1) switch (f) {
         case 0x10: return pick_flush<1, 0, INT>(m, x, n, y);
         case 0x20: return pick_flush<2, 0, INT>(m, x, n, y);
         case 0x21: return pick_flush<2, 1, INT>(m, x, n, y);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* y = W x for rounded activations: codes and activations as bytes, summed as whole numbers by mma. Codes of 4 and 2 bits are masked, not
- * shifted: the sums of rows g + 8 come out 16 or 4 times too large, exactly.
+/* y = W x for rounded activations: codes and activations as bytes, summed as whole numbers by mma. Codes of up to 4 bits are masked, not
+ * shifted: the sums of rows g + 8 come out 16 times too large, exactly.
  *
  *   ROW    one segment and one step per token: the sum over the row is a whole number, scaled once in fp64: the bits of the CPU
  *   CHUNK  y = sum over units of  s'(r) (step sum code x) - z'(r) (step sum x), in fp32;  FINE: a chunk has several units */
@@ -15,23 +15,14 @@ using namespace tile;
 enum mode { ROW, CHUNK, FINE };
 
 /* What the sums of rows g + 8 are too large by, in bits. */
-template <int F0, int F1> struct excess { enum { BITS = F1 || F0 == 8 ? 0 : F0 == 4 ? 4 : F0 == 2 ? 2 : 0 }; };
+template <int F0, int F1> struct excess { enum { BITS = F0 + F1 <= 4 ? 4 : 0 }; };
 
 /* A operands of two steps, s and s + 1. */
 template <int F0, int F1> static __device__ __forceinline__ void operands(const uint32_t *w, int s, uint32_t a[4]) {
-    if (!F1 && F0 == 4) {
-        a[0] = w[s] & 0x0f0f0f0fu;
-        a[1] = w[s] & 0xf0f0f0f0u;
-        a[2] = w[s + 1] & 0x0f0f0f0fu;
-        a[3] = w[s + 1] & 0xf0f0f0f0u;
-    } else if (!F1 && F0 == 2) { /* both steps in one word */
-        uint32_t lo = w[s / 2], hi = lo >> 4;
-        a[0] = lo & 0x03030303u;
-        a[1] = lo & 0x0c0c0c0cu;
-        a[2] = hi & 0x03030303u;
-        a[3] = hi & 0x0c0c0c0cu;
-    } else {
-        for (int i = 0; i < 4; i++) a[i] = codes<F0, F1>(w, s + i / 2, i % 2);
+    for (int i = 0; i < 2; i++) {
+        const uint32_t u = F0 + F1 <= 4 ? nibbles<F0, F1>(w, s + i) : 0;
+        a[2 * i] = F0 + F1 <= 4 ? u & 0x0f0f0f0fu : codes<F0, F1>(w, s + i, 0);
+        a[2 * i + 1] = F0 + F1 <= 4 ? u & 0xf0f0f0f0u : codes<F0, F1>(w, s + i, 1);
     }
 }
 
@@ -162,7 +153,7 @@ template <int F0, int F1, int MODE> static const char *start(const lq_device_mat
 }
 
 template <int F0, int F1> static const char *pick_mode(const lq_device_matrix &m, const acts &in, uint32_t n, float *y) {
-    /* 2^31 holds 127 * 255 * 65536 but not 16 times that */
+    /* 2^31 holds 127 * 255 * 65536 but not every sum 16 times too large */
     bool holds = (uint64_t)m.cols * 127 * ((1u << m.bits) - 1) << excess<F0, F1>::BITS >> 31 == 0;
     if (m.segs == 1 && holds) return start<F0, F1, ROW>(m, in, n, y);
     return m.segs == 1 || (m.seg & (0u - m.seg)) >= (uint32_t)shape<F0, F1>::CHUNK ? start<F0, F1, CHUNK>(m, in, n, y) : start<F0, F1, FINE>(m, in, n, y);

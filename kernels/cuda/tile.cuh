@@ -27,12 +27,25 @@ template <int F0, int F1> struct shape {
            RING = LOADS == 1 && F0 > 1 ? 4 : 2 };
 };
 
+/* The word of a field of less than 8 bits that has step s, and how far right to shift it: then row g is the low nibble, row g + 8 the high one. */
+template <int F> static __device__ __forceinline__ uint32_t word_of(const uint32_t *w, int s) { return w[s / (4 / F)]; }
+template <int F> static __device__ __forceinline__ int shift_of(int s) { return F * (s % (4 / F)); }
+template <int F> static __device__ __forceinline__ uint32_t nibble_mask() { return 0x11111111u * ((1u << F) - 1); }
+
+/* Codes of up to 4 bits at step s: a byte has row g's in its low nibble, row g + 8's in the high one. */
+template <int F0, int F1> static __device__ __forceinline__ uint32_t nibbles(const uint32_t *w, int s) {
+    enum { F = F0 > 4 ? 4 : F0 };
+    const uint32_t u = F == 4 ? w[s] : word_of<F>(w, s) >> shift_of<F>(s) & nibble_mask<F>();
+    if (!F1) return u;
+    const uint32_t v = word_of<F1 ? F1 : 1>(w + 4 * shape<F0, F1>::TILES0, s);
+    const int up = F0 - shift_of<F1 ? F1 : 1>(s);
+    return u | ((up >= 0 ? v << up : v >> -up) & nibble_mask<F1 ? F1 : 1>() << F0);
+}
+
 /* The four codes of row g + 8 h at step s as bytes. */
 template <int F> static __device__ __forceinline__ uint32_t field(const uint32_t *w, int s, int h) {
-    enum { PER = 8 / F, STEPS = 16 / F };
-    int at = s % STEPS * 2 + h;
-    uint32_t word = w[s / STEPS * 4 + at / PER];
-    return F == 8 ? word : word >> (F * (at % PER)) & 0x01010101u * ((1u << F) - 1);
+    if (F == 8) return w[2 * s + h];
+    return word_of<F == 8 ? 4 : F>(w, s) >> (shift_of<F == 8 ? 4 : F>(s) + 4 * h) & 0x01010101u * ((1u << F) - 1);
 }
 
 template <int F0, int F1> static __device__ __forceinline__ uint32_t codes(const uint32_t *w, int s, int h) {
@@ -81,11 +94,14 @@ static __device__ __forceinline__ segment load_segment(const lq_device_matrix &m
 /* What is left to subtract after the codes' own zeros. */
 static __device__ __forceinline__ bool has_sums(const lq_device_matrix &m) { return m.zero_kind == LQ_ZERO_MIN || (m.zero_kind == LQ_ZERO_CODE && m.zero != LQ_U8); }
 
-template <int F0, int F1> static __device__ __forceinline__ void load_chunk(const lq_device_matrix &m, uint32_t chunk, uint32_t w[]) {
-    typedef shape<F0, F1> S;
-    const uint4 *p = (const uint4 *)m.codes + ((size_t)blockIdx.x * m.chunks + chunk) * S::LOADS * LANES + threadIdx.x % LANES;
+/* The codes of a lane: its 16 bytes of every tile of a chunk. */
+template <int F0, int F1> static __device__ __forceinline__ const uint4 *lane_codes(const lq_device_matrix &m, uint32_t chunk) {
+    return (const uint4 *)m.codes + ((size_t)blockIdx.x * m.chunks + chunk) * shape<F0, F1>::LOADS * LANES + threadIdx.x % LANES;
+}
+
+template <int F0, int F1> static __device__ __forceinline__ void load_chunk(const uint4 *p, uint32_t w[]) {
 LQ_UNROLL
-    for (int i = 0; i < S::LOADS; i++) {
+    for (int i = 0; i < shape<F0, F1>::LOADS; i++) {
         uint4 v = lq_load_stream(p + i * LANES);
         w[4 * i] = v.x;
         w[4 * i + 1] = v.y;
@@ -102,23 +118,26 @@ struct layout { /* of a launch; columns per panel, stride of activations, 2^span
 /* fill(k0) prepares columns [k0, k0 + panel) for all of the block, use(w, k, at) multiplies a chunk: k its first column, `at` in the panel. */
 template <int F0, int F1, typename Fill, typename Use> static __device__ __forceinline__ void walk(const lq_device_matrix &m, uint32_t panel, Fill fill, Use use) {
     typedef shape<F0, F1> S;
+    enum { TURN = S::RING * WARPS, NEXT = WARPS * S::LOADS * LANES };
     const uint32_t warp = threadIdx.x / LANES;
+    const uint4 *p = lane_codes<F0, F1>(m, warp);
+    int left = (int)m.chunks - (int)warp; /* chunks from this warp's next one on */
     uint32_t ring[S::RING][S::WORDS];
 LQ_UNROLL
     for (int d = 0; d < S::RING; d++)
-        if (warp + d * WARPS < m.chunks) load_chunk<F0, F1>(m, warp + d * WARPS, ring[d]);
-    for (uint32_t k0 = 0, first = warp; k0 < m.chunks * S::CHUNK; k0 += panel) {
+        if (left > d * WARPS) load_chunk<F0, F1>(p + d * NEXT, ring[d]);
+    for (uint32_t k0 = 0; k0 < m.chunks * S::CHUNK; k0 += panel) {
         __syncthreads(); /* the panel before is done with */
         fill(k0);
-        uint32_t end = (k0 + panel) / S::CHUNK < m.chunks ? (k0 + panel) / S::CHUNK : m.chunks;
-        for (; first < end; first += S::RING * WARPS) {
+        for (uint32_t at = warp * S::CHUNK; at < panel && left > 0; at += TURN * S::CHUNK) {
 LQ_UNROLL
             for (int d = 0; d < S::RING; d++) {
-                uint32_t c = first + d * WARPS;
-                if (c >= m.chunks) break;
-                use(ring[d], c * S::CHUNK, c * S::CHUNK - k0);
-                if (c + S::RING * WARPS < m.chunks) load_chunk<F0, F1>(m, c + S::RING * WARPS, ring[d]);
+                if (left <= d * WARPS) break;
+                use(ring[d], k0 + at + d * WARPS * S::CHUNK, at + d * WARPS * S::CHUNK);
+                if (left > d * WARPS + TURN) load_chunk<F0, F1>(p + d * NEXT + S::RING * NEXT, ring[d]);
             }
+            p += S::RING * NEXT;
+            left -= TURN;
         }
     }
 }
