@@ -3,7 +3,7 @@
 /* A sequence through all blocks: block by block, and inside a block chunk by chunk, so that activations take a fixed amount
  * of memory. The residual stream lives in the caller's `hidden`. */
 #include "calib/forward.h"
-#include "calib/run.h"
+#include "calib/ops.h"
 
 #include <string.h>
 
@@ -67,21 +67,42 @@ void lq_state_free(lq_state **s) {
     *s = NULL;
 }
 
+static uint32_t ops_of(const lq_arch *a) {
+    uint32_t n = 0;
+    while (a->block[n].kind) n++;
+    return n;
+}
+
 /* One block over n tokens at s->pos.. */
-static void run_block(lq_state *s, uint32_t layer, uint32_t n, float *hidden) {
+static void run_block(lq_state *s, uint32_t layer, uint32_t n) {
     lq_run *r = &s->run;
-    uint32_t n_ops = 0;
     bool packed = s->kv.kind;
     size_t base = s->kv_layers > 1 && !packed ? (size_t)layer * s->max_ctx : 0;
     const float *keys = s->keys + base * r->width[T_K], *values = s->values + base * r->width[T_V];
-    while (r->arch->block[n_ops].kind) n_ops++;
     for (uint32_t i = 0; i < n; i += r->chunk) {
         uint32_t m = n - i < r->chunk ? n - i : r->chunk, pos = s->pos + i;
-        r->t[T_RESID] = hidden + (size_t)i * r->width[T_RESID];
+        r->at = i;
+        r->t[T_RESID] = r->stream + (size_t)i * r->width[T_RESID];
         r->t[T_K] = s->keys + (packed ? 0 : base + pos) * r->width[T_K];
         r->t[T_V] = s->values + (packed ? 0 : base + pos) * r->width[T_V];
-        lq_run_ops(r, &s->m->layers[layer], layer, 0, n_ops, m, &(lq_span){.n = m, .pos = pos, .keys = keys, .values = values, .kv = packed ? &s->kv : NULL, .layer = layer}, 1);
+        lq_run_ops(r, &s->m->layers[layer], layer, 0, ops_of(r->arch), m, &(lq_span){.n = m, .pos = pos, .keys = keys, .values = values, .kv = packed ? &s->kv : NULL, .layer = layer}, 1);
     }
+}
+
+static lq_status run_pass(lq_ctx *ctx, lq_state *s, uint32_t n) {
+    lq_run *r = &s->run;
+    const lq_model *m = s->m;
+    LQ_TRY(lq_run_fit(ctx, r, &m->outer));
+    for (uint32_t i = 0; i < n; i += r->chunk) lq_run_embed(r, i, n - i < r->chunk ? n - i : r->chunk);
+    for (uint32_t b = 0; b < m->par.n_layers; b++) {
+        if (!m->layers[b].loaded) return lq_fail(ctx, LQ_ERR_INTERNAL, "block %u is not loaded", b);
+        LQ_TRY(lq_run_fit(ctx, r, &m->layers[b]));
+        LQ_TRY(lq_check_cancel(ctx));
+        run_block(s, b, n);
+        LQ_TRY(r->ops->check(ctx, r));
+    }
+    lq_run_final_norm(r, r->stream, n, r->stream);
+    return LQ_OK;
 }
 
 lq_status lq_forward(lq_ctx *ctx, lq_state *s, const int32_t *ids, uint32_t n, float *hidden) {
@@ -90,15 +111,10 @@ lq_status lq_forward(lq_ctx *ctx, lq_state *s, const int32_t *ids, uint32_t n, f
     if (!n) return LQ_OK;
     if (n > s->max_ctx - s->pos) return lq_fail(ctx, LQ_ERR_INTERNAL, "%u tokens at position %u of a context of %u", n, s->pos, s->max_ctx);
     if (!m->outer.loaded) return lq_fail(ctx, LQ_ERR_INTERNAL, "the embedding is not loaded");
-    LQ_TRY(lq_embed(ctx, m, ids, n, s->pos, hidden));
-    for (uint32_t b = 0; b < m->par.n_layers; b++) {
-        if (!m->layers[b].loaded) return lq_fail(ctx, LQ_ERR_INTERNAL, "block %u is not loaded", b);
-        LQ_TRY(lq_run_fit(ctx, &s->run, &m->layers[b]));
-        LQ_TRY(lq_check_cancel(ctx));
-        run_block(s, b, n, hidden);
-        LQ_TRY(lq_work_check(ctx, &s->run.work));
-    }
-    lq_final_norm(m, hidden, n, hidden);
+    LQ_TRY(lq_check_place(ctx, m, ids, n, s->pos));
+    LQ_TRY(s->run.ops->begin(ctx, &s->run, ids, &(lq_span){.n = n, .pos = s->pos}, 1, n, hidden));
+    LQ_TRY(run_pass(ctx, s, n));
+    LQ_TRY(s->run.ops->end(ctx, &s->run, n, hidden));
     s->pos += n;
     return LQ_OK;
 }
@@ -133,22 +149,24 @@ static lq_span span_of(lq_state *s, uint32_t i, uint32_t layer) {
                      .key_row = s->keys + (base + s->pos) * k, .value_row = s->values + (base + s->pos) * v};
 }
 
-static lq_status run_batch(lq_ctx *ctx, lq_state *const *s, uint32_t n, float *hidden, float *rows) {
+static lq_status run_batch(lq_ctx *ctx, lq_state *const *s, uint32_t n, float *rows) {
     lq_run *r = &s[0]->run;
     const lq_model *m = s[0]->m;
     lq_span spans[LQ_BATCH];
-    uint32_t n_ops = 0;
-    while (r->arch->block[n_ops].kind) n_ops++;
-    r->t[T_RESID] = hidden;
+    LQ_TRY(lq_run_fit(ctx, r, &m->outer));
+    lq_run_embed(r, 0, n);
+    r->at = 0;
+    r->t[T_RESID] = r->stream;
     r->t[T_K] = rows;
     r->t[T_V] = rows + (size_t)n * r->width[T_K];
     for (uint32_t b = 0; b < m->par.n_layers; b++) {
         if (!m->layers[b].loaded) return lq_fail(ctx, LQ_ERR_INTERNAL, "block %u is not loaded", b);
         LQ_TRY(lq_run_fit(ctx, r, &m->layers[b]));
         for (uint32_t i = 0; i < n; i++) spans[i] = span_of(s[i], i, b);
-        lq_run_ops(r, &m->layers[b], b, 0, n_ops, n, spans, n);
-        LQ_TRY(lq_work_check(ctx, &r->work));
+        lq_run_ops(r, &m->layers[b], b, 0, ops_of(r->arch), n, spans, n);
+        LQ_TRY(r->ops->check(ctx, r));
     }
+    lq_run_final_norm(r, r->stream, n, r->stream);
     return LQ_OK;
 }
 
@@ -166,13 +184,17 @@ static lq_status check_batch(lq_ctx *ctx, lq_state *const *s, uint32_t n) {
 lq_status lq_forward_batch(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, float *hidden) {
     if (!n) return LQ_OK;
     LQ_TRY(check_batch(ctx, s, n));
-    const lq_model *m = s[0]->m;
-    const uint32_t *width = s[0]->run.width;
-    float *rows = LQ_NEWN(float, (size_t)n * (width[T_K] + width[T_V]));
-    lq_status st = rows ? LQ_OK : lq_oom(ctx, (size_t)n * (width[T_K] + width[T_V]) * sizeof *rows);
-    for (uint32_t i = 0; i < n && !st; i++) st = lq_embed(ctx, m, ids + i, 1, s[i]->pos, hidden + (size_t)i * m->par.hidden);
-    if (!st) st = run_batch(ctx, s, n, hidden, rows);
-    if (!st) lq_final_norm(m, hidden, n, hidden);
+    lq_run *r = &s[0]->run;
+    lq_span spans[LQ_BATCH];
+    float *rows = LQ_NEWN(float, (size_t)n * (r->width[T_K] + r->width[T_V]));
+    lq_status st = rows ? LQ_OK : lq_oom(ctx, (size_t)n * (r->width[T_K] + r->width[T_V]) * sizeof *rows);
+    for (uint32_t i = 0; i < n && !st; i++) {
+        spans[i] = (lq_span){.first = i, .n = 1, .pos = s[i]->pos};
+        st = lq_check_place(ctx, s[0]->m, ids + i, 1, s[i]->pos);
+    }
+    if (!st) st = r->ops->begin(ctx, r, ids, spans, n, n, hidden);
+    if (!st) st = run_batch(ctx, s, n, rows);
+    if (!st) st = r->ops->end(ctx, r, n, hidden);
     for (uint32_t i = 0; i < n && !st; i++) s[i]->pos++;
     lq_free(rows);
     return st;

@@ -261,7 +261,7 @@ static lq_status places(maker *k) {
 /* -- a GGUF as input --------------------------------------------------------------------------------------------------- */
 
 static bool is_ours(const char *name) { /* said anew, or true of the old file alone */
-    static const char *const names[] = {"general.file_type", "general.quantization_version", "general.alignment", "split.", "quantize.imatrix."};
+    static const char *const names[] = {"general.file_type", "general.quantization_version", "general.alignment", "split.", "quantize.imatrix.", "lquant.data."};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!strncmp(name, names[i], strlen(names[i]))) return true;
     return false;
@@ -319,7 +319,10 @@ lq_status lq_gguf_meta_make(lq_ctx *ctx, const lq_model *m, const lq_gguf_opts *
     maker k = {.ctx = ctx, .m = m, .a = m->arch};
     LQ_TRY(lq_gguf_meta_new(ctx, m->cat.n, out));
     k.out = *out;
+    k.out->hashed = true;
+    if (o->override_kv) k.out->override = o->override_kv->v, k.out->n_override = o->override_kv->n;
     lq_status st = m->src->gguf ? copy(&k) : make(&k, o);
+    for (size_t i = 0; i < k.out->n_override && !st; i++) st = lq_gguf_override(ctx, *out, k.out->override[i]);
     if (!st) st = lq_gguf_meta_check(ctx, *out);
     if (st) lq_gguf_meta_free(out);
     return st;

@@ -5,10 +5,12 @@
 #define LQ_GGUF_META_H
 #include "calib/model.h"
 #include "calib/tokenizer.h"
+#include "core/options.h"
 #include "formats/gguf_write.h"
 
 typedef struct lq_gguf_opts {
     const char *name;        /* general.name; NULL: the folder's or file's */
+    const lq_strlist *override_kv; /* keys said otherwise, "KEY=TYPE:VALUE"; outlives the metadata; NULL: none */
     const char *pre;         /* tokenizer.ggml.pre when the words of a tokenizer are cut in a way nobody has named; NULL: refused then */
 } lq_gguf_opts;
 

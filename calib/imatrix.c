@@ -49,6 +49,29 @@ const lq_importance *lq_imatrix_find(const lq_imatrix *m, const char *name) {
     return i < 0 ? NULL : &m->entries[i];
 }
 
+static bool holds_one(const char *name, const char *const *texts, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (strstr(name, texts[i])) return true;
+    return false;
+}
+
+lq_status lq_imatrix_keep(lq_ctx *ctx, lq_imatrix *m, const char *const *texts, size_t n, bool keep) {
+    size_t kept = 0;
+    lq_nameset *names = lq_nameset_new();
+    lq_status st = names ? LQ_OK : lq_oom(ctx, 64);
+    for (size_t i = 0; i < m->n && !st; i++) {
+        if (holds_one(m->entries[i].name, texts, n) != keep) continue;
+        m->entries[kept] = m->entries[i];
+        if (lq_nameset_add(names, m->entries[kept].name, kept)) st = lq_oom(ctx, 64);
+        kept++;
+    }
+    if (st) return lq_nameset_free(&names), st;
+    lq_nameset_free(&m->names);
+    m->names = names;
+    m->n = kept;
+    return LQ_OK;
+}
+
 lq_importance *lq_imatrix_add(lq_imatrix *m, const char *name, uint32_t cols, uint32_t mats) {
     lq_importance *old = (lq_importance *)lq_imatrix_find(m, name);
     if (old) return old->cols == cols && old->mats == mats ? old : NULL;

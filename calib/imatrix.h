@@ -33,6 +33,8 @@ bool lq_imatrix_is(const char *path);
 /* Every value finite and not negative, names unique, shapes agreeing; else LQ_ERR_FORMAT naming the entry. */
 lq_status lq_imatrix_read(lq_ctx *ctx, const char *path, lq_imatrix *out);
 const lq_importance *lq_imatrix_find(const lq_imatrix *m, const char *name); /* NULL: absent */
+/* Leaves the entries whose name holds one of the texts; keep false: those whose name holds none. */
+lq_status lq_imatrix_keep(lq_ctx *ctx, lq_imatrix *m, const char *const *texts, size_t n, bool keep);
 void lq_imatrix_free(lq_imatrix *m);
 /* A new entry (mean and count zeroed) or the one of that name; NULL: no memory, or of another shape. */
 lq_importance *lq_imatrix_add(lq_imatrix *m, const char *name, uint32_t cols, uint32_t mats);

@@ -35,8 +35,9 @@ uint64_t lq_linear_bytes(const lq_linear *lin) {
 }
 
 size_t lq_linear_shared(const lq_linear *lin, uint32_t n) {
+    if (lin->q && lin->q->sch.act.kind) return lq_act_shared(lin, n);
     if (n > FEW) n = FEW;
-    return !lin->packed || lin->q->sch.act.kind ? 0 : aligned(lq_packed_x_bytes(lin->packed, n)) + (size_t)n * rank_of(lin->q) * sizeof(double);
+    return !lin->packed ? 0 : aligned(lq_packed_x_bytes(lin->packed, n)) + (size_t)n * rank_of(lin->q) * sizeof(double);
 }
 
 static bool fit_shared(lq_work *w, size_t bytes) {

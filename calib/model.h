@@ -73,6 +73,9 @@ lq_status lq_model_add_kv(lq_ctx *ctx, lq_model *m);
  * them (lq_packed_fits, and blocks that are read as such a scheme): one matrix at a time, its former codes freed. A table that is only looked
  * up stays as it is stored. */
 typedef enum lq_load { LQ_LOAD_STORED, LQ_LOAD_F32, LQ_LOAD_PACKED } lq_load;
+/* Before any load: matrices of block types multiply activations that are rounded as llama.cpp's CPU kernels do: to 8 bits with a step for 32 columns, in F16
+ * (Q8_0, Q8_1), or for 256 (Q8_K) where blocks are that long. A type of which there are floats alone: LQ_ERR_UNSUPPORTED. Source: ggml-cpu.c, vec_dot_type. */
+lq_status lq_model_round_like_ggml(lq_ctx *ctx, lq_model *m);
 /* Reads the tensors of a block (or, b = -1, the outer ones) into memory; NaN or infinity in a weight: LQ_ERR_FORMAT naming
  * tensor, row and column. A loaded block stays as it is, whatever `how` says. */
 lq_status lq_model_load(lq_ctx *ctx, lq_model *m, int32_t b, lq_load how);

@@ -225,6 +225,7 @@ static bool is_float(lq_dtype t) { return t == LQ_F32 || t == LQ_F16 || t == LQ_
 /* Type a row has in memory: what is rotated is no longer on the grid of a block type or of codes. */
 static lq_dtype type_of(const lq_model *m, const lq_row *row) {
     if (lq_is_master(m, row)) return is_rotated(m, row) ? LQ_F32 : LQ_NONE;
+    if (lq_dtypes[row->dtype].block > 1 && row->scheme.act.kind) return LQ_NONE; /* lq_model_round_like_ggml */
     return !is_float(row->dtype) && is_rotated(m, row) ? LQ_F32 : row->dtype;
 }
 
@@ -254,6 +255,17 @@ static const lq_scheme *scheme_of(const lq_model *m, const lq_row *r) { return l
 
 /* Is it multiplied, not only looked up? */
 static bool is_multiplied(const lq_model *m, const lq_row *r) { return r->slot.role != LQ_R_POS_EMBED && (r->slot.role != LQ_R_EMBED || m->par.tied); }
+
+lq_status lq_model_round_like_ggml(lq_ctx *ctx, lq_model *m) {
+    for (size_t i = 0; i < m->cat.n; i++) {
+        lq_row *r = &m->cat.rows[i];
+        uint32_t block = lq_dtypes[r->dtype].block;
+        if (block < 2 || !is_matrix(r) || !is_multiplied(m, r)) continue;
+        if (!r->scheme.grid.bits) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': %s is multiplied as floats here, its activations cannot be rounded", r->name, lq_dtypes[r->dtype].name);
+        r->scheme.act = (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = block == 256 ? 256 : 32, .scope = block == 256 ? 0 : 2};
+    }
+    return LQ_OK;
+}
 
 /* Held packed: codes, or blocks that a source reads as codes. */
 static bool is_packed(const lq_model *m, const lq_row *r, lq_load how) {
@@ -299,7 +311,9 @@ uint64_t lq_model_block_bytes(const lq_model *m, int32_t b, lq_load how) {
 static lq_layer *layer(lq_model *m, int32_t b) { return b < 0 ? &m->outer : &m->layers[b]; }
 
 static lq_status load_codes(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_qtensor *q) {
-    return (lq_is_master(m, r) ? lq_master_linear : lq_model_read_q)(ctx, m, r, q);
+    LQ_TRY((lq_is_master(m, r) ? lq_master_linear : lq_model_read_q)(ctx, m, r, q));
+    if (lq_dtypes[r->dtype].block > 1) q->sch.act = r->scheme.act;
+    return LQ_OK;
 }
 
 static lq_status load_packed(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_linear *lin, lq_packed *p) {

@@ -7,7 +7,7 @@
  * as transformers has it: the sum of the chosen p runs from the largest down, of equal probabilities the lower expert is taken
  * (torch.topk leaves that open), experts are added in ascending order. Tokens are grouped by expert: gathered, run together,
  * scattered; a group holds its tokens in order, so the result depends on shapes only. */
-#include "calib/run.h"
+#include "calib/ops.h"
 
 #include <string.h>
 
@@ -34,10 +34,6 @@ void lq_routing_free(lq_routing *g) {
     *g = (lq_routing){0};
 }
 
-typedef struct part { const lq_run *r; const float *x; float *y; uint32_t n, width, first; } part; /* an op over tokens */
-static uint32_t part_end(const part *a, size_t i) { return (i + 1) * SLICE < a->n ? (uint32_t)(i + 1) * SLICE : a->n; }
-static void each_slice(part *a, void (*fn)(void *, size_t)) { lq_spread((a->n + SLICE - 1) / SLICE, (uint64_t)a->n * a->width, fn, a); }
-
 static uint32_t largest(const float *p, uint32_t n, const uint32_t *taken, uint32_t n_taken) {
     uint32_t best = UINT32_MAX;
     for (uint32_t e = 0; e < n; e++) {
@@ -48,10 +44,11 @@ static uint32_t largest(const float *p, uint32_t n, const uint32_t *taken, uint3
     return best;
 }
 
+typedef struct choice { const lq_run *r; uint32_t n; } choice;
 static void choose_slice(void *arg, size_t i) {
-    const part *a = arg;
+    const choice *a = arg;
     const lq_routing *g = &a->r->routing;
-    for (uint32_t t = (uint32_t)i * SLICE; t < part_end(a, i); t++) {
+    for (uint32_t t = (uint32_t)i * SLICE; t < (i + 1) * SLICE && t < a->n; t++) {
         float *p = g->p + (size_t)t * g->experts, *gain = g->gain + (size_t)t * g->k, sum = 0;
         uint32_t *pick = g->pick + (size_t)t * g->k;
         a->r->k->softmax(p, g->experts, 1);
@@ -76,16 +73,11 @@ static void group(lq_routing *g, uint32_t n) {
 }
 
 void lq_run_route(lq_run *r, const lq_layer *l, const lq_op *route, uint32_t n) {
-    lq_linear_run(r->k, &r->work, &l->lin[route->role], r->t[route->in[0]], n, r->routing.p);
-    each_slice(&(part){.r = r, .n = n, .width = r->routing.experts * r->routing.k}, choose_slice);
+    r->l = l;
+    r->ops->scores(r, route->role, r->t[route->in[0]], n);
+    lq_spread((n + SLICE - 1) / SLICE, (uint64_t)n * r->routing.experts * r->routing.k, choose_slice, &(choice){r, n});
     group(&r->routing, n);
-}
-
-static void gather_slice(void *arg, size_t i) {
-    const part *a = arg;
-    const uint32_t *token = a->r->routing.token + a->first;
-    for (uint32_t t = (uint32_t)i * SLICE; t < part_end(a, i); t++)
-        memcpy(a->y + (size_t)t * a->width, a->x + (size_t)token[t] * a->width, a->width * sizeof(float));
+    r->ops->routed(r, n);
 }
 
 uint32_t lq_run_gather(lq_run *r, const lq_op *route, uint32_t expert, const float **weight) {
@@ -93,19 +85,8 @@ uint32_t lq_run_gather(lq_run *r, const lq_op *route, uint32_t expert, const flo
     uint32_t first = g->start[expert], n = g->start[expert + 1] - first;
     r->expert = expert;
     if (weight) *weight = g->weight + first;
-    each_slice(&(part){.r = r, .x = r->t[route->in[0]], .y = r->t[route->out], .n = n, .width = r->width[route->out], .first = first}, gather_slice);
+    r->ops->gather(r, r->t[route->in[0]], first, n, r->width[route->out], r->t[route->out]);
     return n;
-}
-
-static void scatter_slice(void *arg, size_t i) {
-    const part *a = arg;
-    const lq_routing *g = &a->r->routing;
-    for (uint32_t t = (uint32_t)i * SLICE; t < part_end(a, i); t++) {
-        const float *x = a->x + (size_t)t * a->width;
-        float *y = a->y + (size_t)g->token[a->first + t] * a->width, w = g->weight[a->first + t];
-        if (a->r->par->resid_scale > 0) w *= a->r->par->resid_scale;
-        for (uint32_t c = 0; c < a->width; c++) y[c] += w * x[c];
-    }
 }
 
 static const lq_op *merge_of(const lq_op *op) {
@@ -121,7 +102,7 @@ const lq_op *lq_run_experts(lq_run *r, const lq_layer *l, uint32_t layer, const 
         uint32_t m = lq_run_gather(r, route, e, NULL);
         if (!m) continue;
         lq_run_ops(r, l, layer, (uint32_t)(route + 1 - table), (uint32_t)(merge - table), m, NULL, 0);
-        each_slice(&(part){.r = r, .x = r->t[merge->in[0]], .y = r->t[out], .n = m, .width = r->width[out], .first = r->routing.start[e]}, scatter_slice);
+        r->ops->scatter(r, r->t[merge->in[0]], r->routing.start[e], m, r->width[out], r->t[out]);
     }
     return merge;
 }

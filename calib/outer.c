@@ -3,64 +3,83 @@
 /* What stands before and after the blocks: x = norm(P_in s E[id] + pos[offset + position]) and logits = cap((H P_out norm(x) + b) / c);
  * the model's tables and parameters say which of these it has. */
 #include "calib/forward.h"
-#include "calib/run.h"
+#include "calib/ops.h"
 
-#include <math.h>
 #include <string.h>
 
-static lq_status check_place(lq_ctx *ctx, const lq_model *m, const int32_t *ids, uint32_t n, uint32_t pos) {
-    const lq_linear *learned = &m->outer.lin[LQ_R_POS_EMBED];
+lq_status lq_check_place(lq_ctx *ctx, const lq_model *m, const int32_t *ids, uint32_t n, uint32_t pos) {
     for (uint32_t i = 0; i < n; i++)
         if (ids[i] < 0 || (uint32_t)ids[i] >= m->par.vocab)
             return lq_fail(ctx, LQ_ERR_FORMAT, "token id %d, the vocabulary has %u", ids[i], m->par.vocab);
-    if (!learned->rows || (uint64_t)pos + n + m->par.pos_offset <= learned->rows) return LQ_OK;
+    if (!lq_arch_tensor(m->arch, LQ_R_POS_EMBED, LQ_PART_WEIGHT) || (uint64_t)pos + n <= m->par.max_ctx) return LQ_OK;
     return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%u tokens at position %u: the model has learned positions for %u", n, pos, m->par.max_ctx);
 }
 
-/* out[n][hidden] += the learned positions */
-static lq_status add_positions(lq_ctx *ctx, const lq_model *m, uint32_t n, uint32_t pos, float *out) {
-    const lq_linear *learned = &m->outer.lin[LQ_R_POS_EMBED];
-    if (!learned->rows) return LQ_OK;
-    float *row = LQ_NEWN(float, learned->cols);
-    if (!row) return lq_oom(ctx, learned->cols * sizeof *row);
-    for (uint32_t i = 0; i < n; i++) {
-        lq_linear_row(m->k, learned, m->par.pos_offset + pos + i, NULL, row);
-        m->k->add(out + (size_t)i * learned->cols, row, learned->cols);
-    }
-    lq_free(row);
-    return LQ_OK;
+static bool has(const lq_run *r, lq_role role) {
+    const lq_arch_name *t = lq_arch_tensor(r->arch, role, LQ_PART_WEIGHT);
+    return t && lq_params_has(r->par, t->only_if);
 }
 
-lq_status lq_embed(lq_ctx *ctx, const lq_model *m, const int32_t *ids, uint32_t n, uint32_t pos, float *out) {
-    const lq_layer *o = &m->outer;
-    const lq_linear *e = &o->lin[LQ_R_EMBED], *in = &o->lin[LQ_R_PROJ_IN];
-    LQ_TRY(check_place(ctx, m, ids, n, pos));
-    float *x = in->rows ? LQ_NEWN(float, (size_t)n * e->cols) : out, *mine = e->packed ? LQ_NEWN(float, (size_t)LQ_TILE * e->cols) : NULL;
-    if (!x || (e->packed && !mine)) {
-        if (x != out) lq_free(x);
-        lq_free(mine);
-        return lq_oom(ctx, (size_t)n * e->cols * sizeof *x);
+uint32_t lq_run_mid(const lq_run *r) {
+    uint32_t width = lq_params_dim(r->par, LQ_DIM_EMBED);
+    return !has(r, LQ_R_PROJ_IN) && !has(r, LQ_R_POS_EMBED) ? 0 : width > r->par->hidden ? width : r->par->hidden;
+}
+
+static void outer(lq_run *r) {
+    r->l = &r->m->outer;
+    r->layer = -1;
+}
+
+void lq_run_embed(lq_run *r, uint32_t first, uint32_t n) {
+    const lq_ops *o = r->ops;
+    const lq_params *p = r->par;
+    bool projects = has(r, LQ_R_PROJ_IN);
+    float *x = r->stream + (size_t)first * p->hidden, *e = projects ? r->mid : x;
+    outer(r);
+    o->embed(r, LQ_R_EMBED, r->ids + first, n, e);
+    if (p->embed_scale > 0) o->scale(r, e, p->embed_scale, lq_params_dim(p, LQ_DIM_EMBED), n);
+    if (projects) o->linear(r, LQ_R_PROJ_IN, e, n, x);
+    if (has(r, LQ_R_POS_EMBED)) {
+        o->embed(r, LQ_R_POS_EMBED, r->places + first, n, r->mid);
+        o->add(r, x, r->mid, 0, p->hidden, n);
     }
-    for (uint32_t i = 0; i < n; i++) lq_linear_row(m->k, e, (uint32_t)ids[i], mine, x + (size_t)i * e->cols);
-    lq_free(mine);
-    for (size_t i = 0; m->par.embed_scale > 0 && i < (size_t)n * e->cols; i++) x[i] *= m->par.embed_scale;
-    lq_status st = in->rows ? lq_linear_apply(ctx, m->k, in, x, n, out) : LQ_OK;
-    if (x != out) lq_free(x);
-    if (!st) st = add_positions(ctx, m, n, pos, out);
-    if (!st && o->norm[LQ_R_EMBED_NORM]) lq_run_norm(m->k, &m->par, o->norm[LQ_R_EMBED_NORM], o->shift[LQ_R_EMBED_NORM], out, m->par.hidden, n, out);
+    if (has(r, LQ_R_EMBED_NORM)) o->norm(r, LQ_R_EMBED_NORM, x, p->hidden, n, x);
+}
+
+/* A run without buffers, of the CPU, over n tokens. */
+static lq_status borrow(lq_ctx *ctx, const lq_model *m, uint32_t n, bool fit, lq_run *r) {
+    if (!m->outer.loaded) return lq_fail(ctx, LQ_ERR_INTERNAL, "the embedding and the head are not loaded");
+    lq_run_bare(r, m);
+    r->chunk = n;
+    size_t mid = (size_t)n * lq_run_mid(r);
+    lq_status st = fit ? lq_run_fit(ctx, r, &m->outer) : LQ_OK;
+    if (!st && mid && !(r->mid = r->ops->alloc(r, mid))) st = lq_oom(ctx, mid * 4);
     return st;
 }
 
-void lq_final_norm(const lq_model *m, const float *x, uint32_t n, float *y) {
-    const lq_layer *o = &m->outer;
-    if (!m->par.no_final_norm) lq_run_norm(m->k, &m->par, o->norm[LQ_R_FINAL_NORM], o->shift[LQ_R_FINAL_NORM], x, m->par.hidden, n, y);
-    else if (y != x) memcpy(y, x, (size_t)n * m->par.hidden * sizeof *y);
+lq_status lq_embed(lq_ctx *ctx, const lq_model *m, const int32_t *ids, uint32_t n, uint32_t pos, float *out) {
+    lq_run r = {0};
+    lq_status st = LQ_OK;
+    LQ_TRY(lq_check_place(ctx, m, ids, n, pos));
+    LQ_GO(borrow(ctx, m, n, m->outer.lin[LQ_R_EMBED].packed || m->outer.lin[LQ_R_PROJ_IN].rows, &r));
+    LQ_GO(r.ops->begin(ctx, &r, ids, &(lq_span){.n = n, .pos = pos}, 1, n, out));
+    lq_run_embed(&r, 0, n);
+    LQ_GO(r.ops->check(ctx, &r));
+done:
+    lq_run_free(&r);
+    return st;
 }
 
-static lq_linear head(const lq_model *m) { /* a tied one may still have its own bias */
-    lq_linear h = m->outer.lin[m->par.tied ? LQ_R_EMBED : LQ_R_HEAD];
-    h.bias = m->outer.lin[LQ_R_HEAD].bias;
-    return h;
+void lq_run_final_norm(lq_run *r, const float *x, uint32_t n, float *y) {
+    outer(r);
+    if (!r->par->no_final_norm) r->ops->norm(r, LQ_R_FINAL_NORM, x, r->par->hidden, n, y);
+}
+
+void lq_final_norm(const lq_model *m, const float *x, uint32_t n, float *y) {
+    lq_run r;
+    lq_run_bare(&r, m);
+    if (m->par.no_final_norm && y != x) memcpy(y, x, (size_t)n * m->par.hidden * sizeof *y);
+    lq_run_final_norm(&r, x, n, y);
 }
 
 uint32_t lq_head_width(const lq_model *m) { return lq_params_dim(&m->par, LQ_DIM_EMBED); }
@@ -72,29 +91,23 @@ lq_status lq_head_input(lq_ctx *ctx, const lq_model *m, const float *hidden, uin
     return LQ_OK;
 }
 
-typedef struct finish { float *v, div, cap; uint32_t cols; } finish;
-static void finish_row(void *arg, size_t i) {
-    const finish *f = arg;
-    float *v = f->v + i * f->cols;
-    for (uint32_t c = 0; f->div > 0 && c < f->cols; c++) v[c] /= f->div;
-    for (uint32_t c = 0; f->cap > 0 && c < f->cols; c++) v[c] = f->cap * tanhf(v[c] / f->cap);
-}
-
-static lq_status multiply(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits) {
-    const lq_linear h = head(m);
-    if (!m->outer.lin[LQ_R_PROJ_OUT].rows) return lq_linear_apply(ctx, m->k, &h, hidden, n, logits);
-    float *x = LQ_NEWN(float, (size_t)n * lq_head_width(m));
-    if (!x) return lq_oom(ctx, (size_t)n * lq_head_width(m) * sizeof *x);
-    lq_status st = lq_head_input(ctx, m, hidden, n, x);
-    if (!st) st = lq_linear_apply(ctx, m->k, &h, x, n, logits);
-    lq_free(x);
-    return st;
+void lq_run_head(lq_run *r, const float *x, uint32_t n, float *logits) {
+    const lq_params *p = r->par;
+    outer(r);
+    if (has(r, LQ_R_PROJ_OUT)) r->ops->linear(r, LQ_R_PROJ_OUT, x, n, r->mid);
+    r->ops->linear(r, LQ_R_HEAD, has(r, LQ_R_PROJ_OUT) ? r->mid : x, n, logits);
+    if (p->logit_div > 0 || p->logit_cap > 0) r->ops->cap(r, logits, p->logit_div, p->logit_cap, p->vocab, n);
 }
 
 lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits) {
-    const lq_params *p = &m->par;
-    LQ_TRY(multiply(ctx, m, hidden, n, logits));
-    if (p->logit_div > 0 || p->logit_cap > 0)
-        lq_spread(n, (uint64_t)n * p->vocab, finish_row, &(finish){logits, p->logit_div, p->logit_cap, p->vocab});
-    return LQ_OK;
+    const lq_layer *o = &m->outer;
+    lq_run r = {0};
+    lq_status st = LQ_OK;
+    if (!n) return LQ_OK;
+    LQ_GO(borrow(ctx, m, n, n > 1 || o->lin[LQ_R_PROJ_OUT].q || o->lin[m->par.tied ? LQ_R_EMBED : LQ_R_HEAD].q, &r));
+    lq_run_head(&r, hidden, n, logits);
+    LQ_GO(r.ops->check(ctx, &r));
+done:
+    lq_run_free(&r);
+    return st;
 }

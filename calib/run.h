@@ -42,6 +42,7 @@ size_t lq_linear_shared(const lq_linear *lin, uint32_t n); /* bytes for all, at 
 void lq_linear_row(const lq_kernels *k, const lq_linear *lin, uint32_t r, float *mine, float *out);
 /* lq_linear_apply with the caller's scratch. */
 void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y);
+size_t lq_act_shared(const lq_linear *lin, uint32_t n);
 /* A linear whose scheme rounds activations, without its bias; panel: rows per task, as lq_linear_scratch counts them. */
 void lq_act_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, uint32_t panel, const float *x, uint32_t n, float *y);
 
@@ -66,17 +67,29 @@ typedef struct lq_routing {   /* of the chunk at hand; arrays NULL without exper
 lq_status lq_routing_init(lq_ctx *ctx, lq_routing *g, const lq_params *p, uint32_t tokens);
 void lq_routing_free(lq_routing *g);
 
+typedef struct lq_ops lq_ops;
 typedef struct lq_run {
+    const lq_ops *ops;        /* what carries the table out, calib/ops.h; buffers below are in its memory */
+    const lq_model *m;
     const lq_kernels *k;
     const lq_arch *arch;
     const lq_params *par;
+    const lq_layer *l;        /* the block at hand, or m->outer */
+    int32_t layer;            /* its number, -1 */
     uint32_t width[T_N];      /* floats per token of each tensor */
     float *t[T_N];            /* [n][width]; t[T_NONE]: what an ADD adds. T_RESID, T_K, T_V are set by the caller for each chunk */
     struct { float *cos, *sin; } turn[2]; /* [positions][rope dim/2], times the rope's scale; [1]: of par->local_rope when there are two */
     lq_work work;
     lq_routing routing;
+    struct lq_device_run *dev; /* of the table "device" */
     uint32_t expert;          /* whose linears the ops between ROUTE and MERGE use */
     uint32_t chunk;           /* tokens the buffers hold */
+    uint32_t at;              /* the chunk's first token among those of the pass */
+    const int32_t *ids;       /* of the pass: its tokens, */
+    int32_t *places;          /* rows of the learned positions, where there are some, */
+    float *stream;            /* and [n][hidden] its residual stream: set by ops->begin */
+    uint32_t room;            /* of places */
+    float *mid;               /* [chunk][lq_run_mid] between an embedding and the blocks, the blocks and a head */
     double *clock;            /* [LQ_CLOCKS] seconds spent are added; NULL: not asked for */
     float *kv_max;            /* [2] raised to the largest |key| (after the rotary turn) and |value| seen; NULL: not asked for */
     float *mem;
@@ -88,6 +101,15 @@ lq_status lq_run_init(lq_ctx *ctx, lq_run *r, const lq_model *m, uint32_t tokens
 void lq_run_free(lq_run *r);
 /* Scratch for the linears of this layer. */
 lq_status lq_run_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l);
+/* A run that has no buffers of its own, for what stands before and after the blocks. */
+void lq_run_bare(lq_run *r, const lq_model *m);
+/* What stands before the blocks, for tokens [first, first + n) of the pass: r->stream of r->ids, r->places and r->mid. At most chunk tokens. */
+void lq_run_embed(lq_run *r, uint32_t first, uint32_t n);
+uint32_t lq_run_mid(const lq_run *r); /* floats per token of r->mid; 0: not needed */
+void lq_run_final_norm(lq_run *r, const float *x, uint32_t n, float *y); /* nothing where the model has none */
+void lq_run_head(lq_run *r, const float *x, uint32_t n, float *logits);  /* logits[n][vocab] of final-normed states; r->mid [n] */
+/* Ids are of the vocabulary, positions among the learned ones. */
+lq_status lq_check_place(lq_ctx *ctx, const lq_model *m, const int32_t *ids, uint32_t n, uint32_t pos);
 /* Ops [from, to) of the block table over n tokens in `spans`. */
 void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uint32_t to, uint32_t n, const lq_span *spans, uint32_t n_spans);
 /* The op ROUTE over n tokens: r->routing. */
@@ -96,8 +118,6 @@ void lq_run_route(lq_run *r, const lq_layer *l, const lq_op *route, uint32_t n);
 uint32_t lq_run_gather(lq_run *r, const lq_op *route, uint32_t expert, const float **weight);
 /* From ROUTE to MERGE for every expert; returns the MERGE. */
 const lq_op *lq_run_experts(lq_run *r, const lq_layer *l, uint32_t layer, const lq_op *route, uint32_t n);
-/* y[n][d] = norm(x): RMSNorm, or LayerNorm where p says so (gain or shift NULL: 1 and 0). y may be x. Parallel. */
-void lq_run_norm(const lq_kernels *k, const lq_params *p, const float *gain, const float *shift, const float *x, uint32_t d, uint32_t n, float *y);
 
 enum { LQ_ATTN_TILE = 64 };   /* queries of one task */
 size_t lq_attn_scratch(uint32_t positions); /* floats per worker */

@@ -51,7 +51,7 @@ typedef struct lq_act {      /* how the activations of this linear are quantized
     lq_dtype dtype;
     uint32_t tile;           /* 0: per token                                          */
     float outlier;           /* LLM.int8 threshold, |x| >= it; 0: off                 */
-    uint8_t scope;           /* 0: per row, 1: per batch column, codes of the activations in F16 (bitsandbytes) */
+    uint8_t scope;           /* 0: per row, 1: per batch column, codes of the activations in F16 (bitsandbytes), 2: steps in F16 (ggml's Q8_0; of no file) */
 } lq_act;
 
 enum {

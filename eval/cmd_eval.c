@@ -12,7 +12,7 @@ typedef struct args {
     lq_common common;
     const char *file, *base, *protocol;
     int64_t ctx, chunks;
-    int bos, kld, decode;
+    int bos, kld, decode, ggml;
     lq_kv_opts kv;
 } args;
 
@@ -26,6 +26,7 @@ static const lq_opt options[] = {
     {"kld", "kl-divergence", LQ_OPT_SET, OFF(kld), NULL, NULL, NULL, 0, 0, 1, "KL divergence from --base MODEL, top-1 agreement"},
     {"bos", NULL, LQ_OPT_CHOICE, OFF(bos), NULL, "auto", "auto|always|never", 0, 0, 0, "text begins with BOS; auto: as the tokenizer does"},
     {"decode", NULL, LQ_OPT_SET, OFF(decode), NULL, NULL, NULL, 0, 0, 1, "token by token: KV cache and GEMV"},
+    {"activations", NULL, LQ_OPT_CHOICE, OFF(ggml), NULL, "as-stored", "as-stored|ggml", 0, 0, 0, "ggml: round what a GGUF's blocks multiply, as llama.cpp's CPU kernels do"},
     {"kv", "kv-cache-dtype,cache-type", LQ_OPT_CHOICE, OFF(kv.kind), NULL, "f32", LQ_KV_CHOICES, 0, 0, 0, "type keys and values are stored in"},
     {"kv-scales", NULL, LQ_OPT_SET, OFF(kv.fixed), NULL, NULL, NULL, 0, 0, 1, "--kv int8, fp8: the scales stored with the model, not one per token"},
     {0}};
@@ -91,6 +92,7 @@ static lq_status prepare(work *w, const char *model) {
     const args *a = w->a;
     const lq_protocol *p = w->protocol;
     LQ_TRY(lq_loaded_open(w->ctx, model, true, &w->model));
+    if (a->ggml) LQ_TRY(lq_model_round_like_ggml(w->ctx, w->model.m));
     LQ_TRY(lq_eval_text_load(w->ctx, w->model.tok, p, a->file, a->bos, w->model.m->par.vocab, &w->text));
     LQ_TRY(lq_eval_plan_make(w->ctx, p, &w->text, (uint32_t)a->ctx, (uint32_t)a->chunks, w->model.m->par.max_ctx, &w->plan));
     lq_log(w->ctx, LQ_LOG_INFO, "%s: %zu tokens, %u chunks of %u, %llu predictions scored", w->plan.name, w->text.ids.n, w->plan.chunks,
@@ -128,6 +130,7 @@ static lq_status show(work *w, const char *model) {
     r->text = &w->text;
     r->ppl = &w->ppl;
     r->decode = w->a->decode;
+    r->ggml = w->a->ggml;
     r->kld = w->a->kld ? &w->kld : NULL;
     if ((r->base = w->a->base)) {
         r->base_nll = w->base_ppl.nll;

@@ -35,6 +35,7 @@ lq_status lq_eval_json(lq_ctx *ctx, const lq_eval_result *r, json_t **out) {
                      (json_int_t)r->weight.bytes, "bits_per_weight", number(r->weight.bpw), "bits_per_weight_all", number(r->weight.bpw_all),
                      "peak_memory", (json_int_t)lq_peak_rss(), "threads", lq_threads(), "decode", (int)r->decode, "text", r->text->name,
                      "text_sha256", r->text->sha256, "bos", bos_rules[r->text->bos], "bos_added", (int)r->text->bos_added, "chunk_nll", chunks);
+    if (*out && r->ggml) json_object_set_new(*out, "activations", json_string("ggml"));
     if (*out && r->base) json_object_set_new(*out, "base", base_json(r));
     if (*out && r->kld) json_object_set_new(*out, "kld", kld_json(r->kld));
     return *out ? LQ_OK : lq_oom(ctx, 4096);

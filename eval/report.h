@@ -13,7 +13,7 @@ typedef struct lq_eval_result {     /* everything borrowed */
     const lq_ppl *ppl;
     lq_weight weight;
     double seconds, load_seconds;   /* of scoring; of reading the model */
-    bool decode;
+    bool decode, ggml;              /* ggml: activations rounded as llama.cpp does */
     const char *base;               /* NULL: none */
     double base_nll, base_ppl, base_ppl_stderr;
     lq_paired diff;                 /* chunk NLLs: model minus base */

@@ -85,6 +85,7 @@ lq_status lq_verify(lq_ctx *ctx, const char *path, bool data, lq_verified *out) 
     if (!v.st) open_source(&v);
     open_model(&v);
     count(&v);
+    if (data && !v.st) lq_verify_gguf(&v);
     if (!v.st) lq_verify_config(&v);
     if (!v.st && data) lq_verify_data(&v);
     lq_model_free(&v.m);

@@ -3,6 +3,8 @@
 /* Files apart from what is in the tensors: safetensors headers, the shard index, the manifest's hashes, what a runtime loads beside the weights. */
 #include "eval/verify_impl.h"
 
+#include "formats/gguf_write.h"
+
 #include <inttypes.h>
 #include <string.h>
 
@@ -154,6 +156,29 @@ static void manifest(verify *v, char **names, size_t n) {
         if (!listed) lq_verify_find(v, LQ_SEV_WARNING, "hash", names[k], "the manifest does not list it");
     }
     json_decref(m);
+}
+
+/* A GGUF of ours says what its data were; another tool that copies keys says it of its own data. */
+static void gguf_data(verify *v, const lq_gguf *g, const lq_file *f) {
+    const char *name = lq_path_base(f->path), *want = lq_gguf_str(lq_gguf_find(g, LQ_GGUF_KEY_HASH), 0, NULL);
+    char hex[65];
+    if (!want || !lq_gguf_count(g)) return;
+    uint64_t at = lq_gguf_tensor_at(g, 0)->offset, bytes = lq_gguf_bits(lq_gguf_find(g, LQ_GGUF_KEY_BYTES), 0);
+    if (f->size - at != bytes)
+        lq_verify_find(v, LQ_SEV_NOTE, "hash", name, "%" PRIu64 " bytes of tensors, lquant wrote %" PRIu64 ": another tool has made this file anew, what it says of lquant is of the former", f->size - at, bytes);
+    else if (lq_verify_ok(v, lq_gguf_hash(&v->quiet, f, at, hex), LQ_SEV_ERROR, "hash", name) && strcmp(hex, want))
+        lq_verify_find(v, LQ_SEV_ERROR, "hash", name, "its tensors are not those lquant wrote: sha256 %.16s..., the file says %.16s...", hex, want);
+}
+
+void lq_verify_gguf(verify *v) {
+    for (size_t i = 0; v->src && v->src->gguf && i < v->src->n_weight_files && !v->st; i++) {
+        lq_file f;
+        lq_gguf *g = NULL;
+        if (!lq_verify_ok(v, lq_file_open(&v->quiet, v->src->weight_files[i], &f), LQ_SEV_ERROR, "file", v->src->weight_files[i])) continue;
+        if (lq_verify_ok(v, lq_gguf_open(&v->quiet, &f, &g), LQ_SEV_ERROR, "header", lq_path_base(f.path))) gguf_data(v, g, &f);
+        lq_gguf_free(&g);
+        lq_file_close(&f);
+    }
 }
 
 /* ---- side files ---- */

@@ -24,6 +24,7 @@ void lq_verify_find(verify *v, lq_severity s, const char *code, const char *wher
 /* False: the call failed; unless that stops everything, its sentence is a finding. */
 bool lq_verify_ok(verify *v, lq_status st, lq_severity s, const char *code, const char *where);
 void lq_verify_files(verify *v);   /* headers, index, hashes, side files */
+void lq_verify_gguf(verify *v);    /* the hash of a GGUF's data that it says itself */
 void lq_verify_config(verify *v);  /* lists of modules, heads, layers, token ids, GGUF keys */
 void lq_verify_data(verify *v);    /* every block decoded */
 #endif

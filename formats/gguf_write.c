@@ -6,6 +6,7 @@
  *   KV    string key, u32 type, value           string: u64 length, bytes     array: u32 element type, u64 count, elements
  *   info  string name, u32 ndim, u64 ne[ndim], u32 ggml type, u64 offset      from the start of the data, a multiple of 32
  *
+ * Where asked for, the last two pairs are the size of the data and its SHA-256, which is filled in when the file is complete.
  * Tensors follow one another in the order of their infos, each padded to 32. general.alignment is absent: its default is 32. */
 #include "formats/gguf_write.h"
 
@@ -43,6 +44,16 @@ static void head(lq_gguf_meta *m, const char *key, lq_gguf_type type) {
 void lq_gguf_put_u32(lq_gguf_meta *m, const char *key, uint32_t v) {
     head(m, key, LQ_GGUF_U32);
     lq_gguf_add_u32(m, v);
+}
+
+void lq_gguf_put_u16(lq_gguf_meta *m, const char *key, uint16_t v) {
+    head(m, key, LQ_GGUF_U16);
+    add(m, v, 2);
+}
+
+void lq_gguf_put_i32(lq_gguf_meta *m, const char *key, int32_t v) {
+    head(m, key, LQ_GGUF_I32);
+    lq_gguf_add_u32(m, (uint32_t)v);
 }
 
 void lq_gguf_put_f32(lq_gguf_meta *m, const char *key, float v) {
@@ -108,7 +119,11 @@ lq_status lq_gguf_meta_check(lq_ctx *ctx, const lq_gguf_meta *m) { return m->fai
 
 /* -- container --------------------------------------------------------------------------------------------------------- */
 
-struct lq_gguf_writer { lq_out *out; };
+struct lq_gguf_writer {
+    lq_out *out;
+    char *path;
+    uint64_t data, hash_at;  /* where the data begins; where its hash stands; 0: nowhere */
+};
 
 static lq_status size_info(lq_ctx *ctx, lq_gguf_info *t, lq_nameset *seen, size_t i) {
     const lq_dtype_info *d = &lq_dtypes[t->dtype];
@@ -140,12 +155,31 @@ static lq_status lay_out(lq_ctx *ctx, lq_gguf_info *infos, size_t n, uint64_t *t
     return st;
 }
 
-static lq_status header(lq_ctx *ctx, const lq_gguf_meta *m, const lq_gguf_info *infos, size_t n, lq_buf *b) {
+/* A key and the type of its value. */
+static void key(lq_buf *b, const char *name, lq_gguf_type t, bool *failed) {
+    le(b, strlen(name), 8, failed);
+    if (!lq_buf_add(b, name, strlen(name))) *failed = true;
+    le(b, t, 4, failed);
+}
+
+/* The size of the data and room for its hash; returns where that is. */
+static uint64_t hash_keys(lq_buf *b, uint64_t bytes, bool *failed) {
+    key(b, LQ_GGUF_KEY_BYTES, LQ_GGUF_U64, failed);
+    le(b, bytes, 8, failed);
+    key(b, LQ_GGUF_KEY_HASH, LQ_GGUF_STRING, failed);
+    le(b, 64, 8, failed);
+    uint64_t at = b->n;
+    for (int i = 0; i < 8; i++) le(b, 0, 8, failed);
+    return at;
+}
+
+static lq_status header(lq_ctx *ctx, const lq_gguf_meta *m, const lq_gguf_info *infos, size_t n, uint64_t bytes, lq_buf *b, uint64_t *hash_at) {
     bool failed = !lq_buf_add(b, "GGUF", 4);
     le(b, 3, 4, &failed);
     le(b, n, 8, &failed);
-    le(b, m->n_kv, 8, &failed);
+    le(b, m->n_kv + (m->hashed ? 2 : 0), 8, &failed);
     if (m->kv.n && !lq_buf_add(b, m->kv.v, m->kv.n)) failed = true;
+    *hash_at = m->hashed ? hash_keys(b, bytes, &failed) : 0;
     for (size_t i = 0; i < n; i++) {
         const lq_gguf_info *t = &infos[i];
         le(b, strlen(t->name), 8, &failed);
@@ -168,7 +202,9 @@ lq_status lq_gguf_create(lq_ctx *ctx, const char *path, const lq_gguf_meta *m, l
     if (!w) return lq_oom(ctx, sizeof *w);
     LQ_GO(st);
     LQ_GO(lay_out(ctx, infos, n, &total));
-    LQ_GO(header(ctx, m, infos, n, &b));
+    LQ_GO(header(ctx, m, infos, n, total, &b, &w->hash_at));
+    if (!(w->path = lq_strdup(path))) LQ_GO(lq_oom(ctx, strlen(path)));
+    w->data = b.n;
     LQ_GO(lq_out_create(ctx, path, &w->out));
     LQ_GO(lq_out_write(ctx, w->out, b.v, b.n));
     for (size_t i = 0; i < n; i++) infos[i].offset += b.n;
@@ -182,8 +218,35 @@ done:
 lq_status lq_gguf_write(lq_ctx *ctx, lq_gguf_writer *w, uint64_t offset, const void *data, size_t n) { return lq_out_write_at(ctx, w->out, offset, data, n); }
 lq_status lq_gguf_write_sync(lq_ctx *ctx, lq_gguf_writer *w) { return lq_out_sync(ctx, w->out); }
 
+lq_status lq_gguf_hash(lq_ctx *ctx, const lq_file *f, uint64_t offset, char hex[65]) {
+    enum { PIECE = 1 << 20 };
+    lq_sha *sha = lq_sha_new();
+    char *piece = lq_alloc(PIECE);
+    lq_status st = sha && piece ? LQ_OK : lq_oom(ctx, PIECE);
+    for (uint64_t at = offset; at < f->size && !st; at += PIECE) {
+        size_t n = f->size - at < PIECE ? (size_t)(f->size - at) : PIECE;
+        st = lq_file_read(ctx, f, at, piece, n);
+        if (!st) lq_sha_add(sha, piece, n);
+        if (!st) st = lq_check_cancel(ctx);
+    }
+    if (sha) lq_sha_end(&sha, hex);
+    lq_free(piece);
+    return st;
+}
+
+static lq_status note_hash(lq_ctx *ctx, lq_gguf_writer *w) {
+    lq_file f;
+    char hex[65];
+    if (!w->hash_at) return LQ_OK;
+    LQ_TRY(lq_file_open(ctx, w->path, &f));
+    lq_status st = lq_gguf_hash(ctx, &f, w->data, hex);
+    lq_file_close(&f);
+    return st ? st : lq_out_write_at(ctx, w->out, w->hash_at, hex, 64);
+}
+
 lq_status lq_gguf_finish(lq_ctx *ctx, lq_gguf_writer **w) {
-    lq_status st = lq_out_close(ctx, &(*w)->out);
+    lq_status st = note_hash(ctx, *w);
+    if (!st) st = lq_out_close(ctx, &(*w)->out);
     lq_gguf_write_abandon(w);
     return st;
 }
@@ -191,6 +254,7 @@ lq_status lq_gguf_finish(lq_ctx *ctx, lq_gguf_writer **w) {
 void lq_gguf_write_abandon(lq_gguf_writer **w) {
     if (!*w) return;
     lq_out_abandon(&(*w)->out);
+    lq_free((*w)->path);
     lq_free(*w);
     *w = NULL;
 }

@@ -6,6 +6,10 @@
 #include "core/catalog.h"
 #include "formats/gguf.h"
 
+#define LQ_GGUF_KEY_MANIFEST "lquant.manifest"     /* JSON: inputs with their hashes, settings, calibration */
+#define LQ_GGUF_KEY_BYTES "lquant.data.bytes"      /* u64: from the first tensor to the end of the file */
+#define LQ_GGUF_KEY_HASH "lquant.data.sha256"      /* of those bytes */
+
 /* -- metadata ---------------------------------------------------------------------------------------------------------- */
 
 /* Where a catalog row lies in the file. */
@@ -23,6 +27,9 @@ typedef struct lq_gguf_meta { /* what a GGUF says of a model; made by calib. Str
     lq_buf kv;               /* n_kv key-value pairs as they lie in the file */
     uint64_t n_kv;
     bool failed;             /* a put ran out of memory */
+    bool hashed;             /* the file says its data's size and SHA-256: LQ_GGUF_KEY_BYTES, LQ_GGUF_KEY_HASH, the writer's own last pairs */
+    const char *const *override; /* [n_override] rules of lq_gguf_override that have the last word; borrowed */
+    size_t n_override;
     lq_gguf_place *places;   /* [n_places], of the catalog's rows in their order */
     size_t n_places;
     lq_gguf_extra *extras;
@@ -39,6 +46,8 @@ void lq_gguf_put_f32(lq_gguf_meta *m, const char *key, float v);
 void lq_gguf_put_bool(lq_gguf_meta *m, const char *key, bool v);
 void lq_gguf_put_text(lq_gguf_meta *m, const char *key, const char *s, size_t n);
 void lq_gguf_put_str(lq_gguf_meta *m, const char *key, const char *s);
+void lq_gguf_put_u16(lq_gguf_meta *m, const char *key, uint16_t v);
+void lq_gguf_put_i32(lq_gguf_meta *m, const char *key, int32_t v);
 /* An array: the head, then n elements by lq_gguf_add_*. */
 void lq_gguf_put_array(lq_gguf_meta *m, const char *key, lq_gguf_type elem, uint64_t n);
 void lq_gguf_add_text(lq_gguf_meta *m, const char *s, size_t n);
@@ -46,6 +55,10 @@ void lq_gguf_add_f32(lq_gguf_meta *m, float v);
 void lq_gguf_add_u32(lq_gguf_meta *m, uint32_t v);
 void lq_gguf_add_bool(lq_gguf_meta *m, bool v);
 void lq_gguf_put_copy(lq_gguf_meta *m, const lq_gguf_kv *kv); /* as another file has it, every type */
+/* Takes a pair out; false: there was none (gguf_edit.c). */
+bool lq_gguf_drop(lq_gguf_meta *m, const char *key);
+/* llama-quantize's --override-kv, "KEY=TYPE:VALUE", TYPE int (stored as u32), float, bool or str: in place of the key's pair or anew. Else LQ_ERR_USAGE. */
+lq_status lq_gguf_override(lq_ctx *ctx, lq_gguf_meta *m, const char *rule);
 lq_status lq_gguf_meta_check(lq_ctx *ctx, const lq_gguf_meta *m);
 
 /* -- container --------------------------------------------------------------------------------------------------------- */
@@ -66,4 +79,14 @@ lq_status lq_gguf_write(lq_ctx *ctx, lq_gguf_writer *w, uint64_t offset, const v
 lq_status lq_gguf_write_sync(lq_ctx *ctx, lq_gguf_writer *w);
 lq_status lq_gguf_finish(lq_ctx *ctx, lq_gguf_writer **w); /* fsync, close */
 void lq_gguf_write_abandon(lq_gguf_writer **w);
+/* SHA-256 of the bytes of a file from offset to its end. */
+lq_status lq_gguf_hash(lq_ctx *ctx, const lq_file *f, uint64_t offset, char hex[65]);
+
+/* -- parts (gguf_split.c) ----------------------------------------------------------------------------------------------- */
+
+/* "STEM-00002-of-00004.gguf" of "STEM.gguf" or "STEM"; caller frees; NULL: out of memory. */
+char *lq_gguf_part_name(const char *path, size_t i, size_t n);
+/* A complete file as n parts beside it, a tensor in the part where the i-th file of `like` has it (what none has: the first); keys in the first.
+ * The parts get their names when all are complete, the first last; then the whole file is gone. n <= 1: nothing to do. LQ_ERR_IO when a name is taken. */
+lq_status lq_gguf_split_like(lq_ctx *ctx, const char *path, char *const *like, size_t n, bool overwrite);
 #endif

@@ -176,6 +176,14 @@ static lq_status no_sidecar(lq_ctx *ctx, lq_source *s, size_t i, lq_buf *out) {
     return lq_fail(ctx, LQ_ERR_INTERNAL, "a GGUF file has no sidecars");
 }
 
+/* A key of the first part. */
+static lq_status manifest(lq_ctx *ctx, lq_source *s, lq_buf *out) {
+    size_t n = 0;
+    const char *text = lq_gguf_str(lq_gguf_find(s->gguf, "lquant.manifest"), 0, &n);
+    *out = (lq_buf){0};
+    return !text || lq_buf_add(out, text, n) ? LQ_OK : lq_oom(ctx, n);
+}
+
 static void close_gguf(lq_source *s) {
     reader *r = s->priv;
     if (!r) return;
@@ -200,5 +208,6 @@ const lq_reader lq_reader_gguf = {
     .open = open_gguf,
     .read = read_rows,
     .sidecar = no_sidecar,
+    .manifest = manifest,
     .close = close_gguf,
 };

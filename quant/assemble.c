@@ -88,21 +88,32 @@ static lq_status find_folded(road *r) {
     return lq_unit_each_done(r, &(lq_unit_reader){.kept = note_folded});
 }
 
+static json_t *calibration(const road *r) {
+    if (r->needs) return lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed);
+    if (r->imatrix.n) return json_pack("{s:s, s:s}", "importance matrix", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash);
+    if (!r->stats.n) return json_null();
+    return json_pack("{s:s, s:s, s:O}", "statistics", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash, "of", json_object_get(r->stats.identity, "calibration"));
+}
+
+static json_t *options_of(const road *r, const lq_format *format) {
+    json_t *options = json_copy(r->options); /* the same bytes whatever else the run writes */
+    if (options) json_object_set_new(options, "format", json_string(format->name));
+    return options;
+}
+
+/* What is known before the first tensor: a GGUF's keys come first. */
+static json_t *made_how(const road *r, const lq_format *format) {
+    return json_pack("{s:i, s:s, s:O, s:o, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", options_of(r, format), "calibration", calibration(r));
+}
+
 static json_t *manifest(road *r, const lq_format *format, json_t *changes) {
-    json_t *cal = r->needs     ? lq_manifest_calibration(&r->rows, r->run->corpus_opts.seed)
-                  : r->imatrix.n ? json_pack("{s:s, s:s}", "importance matrix", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash)
-                  : r->stats.n ? json_pack("{s:s, s:s, s:O}", "statistics", lq_path_base(r->run->opts.stats), "sha256", r->rows.hash, "of",
-                                           json_object_get(r->stats.identity, "calibration"))
-                               : json_null();
     json_t *changed = json_array();
     const char *key;
     json_t *v;
     json_object_foreach(changes, key, v) json_array_append_new(changed, json_string(key));
     if (format->quant_config) json_array_append_new(changed, json_string("quantization_config"));
-    json_t *options = json_copy(r->options); /* the same bytes whatever else the run writes */
-    if (options) json_object_set_new(options, "format", json_string(format->name));
-    json_t *m = json_pack("{s:i, s:s, s:O, s:o, s:o, s:o, s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", options,
-                     "calibration", cal, "config_changes", changed, "modules", r->modules, "kept", lq_manifest_kept(&r->model->cat));
+    json_t *m = json_pack("{s:i, s:s, s:O, s:o, s:o, s:o, s:O, s:o}", "schema", 1, "lquant", LQ_VERSION, "inputs", r->inputs, "options", options_of(r, format),
+                     "calibration", calibration(r), "config_changes", changed, "modules", r->modules, "kept", lq_manifest_kept(&r->model->cat));
     if (m && r->run->recipe.n_xforms && (json_object_set(m, "transforms", r->transforms) || json_object_set(m, "folded", r->folded))) {
         json_decref(m);
         return NULL;
@@ -176,6 +187,7 @@ static lq_status write_one(road *r, const lq_format *format, const char *dir) {
     json_t *meta = meta_of(r), *changes = lq_sidecars_changes(r->model, LQ_NONE);
     lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes, .gguf = format->gguf ? r->gguf : NULL};
     if (format->gguf && r->imatrix.n) note_imatrix(r);
+    if (format->gguf) lq_gguf_out_manifest(r->ctx, r->gguf, made_how(r, format)); /* out of memory is said when the file is opened */
     if (format->gguf) lq_gguf_out_finish(r->gguf, &r->model->cat, r->plan.file_type);
     lq_status st = meta && changes ? count_anew(r) : lq_oom(r->ctx, 256);
     if (st) goto done;

@@ -12,7 +12,7 @@
 typedef struct args {
     lq_common common;
     const char *format, *pre;
-    lq_strlist target;
+    lq_strlist target, override_kv;
     int lossy, dtype, overwrite, rotate, dequantize;
     int64_t rotate_seed;
     uint64_t shard_size;
@@ -21,6 +21,7 @@ typedef struct args {
 static const lq_opt options[] = {
     {"format", NULL, LQ_OPT_STRING, offsetof(args, format), "F[,F...]", NULL, NULL, 0, 0, 0, "formats of `lquant list formats`; several go to OUT/F each; default: OUT's suffix, else safetensors (floats)"},
     {"pre", NULL, LQ_OPT_STRING, offsetof(args, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
+    {"override-kv", NULL, LQ_OPT_LIST, offsetof(args, override_kv), "KEY=TYPE:VALUE", NULL, NULL, 0, 0, 0, "gguf: another value of a key; TYPE: int, float, bool, str; repeatable"},
     {"target", NULL, LQ_OPT_LIST, offsetof(args, target), "RUNTIME[,tp=N]", NULL, NULL, 0, 0, 0, "refuse what a runtime will not load (lquant list targets); repeatable"},
     {"lossy", NULL, LQ_OPT_SET, offsetof(args, lossy), NULL, NULL, NULL, 0, 0, 1, "go on where a weight has no exact place, and say what it costs"},
     {"dequantize", NULL, LQ_OPT_CHOICE, offsetof(args, dequantize), NULL, NULL, "no|" LQ_FLOAT_CHOICES, 0, 0, 0, "every weight as its codes say, an ordinary folder of this float type"},
@@ -115,7 +116,7 @@ static lq_status convert(lq_ctx *ctx, const args *a, const char *in, const char 
     LQ_GO(lq_model_open(ctx, src, !a->rotate, &m));
     if (a->rotate) LQ_GO(lq_rotation_set(ctx, m, a->rotate, a->rotate_seed));
     LQ_GO(lq_job_open(ctx, &job, in, out, "convert", LQ_RESUME_NEVER, a->overwrite));
-    lq_export_opts o = {.lossy = a->lossy, .dtype = a->dtype ? lq_float_choice(a->dtype - 1) : LQ_NONE, .shard_size = a->shard_size, .pre = a->pre, .targets = targets, .about = keys};
+    lq_export_opts o = {.lossy = a->lossy, .dtype = a->dtype ? lq_float_choice(a->dtype - 1) : LQ_NONE, .shard_size = a->shard_size, .pre = a->pre, .override_kv = &a->override_kv, .targets = targets, .about = keys};
     st = lq_export(ctx, src, m, &outs, &job, &o, told);
     if (!st) st = lq_outputs_finish(ctx, &outs, &job);
     if (st) {

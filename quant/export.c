@@ -406,8 +406,22 @@ static lq_status manifest_of(const job *j, const target *t, const json_t *inputs
     return was_made(j, *out);
 }
 
-static lq_status begin(const job *j, target *t, json_t *changes, json_t *meta) {
-    LQ_TRY(lq_gguf_out_make(j->ctx, t->format, j->m, &(lq_gguf_opts){.pre = j->o->pre}, &t->gguf));
+/* A GGUF copied as it is keeps what it says of itself. */
+static lq_status note_made(const job *j, target *t, json_t *inputs) {
+    bool same = j->src->gguf != NULL;
+    for (size_t i = 0; i < t->cat.n; i++) {
+        const lq_row *was = &j->m->cat.rows[i], *is = &t->cat.rows[i];
+        same &= is->quantize ? lq_scheme_eq(&is->scheme, &was->scheme) : is->out_dtype == was->dtype;
+    }
+    if (same) return LQ_OK;
+    json_t *v = json_pack("{s:i, s:s, s:s, s:O}", "schema", 1, "lquant", LQ_VERSION, "verb", "convert", "inputs", inputs);
+    if (v && j->o->about) json_object_update(v, (json_t *)j->o->about);
+    return lq_gguf_out_manifest(j->ctx, t->gguf, v);
+}
+
+static lq_status begin(const job *j, target *t, json_t *inputs, json_t *changes, json_t *meta) {
+    LQ_TRY(lq_gguf_out_make(j->ctx, t->format, j->m, &(lq_gguf_opts){.pre = j->o->pre, .override_kv = j->o->override_kv}, &t->gguf));
+    LQ_TRY(note_made(j, t, inputs));
     lq_gguf_out_finish(t->gguf, &t->cat, -1);
     lq_sink_opts so = {.shard_size = j->o->shard_size, .config = changes, .meta = meta, .gguf = t->gguf};
     for (size_t i = 0; i < t->cat.n; i++) j->m->cat.rows[i].out_dtype = t->cat.rows[i].out_dtype; /* config.json of a GGUF says it */
@@ -523,7 +537,7 @@ static lq_status write_all(job *j) {
     for (size_t k = 0; k < j->n && !st; k++) {
         bool floats = j->o->dtype || !strcmp(j->t[k].format->name, "safetensors");
         changes[k] = lq_sidecars_changes(j->m, floats ? j->o->dtype ? j->o->dtype : LQ_BF16 : LQ_NONE);
-        st = changes[k] ? begin(j, &j->t[k], changes[k], meta) : lq_oom(j->ctx, 64);
+        st = changes[k] ? begin(j, &j->t[k], inputs, changes[k], meta) : lq_oom(j->ctx, 64);
     }
     for (size_t i = 0; i < j->m->cat.n && !st; i++) {
         st = lq_check_cancel(j->ctx);

@@ -13,6 +13,7 @@ typedef struct lq_export_opts {
     bool lossy;              /* what has no exact place takes the nearest one */
     lq_dtype dtype;          /* of float tensors in the output; LQ_NONE: as they are stored, BF16 for decoded ones */
     uint64_t shard_size;
+    const lq_strlist *override_kv; /* gguf: keys said otherwise; NULL: none */
     const char *pre;         /* gguf: tokenizer.ggml.pre when the tokenizer's is not recognised; NULL */
     lq_targets targets;      /* runtimes that are to load every output */
     const json_t *about;     /* keys for the manifest; borrowed, may be NULL */

@@ -9,6 +9,18 @@ lq_status lq_gguf_out_make(lq_ctx *ctx, const lq_format *f, const lq_model *m, c
     return f->gguf ? lq_gguf_meta_make(ctx, m, o, out) : LQ_OK;
 }
 
+lq_status lq_gguf_out_manifest(lq_ctx *ctx, lq_gguf_meta *meta, json_t *v) {
+    lq_buf text = {0};
+    lq_status st = meta && v ? lq_json_dump(ctx, v, &text) : meta ? lq_oom(ctx, 256) : LQ_OK;
+    if (!st && meta) {
+        lq_gguf_drop(meta, LQ_GGUF_KEY_MANIFEST);
+        lq_gguf_put_text(meta, LQ_GGUF_KEY_MANIFEST, text.v, text.n);
+    }
+    lq_buf_free(&text);
+    json_decref(v);
+    return st;
+}
+
 /* llama.h, enum llama_ftype: numbers of files in which most tensors have one type */
 static int number_of(lq_dtype t) {
     static const struct { lq_dtype t; int n; } numbers[] = {
@@ -34,4 +46,6 @@ void lq_gguf_out_finish(lq_gguf_meta *meta, const lq_catalog *cat, int mixture) 
     for (int t = 0; t < LQ_DTYPE_N; t++)
         if (weights[t] > weights[most]) most = (lq_dtype)t;
     lq_gguf_meta_types(meta, (uint32_t)(mixture >= 0 ? mixture : number_of(most)));
+    lq_ctx quiet = {0}; /* they were asked before */
+    for (size_t i = 0; i < meta->n_override; i++) meta->failed |= lq_gguf_override(&quiet, meta, meta->override[i]) != LQ_OK;
 }

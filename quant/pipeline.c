@@ -14,6 +14,9 @@
 const lq_opt lq_run_options[] = {
     {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "F[,F...]", NULL, NULL, 0, 0, 0, "formats of `lquant list formats`; several go to OUT/F each; default: OUT's suffix, else the method's own"},
     {"pre", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, pre), "NAME", NULL, NULL, 0, 0, 0, "~gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
+    {"override-kv", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, override_kv), "KEY=TYPE:VALUE", NULL, NULL, 0, 0, 0, "~gguf: another value of a key; TYPE: int, float, bool, str; repeatable"},
+    {"include-weights", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, include), "NAME", NULL, NULL, 0, 0, 0, "~an importance matrix is used for tensors of such GGUF names alone; repeatable"},
+    {"exclude-weights", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, exclude), "NAME", NULL, NULL, 0, 0, 0, "~... for all but these"},
     {"target", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, target), "RUNTIME[,tp=N]", NULL, NULL, 0, 0, 0,
      "refuse what vllm, transformers, gptqmodel, llama.cpp, trtllm or mlx will not load (lquant list targets); repeatable"},
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(lq_run_opts, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "~largest file of a checkpoint folder"},
@@ -163,6 +166,16 @@ static lq_status try_first(road *r) {
     return st;
 }
 
+/* llama-quantize's --include-weights, --exclude-weights. */
+static lq_status select_weights(road *r) {
+    const lq_strlist *in = &r->run->opts.include, *out = &r->run->opts.exclude;
+    if (!in->n && !out->n) return LQ_OK;
+    if (in->n && out->n) return lq_fail(r->ctx, LQ_ERR_USAGE, "--include-weights and --exclude-weights: one of them");
+    if (!r->imatrix.n) return lq_fail(r->ctx, LQ_ERR_USAGE, "--%s-weights: of an importance matrix, and there is none (--imatrix FILE)", in->n ? "include" : "exclude");
+    LQ_TRY(lq_imatrix_keep(r->ctx, &r->imatrix, in->n ? in->v : out->v, in->n ? in->n : out->n, in->n > 0));
+    return r->imatrix.n ? LQ_OK : lq_fail(r->ctx, LQ_ERR_USAGE, "--%s-weights: nothing of the importance matrix is left", in->n ? "include" : "exclude");
+}
+
 static lq_status open_and_plan(road *r) {
     const lq_format *format;
     const lq_method *method = r->run->recipe.method;
@@ -180,13 +193,14 @@ static lq_status open_and_plan(road *r) {
     r->model->expert_opts = r->run->opts.experts;
     LQ_TRY(plan_kv(r));
     if (r->run->opts.stats && lq_imatrix_is(r->run->opts.stats)) LQ_TRY(lq_imatrix_read(r->ctx, r->run->opts.stats, &r->imatrix));
+    LQ_TRY(select_weights(r));
     if (r->imatrix.n && r->run->opts.rotate) return lq_fail(r->ctx, LQ_ERR_USAGE, "--rotate: an importance matrix is of the model as it is");
     r->run->plan_opts.imatrix = r->imatrix.n != 0;
     LQ_TRY(rotate(r, format));
     LQ_TRY(lq_xforms_accept(r));
     LQ_TRY(plan_for_targets(r));
     LQ_TRY(try_first(r));
-    for (size_t i = 0; i < r->outs.n && !r->gguf; i++) LQ_TRY(lq_gguf_out_make(r->ctx, r->outs.format[i], r->model, &(lq_gguf_opts){.pre = r->run->opts.pre}, &r->gguf));
+    for (size_t i = 0; i < r->outs.n && !r->gguf; i++) LQ_TRY(lq_gguf_out_make(r->ctx, r->outs.format[i], r->model, &(lq_gguf_opts){.pre = r->run->opts.pre, .override_kv = &r->run->opts.override_kv}, &r->gguf));
     LQ_TRY(lq_xforms_check(r));
     LQ_TRY(static_needs(r));
     LQ_TRY(lq_stored_open(r));

@@ -17,6 +17,8 @@ typedef struct lq_run_opts {
     lq_strlist target;            /* runtimes that are to load the result */
     uint64_t shard_size, max_memory; /* max_memory 0: a quarter of the machine's */
     const char *pre;              /* gguf: tokenizer.ggml.pre when the tokenizer's is not recognised */
+    lq_strlist override_kv;       /* gguf: keys said otherwise */
+    lq_strlist include, exclude;  /* parts of tensors' names that an importance matrix is, is not used for */
     const char *work_dir, *report, *fisher, *stats; /* stats: a file of `lquant calibrate` */
     int resume, overwrite, dry_run, true_sequential; /* always sequential: the flag is accepted */
     int rotate;                   /* LQ_ROTATION_* */

@@ -27,7 +27,10 @@ typedef struct lq_xsite {       /* a fold site, or (site NULL) a stage no scale 
     lq_fit fit;                 /* how the recipe's method chooses its scales: what a pseudo-quantized weight is scored with */
     /* Replaces s[scales] by what can be folded exactly: to be called on candidates before they are judged. */
     lq_status (*settle)(lq_ctx *, const struct lq_xsite *, bool pow2, float *s);
-    const void *user;
+    /* The mean over a sample's tokens of the squared error of the block's output, the readers' weights rounded as s[cols] (NULL: all 1) makes
+     * them: fit and moment[cols] as in lq_xform_pseudo. NULL where no stream is there to be run. */
+    lq_status (*output_loss)(lq_ctx *, const struct lq_xsite *, const float *s, const float *moment, double *loss);
+    void *user;
     int32_t expert;             /* whose site it is; -1 */
 } lq_xsite;
 
@@ -46,6 +49,7 @@ typedef struct lq_xform {
     const lq_opt *opts;
     size_t opts_size;
     lq_status (*accept)(lq_ctx *, const void *opts); /* are the options sound? NULL: always */
+    bool (*runs_block)(const void *opts); /* does it ask for output_loss? NULL: never */
     bool (*wants)(const void *opts, lq_site_kind kind); /* does it fold here? */
     /* s[scales], all 1 on entry. Deterministic at any thread count; parallel inside. */
     lq_status (*apply)(lq_ctx *, const void *opts, const lq_xsite *, float *s, lq_xchoice *);

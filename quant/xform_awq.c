@@ -7,7 +7,8 @@
  *
  * r = 0, 1/20 .. 19/20, and s = 1, scored by sum over readers tr(E H E^T), E = W - Q(W s) / s, H the Gram matrix of the input. Then
  * each group's range is cut to the part of its largest weight that loses least on the group's own block of H; q and k are not
- * cut. Deviations: the Gram loss in place of a forward pass; v -> o under grouped queries, one scale per kv channel, exactly;
+ * cut. --awq-loss block: the candidates best by that measure are judged by the error of the block's output, the block run with each (the
+ * paper runs it for all). Deviations: the Gram loss in place of a forward pass; v -> o under grouped queries, one scale per kv channel, exactly;
  * scales only as far as what is kept stays representable. algorithms.md 7. */
 #include "quant/xform.h"
 
@@ -18,20 +19,23 @@
 
 #include <string.h>
 
-enum { SITES_ALL, SITES_NORMS, CLIP_AUTO = 0, CLIP_ON, CLIP_OFF, FAMILY_BOTH = 0, FAMILY_X, FAMILY_XW, CUTS = 10 };
+enum { SITES_ALL, SITES_NORMS, CLIP_AUTO = 0, CLIP_ON, CLIP_OFF, FAMILY_BOTH = 0, FAMILY_X, FAMILY_XW, LOSS_GRAM = 0, LOSS_BLOCK, CUTS = 10, FINALISTS = 6 };
 
-typedef struct awq_opts { int64_t ratios; int sites, clip, family, pow2; } awq_opts;
+typedef struct awq_opts { int64_t ratios; int sites, clip, family, pow2, loss; } awq_opts;
 
 static const lq_opt options[] = {
     {"awq-ratios", NULL, LQ_OPT_INT, offsetof(awq_opts, ratios), "N", "20", NULL, 1, 100, 0, "ratios tried: 0/N .. (N-1)/N, and no scale at all"},
     {"awq-scales", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, family), NULL, "both", "both|x|xw", 0, 0, 0, "from activations (llm-awq), with weights too (AutoAWQ), or both"},
     {"clip", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, clip), NULL, "auto", "auto|on|off", 0, 0, 0,
      "cut the ranges of weight groups; auto: unless the method searches its scales itself"},
+    {"awq-loss", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, loss), NULL, "gram", "gram|block", 0, 0, 0, "block: the best by the Gram matrix are judged by the block's output"},
     {"awq-sites", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, sites), NULL, "all", "all|norms", 0, 0, 0, "where to fold"},
     {"awq-pow2", NULL, LQ_OPT_SET, offsetof(awq_opts, pow2), NULL, NULL, NULL, 0, 0, 1, "powers of two only: the fold is bit-exact"},
     {0}};
 
 static bool wants(const void *opts, lq_site_kind kind) { return kind == LQ_SITE_NORM || ((const awq_opts *)opts)->sites == SITES_ALL; }
+
+static bool runs_block(const void *opts) { return ((const awq_opts *)opts)->loss == LOSS_BLOCK; }
 
 static uint32_t group_of(const lq_scheme *s, uint32_t cols) {
     bool grouped = s->scale.tile_r == 1 && s->scale.tile_c && cols % s->scale.tile_c == 0;
@@ -208,6 +212,29 @@ static lq_status choose(lq_ctx *ctx, const lq_xsite *x, const float *h, const fl
     return LQ_OK;
 }
 
+/* The best of doing nothing and of the FINALISTS with the least loss by the Gram, by what they do to the block's output. */
+static lq_status judge(lq_ctx *ctx, const lq_xsite *x, const float *h, const float *moment, candidates *c, uint32_t *best, double *before) {
+    double least = INFINITY, loss;
+    uint32_t found = 0;
+    if (!x->output_loss) return lq_fail(ctx, LQ_ERR_INTERNAL, "%s: no block to run", x->name);
+    LQ_TRY(score(ctx, x, h, moment, c->by_column, c->which, c->n, false, c->loss));
+    for (uint32_t turn = 0; turn <= FINALISTS && turn < c->n; turn++) {
+        uint32_t k = 0;
+        for (uint32_t i = 1; i < c->n && turn; i++)
+            if (isfinite(c->loss[i]) && (!k || c->loss[i] < c->loss[k])) k = i;
+        if (turn && !k) break;
+        if (k) c->loss[k] = INFINITY; /* had its turn */
+        LQ_TRY(x->output_loss(ctx, x, k ? c->by_column + (size_t)k * x->cols : NULL, moment, &loss));
+        if (!k) *before = loss;
+        if (!(loss < least)) continue;
+        least = loss;
+        found = k;
+    }
+    *best = found;
+    c->loss[found] = least;
+    return LQ_OK;
+}
+
 static lq_status apply(lq_ctx *ctx, const void *opts, const lq_xsite *x, float *s, lq_xchoice *choice) {
     const awq_opts *o = opts;
     bool any = false;
@@ -223,7 +250,7 @@ static lq_status apply(lq_ctx *ctx, const void *opts, const lq_xsite *x, float *
     if (!st) lq_proxy_hessian(&x->stats->gram, h);
     for (uint32_t i = 0; !st && i < x->cols; i++) moment[i] = h[(size_t)i * x->cols + i];
     if (!st) st = make(ctx, o, x, n_x, &c);
-    if (!st) st = choose(ctx, x, h, moment, &c, &best, &choice->loss_before);
+    if (!st) st = (o->loss == LOSS_BLOCK ? judge : choose)(ctx, x, h, moment, &c, &best, &choice->loss_before);
     if (!st) {
         memcpy(s, c.s + (size_t)best * x->scales, x->scales * sizeof *s);
         choice->loss = c.loss[best];
@@ -347,6 +374,7 @@ const lq_xform lq_xform_awq = {
     .needs = LQ_NEED_ABSMAX | LQ_NEED_GRAM,
     .opts = options,
     .opts_size = sizeof(awq_opts),
+    .runs_block = runs_block,
     .wants = wants,
     .apply = apply,
     .clip = clip,

@@ -7,6 +7,7 @@
 
 #include "calib/fold.h"
 #include "core/thread.h"
+#include "quant/block_loss.h"
 
 #include <math.h>
 #include <string.h>
@@ -31,6 +32,7 @@ typedef struct pass {
     uint32_t n_sites;
     decision *made;             /* [room] */
     uint32_t n_made, room;
+    lq_block_loss *judge;       /* of the block as this pass finds it; NULL: not asked for yet */
 } pass;
 
 lq_status lq_xforms_accept(road *r) {
@@ -41,6 +43,8 @@ lq_status lq_xforms_accept(road *r) {
         const char *why = NULL;
         bool any = false;
         if (x->accept) LQ_TRY(x->accept(r->ctx, rec->xform[i].opts));
+        if (x->runs_block && x->runs_block(rec->xform[i].opts) && r->run->opts.stats)
+            return lq_fail(r->ctx, LQ_ERR_USAGE, "--stats: %s is to judge by the block's output, which a file of statistics cannot show", x->name);
         for (int k = 0; k < LQ_SITE_KINDS; k++) {
             if (!x->wants(rec->xform[i].opts, (lq_site_kind)k)) continue;
             const char *no = lq_arch_no_site(a, &r->model->par, (lq_site_kind)k);
@@ -89,16 +93,58 @@ static lq_xreader reader_of(const pass *p, const lq_linear *lin) {
 }
 
 /* All linears that the scales of a site multiply. */
-static lq_status site_readers(pass *p, const lq_site *s, int32_t expert, lq_xreader **out, uint32_t *n) {
+static lq_status site_linears(pass *p, const lq_site *s, int32_t expert, lq_linear ***out, uint32_t *n) {
     const lq_layer *l = &p->r->model->layers[p->block];
     size_t most = (size_t)s->n * (l->n_experts ? l->n_experts : 1);
     *n = 0;
-    if (!(*out = LQ_NEWN(lq_xreader, most))) return lq_oom(p->r->ctx, most * sizeof **out);
+    if (!(*out = LQ_NEWN(lq_linear *, most))) return lq_oom(p->r->ctx, most * sizeof **out);
     for (uint32_t i = 0; i < s->n; i++) {
         bool every = lq_role_is_expert(s->reader[i]) && expert < 0;
-        for (int32_t e = every ? 0 : expert; e < (every ? (int32_t)l->n_experts : expert + 1); e++) (*out)[(*n)++] = reader_of(p, lq_layer_linear(l, s->reader[i], e));
+        for (int32_t e = every ? 0 : expert; e < (every ? (int32_t)l->n_experts : expert + 1); e++) (*out)[(*n)++] = lq_layer_linear(l, s->reader[i], e);
     }
     return LQ_OK;
+}
+
+static lq_status site_readers(pass *p, const lq_site *s, int32_t expert, lq_xreader **out, uint32_t *n) {
+    lq_linear **lin = NULL;
+    *out = NULL;
+    LQ_TRY(site_linears(p, s, expert, &lin, n));
+    *out = LQ_NEWN(lq_xreader, *n + 1);
+    for (uint32_t i = 0; i < *n && *out; i++) (*out)[i] = reader_of(p, lin[i]);
+    lq_free(lin);
+    return *out ? LQ_OK : lq_oom(p->r->ctx, (*n + 1) * sizeof **out);
+}
+
+/* Rounded weights stand in for those of a linear while the block runs. */
+static lq_status stand_in(const lq_xsite *x, const float *s, const float *moment, lq_linear *lin, void **kept) {
+    float *w = LQ_NEWN(float, (size_t)lin->rows * lin->cols);
+    const pass *p = x->user;
+    lq_status st = w ? lq_xform_pseudo(p->r->ctx, &lin->row->scheme, lin->w, lin->rows, lin->cols, s, x->fit, moment, w) : lq_oom(p->r->ctx, (size_t)lin->rows * lin->cols * 4);
+    if (st) return lq_free(w), st;
+    *kept = lin->w;
+    lin->w = w;
+    return LQ_OK;
+}
+
+static lq_status output_loss(lq_ctx *ctx, const lq_xsite *x, const float *s, const float *moment, double *loss) {
+    pass *p = x->user;
+    lq_linear **lin = NULL;
+    void **kept = NULL;
+    uint32_t n = 0;
+    if (!p->judge) LQ_TRY(lq_block_loss_new(p->r, p->block, &p->judge));
+    lq_status st = site_linears(p, x->site, x->expert, &lin, &n);
+    if (!st && !(kept = LQ_NEWN(void *, n + 1))) st = lq_oom(ctx, n * sizeof *kept);
+    for (uint32_t i = 0; i < n && !st; i++)
+        if (lin[i]->row->quantize) st = stand_in(x, s, moment, lin[i], &kept[i]);
+    if (!st) st = lq_block_loss_run(p->r, p->judge, loss);
+    for (uint32_t i = 0; kept && i < n; i++) {
+        if (!kept[i]) continue;
+        lq_free(lin[i]->w);
+        lin[i]->w = kept[i];
+    }
+    lq_free(kept);
+    lq_free(lin);
+    return st;
 }
 
 static lq_status tell(pass *p, const lq_xsite *x, const lq_xchoice *c) {
@@ -171,6 +217,7 @@ static lq_status on_stage(void *user, int32_t block, const lq_stage *stage, cons
     if (p->n_made == p->room) return lq_fail(p->r->ctx, LQ_ERR_INTERNAL, "more than %u stages", p->room);
     decision *d = &p->made[p->n_made];
     lq_xsite x = {.cols = stage->cols, .scales = stage->cols, .stats = stats, .settle = settle, .user = p};
+    if (!p->r->stats.n) x.output_loss = output_loss;
     const lq_method *m = p->r->plan.method;
     *d = (decision){.stage = *stage};
     d->site = x.site = site_at(p, stage, &d->expert, &d->s);
@@ -230,6 +277,7 @@ static void pass_free(pass *p) {
         for (uint32_t c = 0; c < p->made[k].stage.n; c++) lq_free(p->made[k].cut[c].limit);
     }
     lq_free(p->made);
+    lq_block_loss_free(&p->judge);
 }
 
 static lq_status mark(void *user, const lq_row *row) {

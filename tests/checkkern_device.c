@@ -74,7 +74,9 @@ static void check_product(const ck_probe *p, const lq_packed *m, uint32_t r, con
 
 static const lq_device *device_of(const ck_probe *p) { return p->dtype == LQ_F16 ? lq_device_cuda() : lq_device_emu(); }
 
-static void one_shape(const ck_probe *p, const lq_packed *m, uint32_t n, lq_rng *rng) {
+typedef const char *(*product)(const lq_device_matrix *m, const float *x, uint32_t n, float *y);
+
+static void one_shape(const ck_probe *p, product multiply, const lq_packed *m, uint32_t n, lq_rng *rng) {
     const lq_device *d = device_of(p);
     lq_device_matrix dm;
     size_t nx = (size_t)n * m->q.cols, ny = (size_t)n * m->q.rows, np = lq_packed_x_bytes(m, n);
@@ -84,7 +86,7 @@ static void one_shape(const ck_probe *p, const lq_packed *m, uint32_t n, lq_rng 
     ck_floats(x, nx, rng, false);
     assert_true(d->put(dx, x, 4 * nx));
     for (int run = 0; run < 2; run++) {
-        const char *why = d->gemv(&dm, dx, n, dy);
+        const char *why = multiply(&dm, dx, n, dy);
         if (why) fail_msg("%s, %u x %u: %s", p->name, m->q.rows, m->q.cols, why);
         assert_true(d->get(run ? again : y, dy, 4 * ny));
     }
@@ -101,19 +103,20 @@ static void one_shape(const ck_probe *p, const lq_packed *m, uint32_t n, lq_rng 
     free(again);
 }
 
-static void device_gemv_is_within_its_bound(void **state) {
-    static const uint32_t tokens[] = {1, 2, 5, 8, 9};
-    const ck_probe *p = *state;
+static void products_are_near(const ck_probe *p, product multiply, const uint32_t tokens[5]) {
     lq_rng rng = ck_start(p->name);
     ck_worst = 0;
     for (size_t i = 0; i < SHAPES; i++) {
         lq_packed m;
         if (!make(p, i, (int)i, &rng, &m)) continue;
-        one_shape(p, &m, tokens[i % 5], &rng);
+        one_shape(p, multiply, &m, tokens[i % 5], &rng);
         lq_packed_free(&m);
     }
     print_message("    %s: worst error %.2f of 2^-11 sum|wx|\n", p->name, ck_worst);
 }
+
+static void device_gemv_is_within_its_bound(void **state) { products_are_near(*state, device_of(*state)->gemv, (const uint32_t[]){1, 2, 5, 8, 9}); }
+static void device_gemm_is_within_its_bound(void **state) { products_are_near(*state, device_of(*state)->ops->gemm, (const uint32_t[]){9, 64, 1, 33, 70}); }
 
 static const lq_act rounded[] = {{.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = 128}};
 
@@ -209,14 +212,21 @@ static bool whole(const lq_scheme *s) {
     return !(s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_IQ4) && lq_packed_fits(&a, 16, 3840);
 }
 
+static void add_for(const lq_device *d, const ck_variant *v, const ck_scheme *s, lq_dtype t) {
+    if (!d->available()) return;
+    ck_add(device_gemv_is_within_its_bound, "device_gemv", v, s, t);
+    ck_add(device_gemm_is_within_its_bound, "device_gemm", v, s, t);
+    if (whole(&s->s)) ck_add(device_idot_is_whole, "device_idot", v, s, t);
+}
+
 void ck_device_add(const ck_variant *c) {
     static const ck_variant names[] = {{.name = "cuda"}, {.name = "emu"}};
     for (const ck_scheme *s = ck_all_schemes(); s->name; s++) {
         if (!lq_packed_fits(&s->s, 16, 3840)) continue;
         ck_add(device_layout_gives_back_every_code, "device_layout", c, s, LQ_NONE);
-        if (lq_device_emu()->available()) ck_add(device_gemv_is_within_its_bound, "device_gemv", &names[1], s, LQ_F32);
-        if (lq_device_cuda()->available()) ck_add(device_gemv_is_within_its_bound, "device_gemv", &names[0], s, LQ_F16);
-        if (lq_device_emu()->available() && whole(&s->s)) ck_add(device_idot_is_whole, "device_idot", &names[1], s, LQ_F32);
-        if (lq_device_cuda()->available() && whole(&s->s)) ck_add(device_idot_is_whole, "device_idot", &names[0], s, LQ_F16);
+        add_for(lq_device_emu(), &names[1], s, LQ_F32);
+        add_for(lq_device_cuda(), &names[0], s, LQ_F16);
     }
+    if (lq_device_emu()->available()) ck_device_ops_add(&names[1], LQ_F32);
+    if (lq_device_cuda()->available()) ck_device_ops_add(&names[0], LQ_F16);
 }

@@ -411,6 +411,11 @@ static void codes_of_zero_and_of_tiny_activations_are_zero(void **state) {
     x[1] = -254, x[3] = 1; /* a tie goes to the even code */
     assert_int_equal(lq_act_quantize(&a, 0, NULL, x, 4, code, &step), 4);
     assert_true(step == 2 && code[1] == -127 && code[3] == 0);
+    a.scope = 2, x[1] = -1; /* a step in F16 */
+    x[3] = 0.5f;
+    assert_int_equal(lq_act_quantize(&a, 0, NULL, x, 4, code, &step), 4);
+    assert_true(step == lq_f16_f32(lq_f32_f16(1 / 127.0f)) && step != 1 / 127.0f && code[1] == -127 && code[3] == 64);
+    a.scope = 0, x[1] = -254, x[3] = 1;
     a.kind = LQ_ACT_STATIC; /* saturates */
     assert_int_equal(lq_act_quantize(&a, 0.5f, NULL, x, 4, code, &step), 4);
     assert_true(step == 0.5f && code[1] == -127 && code[3] == 2);

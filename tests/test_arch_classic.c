@@ -53,7 +53,7 @@ static void off_final_shift(fixture *f) { f->m->outer.shift[LQ_R_FINAL_NORM] = N
 static void off_attn_gain(fixture *f) { EACH(l) l->norm[LQ_R_ATTN_NORM] = NULL; }
 static void off_mlp_gain(fixture *f) { EACH(l) l->norm[LQ_R_MLP_NORM] = NULL; }
 static void off_final_gain(fixture *f) { f->m->outer.norm[LQ_R_FINAL_NORM] = NULL; }
-static void off_positions(fixture *f) { f->m->outer.lin[LQ_R_POS_EMBED].rows = 0; }
+static void off_positions(fixture *f) { memset(f->m->outer.lin[LQ_R_POS_EMBED].w, 0, (size_t)f->m->outer.lin[LQ_R_POS_EMBED].rows * f->m->outer.lin[LQ_R_POS_EMBED].cols * sizeof(float)); }
 static void half_of(lq_linear *l) { memset(l->w, 0, (size_t)l->rows / 2 * l->cols * sizeof(float)); }
 static void off_proj_in(fixture *f) { half_of(&f->m->outer.lin[LQ_R_PROJ_IN]); }
 static void off_proj_out(fixture *f) { half_of(&f->m->outer.lin[LQ_R_PROJ_OUT]); }

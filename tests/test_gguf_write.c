@@ -81,6 +81,119 @@ static void what_is_put_is_read_and_copied_again(void **state) {
     lq_remove_tree(NULL, dir);
 }
 
+static void a_key_is_taken_out_or_said_otherwise_and_the_others_stay(void **state) {
+    (void)state;
+    static const char *const keys[] = {"general.architecture", "a.u32", "a.f32", "a.bool", "a.bytes", "a.texts", "a.floats"};
+    static const char *const wrong[] = {"a.u32", "=int:1", "a.u32=int", "a.u32=int:x", "a.u32=int:1.5", "a.u32=bool:yes", "a.u32=u8:1", "a.u32=int:5000000000"};
+    for (size_t i = 0; i < 7; i++) {
+        lq_ctx ctx = {0};
+        lq_gguf_meta *m, *want;
+        assert_int_equal(lq_gguf_meta_new(&ctx, 0, &m) | lq_gguf_meta_new(&ctx, 0, &want), LQ_OK);
+        put_some(m);
+        assert_true(lq_gguf_drop(m, keys[i]) && !lq_gguf_drop(m, keys[i]) && !lq_gguf_drop(m, "a."));
+        assert_int_equal(m->n_kv, 6);
+        for (size_t k = 0; k < 7; k++) assert_true(lq_gguf_drop(m, keys[k]) == (k != i));
+        assert_true(m->kv.n == 0 && m->n_kv == 0);
+        put_some(m);
+        lq_gguf_put_u32(want, "a", 3);
+        assert_int_equal(lq_gguf_override(&ctx, m, "a=int:-3"), LQ_OK); /* as there: of an integer the size */
+        assert_memory_equal(m->kv.v + m->kv.n - want->kv.n, want->kv.v, want->kv.n);
+        assert_int_equal(lq_gguf_override(&ctx, m, "a=str:x=y:z"), LQ_OK);
+        assert_int_equal(m->n_kv, 8);
+        for (size_t k = 0; k < sizeof wrong / sizeof *wrong; k++) assert_int_equal(lq_gguf_override(&ctx, m, wrong[k]), LQ_ERR_USAGE);
+        assert_int_equal(m->n_kv, 8);
+        lq_gguf_meta_free(&m);
+        lq_gguf_meta_free(&want);
+    }
+}
+
+/* n tensors "t0" ... of 8 floats: i, i + 1/8 ... */
+static void write_tensors(const char *at, size_t first, size_t n, bool hashed) {
+    lq_ctx ctx = {0};
+    lq_gguf_meta *m;
+    lq_gguf_writer *w;
+    char names[8][4];
+    lq_gguf_info infos[8];
+    assert_int_equal(lq_gguf_meta_new(&ctx, 0, &m), LQ_OK);
+    put_some(m);
+    m->hashed = hashed;
+    for (size_t i = 0; i < n; i++) {
+        snprintf(names[i], sizeof names[i], "t%zu", (first + i) % 10);
+        infos[i] = (lq_gguf_info){.name = names[i], .dtype = LQ_F32, .ndim = 1, .ne = {8}};
+    }
+    assert_int_equal(lq_gguf_create(&ctx, at, m, infos, n, &w), LQ_OK);
+    for (size_t i = 0; i < n; i++) {
+        float x[8];
+        for (int k = 0; k < 8; k++) x[k] = (float)(first + i) + (float)k / 8;
+        assert_int_equal(lq_gguf_write(&ctx, w, infos[i].offset, x, sizeof x), LQ_OK);
+    }
+    assert_int_equal(lq_gguf_finish(&ctx, &w), LQ_OK);
+    lq_gguf_meta_free(&m);
+}
+
+static void a_file_says_the_hash_of_its_data(void **state) {
+    (void)state;
+    lq_ctx ctx = {0};
+    lq_file f;
+    lq_gguf *g;
+    char hex[65];
+    fresh_dir();
+    write_tensors(path, 0, 3, true);
+    assert_int_equal(lq_file_open(&ctx, path, &f), LQ_OK);
+    assert_int_equal(lq_gguf_open(&ctx, &f, &g), LQ_OK);
+    assert_int_equal(lq_gguf_kv_count(g), 9);
+    assert_int_equal(lq_gguf_hash(&ctx, &f, lq_gguf_tensor_at(g, 0)->offset, hex), LQ_OK);
+    assert_string_equal(lq_gguf_str(lq_gguf_find(g, LQ_GGUF_KEY_HASH), 0, NULL), hex);
+    assert_int_equal(lq_gguf_bits(lq_gguf_find(g, LQ_GGUF_KEY_BYTES), 0), 96);
+    assert_int_equal(f.size - lq_gguf_tensor_at(g, 0)->offset, 96);
+    lq_gguf_free(&g);
+    lq_file_close(&f);
+    lq_remove_tree(NULL, dir);
+}
+
+static void a_file_falls_into_the_parts_of_another(void **state) {
+    (void)state;
+    static const size_t first[3] = {0, 2, 3}, count[3] = {2, 1, 2}; /* t5 of the whole is in no part of the model */
+    lq_ctx ctx = {0};
+    char like[3][128], *parts[3] = {like[0], like[1], like[2]};
+    fresh_dir();
+    for (size_t k = 0; k < 3; k++) {
+        snprintf(like[k], sizeof like[k], "%s/like%zu.gguf", dir, k);
+        write_tensors(like[k], first[k], count[k], false);
+    }
+    write_tensors(path, 0, 6, true);
+    assert_int_equal(lq_gguf_split_like(&ctx, path, parts, 1, false), LQ_OK);
+    assert_true(lq_path_exists(path));
+    assert_int_equal(lq_gguf_split_like(&ctx, path, parts, 3, false), LQ_OK);
+    assert_false(lq_path_exists(path));
+    for (size_t k = 0; k < 3; k++) {
+        lq_file f;
+        lq_gguf *g;
+        char *name = lq_gguf_part_name(path, k, 3), hex[65];
+        assert_int_equal(lq_file_open(&ctx, name, &f), LQ_OK);
+        assert_int_equal(lq_gguf_open(&ctx, &f, &g), LQ_OK);
+        assert_int_equal(lq_gguf_count(g), count[k] + (k == 0));
+        assert_int_equal(lq_gguf_kv_count(g), k ? 5 : 12);
+        assert_true(lq_gguf_num(lq_gguf_find(g, "split.no"), 0) == (double)k && lq_gguf_num(lq_gguf_find(g, "split.count"), 0) == 3 && lq_gguf_num(lq_gguf_find(g, "split.tensors.count"), 0) == 6);
+        for (size_t i = 0; i < lq_gguf_count(g); i++) {
+            const lq_gguf_tensor *t = lq_gguf_tensor_at(g, i);
+            float x[8];
+            assert_int_equal(lq_file_read(&ctx, &f, t->offset, x, sizeof x), LQ_OK);
+            assert_true(x[0] == (float)(t->name[1] - '0') && x[7] == x[0] + 0.875f);
+        }
+        assert_int_equal(lq_gguf_hash(&ctx, &f, lq_gguf_tensor_at(g, 0)->offset, hex), LQ_OK);
+        assert_string_equal(lq_gguf_str(lq_gguf_find(g, LQ_GGUF_KEY_HASH), 0, NULL), hex);
+        lq_gguf_free(&g);
+        lq_file_close(&f);
+        lq_free(name);
+    }
+    write_tensors(path, 0, 6, true);
+    assert_int_equal(lq_gguf_split_like(&ctx, path, parts, 3, false), LQ_ERR_IO); /* the names are taken */
+    assert_true(lq_path_exists(path));
+    assert_int_equal(lq_gguf_split_like(&ctx, path, parts, 3, true), LQ_OK);
+    lq_remove_tree(NULL, dir);
+}
+
 static void a_tensor_that_gguf_cannot_hold_is_refused(void **state) {
     (void)state;
     lq_ctx ctx = {0};
@@ -286,6 +399,8 @@ static void a_broken_importance_matrix_is_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_put_is_read_and_copied_again), cmocka_unit_test(a_tensor_that_gguf_cannot_hold_is_refused),
+        cmocka_unit_test(a_key_is_taken_out_or_said_otherwise_and_the_others_stay), cmocka_unit_test(a_file_says_the_hash_of_its_data),
+        cmocka_unit_test(a_file_falls_into_the_parts_of_another),
         cmocka_unit_test(every_architecture_is_written_or_refused_by_name), cmocka_unit_test(rows_of_q_are_paired_and_experts_stacked),
         cmocka_unit_test(the_vocabulary_gives_the_same_ids), cmocka_unit_test(an_importance_matrix_survives_both_forms), cmocka_unit_test(a_broken_importance_matrix_is_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -363,6 +363,42 @@ static void awq_reports_the_true_loss_and_gains_on_outlier_channels(void **state
     bench_free(&b);
 }
 
+/* A block whose output gets worse from call to call, but for the fourth. */
+typedef struct asked { int calls; bool nothing_first; float fourth[96]; } asked;
+static lq_status fourth_is_best(lq_ctx *ctx, const lq_xsite *x, const float *s, const float *moment, double *loss) {
+    asked *a = x->user;
+    (void)ctx, (void)moment;
+    if (!a->calls) a->nothing_first = !s;
+    *loss = ++a->calls == 4 ? 1 : 10 + a->calls;
+    if (a->calls == 4) memcpy(a->fourth, s, x->cols * sizeof *s);
+    return LQ_OK;
+}
+
+static void awq_asked_for_the_block_takes_the_scales_with_the_best_output(void **state) {
+    (void)state;
+    enum { COLS = 96 };
+    bench b;
+    lq_scheme target = lq_scheme_int(3, 32, false);
+    const lq_xform *awq = xform_named("awq");
+    void *opts = defaults_of(awq);
+    lq_optset sets[] = {{awq->opts, opts, NULL}, {0}};
+    asked a = {0};
+    float s[COLS];
+    lq_xchoice c = {.loss = -1};
+    assert_false(awq->runs_block(opts));
+    assert_int_equal(lq_opts_set(NULL, sets, "awq-loss", "block"), LQ_OK);
+    assert_true(awq->runs_block(opts));
+    bench_init(&b, COLS, COLS, 300, 30, &target, LQ_FIT_MINMAX);
+    b.xs.output_loss = fourth_is_best;
+    b.xs.user = &a;
+    for (int j = 0; j < COLS; j++) s[j] = 1;
+    assert_int_equal(awq->apply(NULL, opts, &b.xs, s, &c), LQ_OK);
+    assert_true(a.calls > 4 && a.nothing_first && c.loss_before == 11 && c.loss == 1);
+    assert_memory_equal(s, a.fourth, sizeof s);
+    lq_free(opts);
+    bench_free(&b);
+}
+
 static double block_loss(const bench *b, const float *w, const float *q, uint32_t rows, uint32_t group) {
     double sum = 0;
     for (uint32_t r = 0; r < rows; r++)
@@ -546,6 +582,7 @@ int main(void) {
         cmocka_unit_test(every_missing_site_has_a_reason_in_the_table),
         cmocka_unit_test(every_transform_is_deterministic_and_never_loses_by_its_own_measure),
         cmocka_unit_test(awq_reports_the_true_loss_and_gains_on_outlier_channels),
+        cmocka_unit_test(awq_asked_for_the_block_takes_the_scales_with_the_best_output),
         cmocka_unit_test(the_clip_never_raises_the_error_of_a_group),
         cmocka_unit_test(smoothing_mends_planted_outliers),
         cmocka_unit_test(channels_the_sample_never_reached_keep_their_scale),

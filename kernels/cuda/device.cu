@@ -3,6 +3,7 @@
 /* The device "cuda": the first GPU of the machine, behind the C names of cuda.h. */
 #include "kernels/cuda/gemv.cuh"
 #include "kernels/cuda/idot.cuh"
+#include "kernels/cuda/ops.cuh"
 
 #include <cstdio>
 
@@ -24,10 +25,42 @@ static void *take(size_t n) {
     return cudaMalloc(&p, n ? n : 1) == cudaSuccess ? p : nullptr;
 }
 static void release(void *p) { cudaFree(p); }
-static bool put(void *to, const void *from, size_t n) { return cudaMemcpy(to, from, n, cudaMemcpyHostToDevice) == cudaSuccess; }
-static bool get(void *to, const void *from, size_t n) { return cudaMemcpy(to, from, n, cudaMemcpyDeviceToHost) == cudaSuccess; }
+
+/* ---- one stream for everything ---- */
+
+static const char *said(cudaError_t e) { return e == cudaSuccess ? nullptr : cudaGetErrorString(e); }
+static const char *wait() { return said(cudaStreamSynchronize(lq_stream)); }
+static bool copy(void *to, const void *from, size_t n, cudaMemcpyKind way) {
+    return cudaMemcpyAsync(to, from, n, way, lq_stream) == cudaSuccess && cudaStreamSynchronize(lq_stream) == cudaSuccess;
+}
+static bool put(void *to, const void *from, size_t n) { return copy(to, from, n, cudaMemcpyHostToDevice); }
+static bool get(void *to, const void *from, size_t n) { return copy(to, from, n, cudaMemcpyDeviceToHost); }
+
+/* ---- recorded passes ---- */
+
+static const char *record() {
+    if (!lq_stream) return "no stream to record";
+    return said(cudaStreamBeginCapture(lq_stream, cudaStreamCaptureModeThreadLocal));
+}
+
+static const char *end(void **pass) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t exec = nullptr;
+    cudaError_t e = cudaStreamEndCapture(lq_stream, &graph);
+    if (e == cudaSuccess) e = cudaGraphInstantiate(&exec, graph, 0);
+    if (graph) cudaGraphDestroy(graph);
+    *pass = exec;
+    return said(e);
+}
+
+static const char *replay(void *pass) { return said(cudaGraphLaunch((cudaGraphExec_t)pass, lq_stream)); }
+
+static void forget(void *pass) {
+    if (pass) cudaGraphExecDestroy((cudaGraphExec_t)pass);
+}
 
 extern "C" const lq_device *lq_device_cuda(void) {
-    static const lq_device d = {"cuda", available, describe, take, release, put, get, nullptr, nullptr, nullptr, nullptr, nullptr, gemv::all_tokens, idot::all_tokens, nullptr};
+    static const lq_device d = {"cuda", available, describe, take, release, put, get, record, end, replay, forget, wait, gemv::all_tokens, idot::all_tokens, &ops::table};
+    if (!lq_stream && available() && cudaStreamCreate(&lq_stream) != cudaSuccess) lq_stream = nullptr; /* then the one that is always there */
     return &d;
 }

@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE)
         m, l.panel,
         [&](uint32_t k0) {
             load_panel(m, x, n, k0, l, st);
-            fill_steps(m, k0, l, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
+            fill_steps(m, blockIdx.x, k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
             __syncthreads();
             if (!sums) return;
             sum_panel(n, l, st);
@@ -202,8 +202,7 @@ template <int F0, int F1, int KIND, bool FINE> static const char *start(const lq
 }
 
 template <int F0, int F1, int KIND> static const char *pick_flush(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
-    bool whole = m.segs == 1 || (m.seg & (0u - m.seg)) >= (uint32_t)shape<F0, F1>::CHUNK;
-    return whole ? start<F0, F1, KIND, false>(m, x, n, y) : start<F0, F1, KIND, true>(m, x, n, y);
+    return is_fine<F0, F1>(m) ? start<F0, F1, KIND, true>(m, x, n, y) : start<F0, F1, KIND, false>(m, x, n, y);
 }
 
 static const char *pick(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {

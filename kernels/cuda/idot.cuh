@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(WARPS *LANES, F1 ? 2 : 3) run(const __grid_con
         m, l.panel,
         [&](uint32_t k0) {
             load_panel(in, n, k0, l, st);
-            if (MODE != ROW) fill_steps(m, k0, l, st.steps, [&](segment v) { return step_of(m, v); });
+            if (MODE != ROW) fill_steps(m, blockIdx.x, k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of(m, v); });
             __syncthreads();
             if (MODE == ROW) return;
             sum_panel(m, in, n, k0, l, st);
@@ -156,7 +156,7 @@ template <int F0, int F1> static const char *pick_mode(const lq_device_matrix &m
     /* 2^31 holds 127 * 255 * 65536 but not every sum 16 times too large */
     bool holds = (uint64_t)m.cols * 127 * ((1u << m.bits) - 1) << excess<F0, F1>::BITS >> 31 == 0;
     if (m.segs == 1 && holds) return start<F0, F1, ROW>(m, in, n, y);
-    return m.segs == 1 || (m.seg & (0u - m.seg)) >= (uint32_t)shape<F0, F1>::CHUNK ? start<F0, F1, CHUNK>(m, in, n, y) : start<F0, F1, FINE>(m, in, n, y);
+    return is_fine<F0, F1>(m) ? start<F0, F1, FINE>(m, in, n, y) : start<F0, F1, CHUNK>(m, in, n, y);
 }
 
 static const char *pick(const lq_device_matrix &m, const acts &in, uint32_t n, float *y) {

@@ -56,7 +56,14 @@ LQ_OP float lq_float(uint16_t h) {
 /* 0 + step (s sum - z ones), every operation rounded: what packed_idot says, never a fused one. */
 LQ_OP double lq_scaled(double step, double s, double sum, double z, double ones) { return __dadd_rn(0.0, __dmul_rn(step, __dsub_rn(__dmul_rn(s, sum), __dmul_rn(z, ones)))); }
 
-LQ_OP float lq_shuffle_xor(float v, int lanes) { return __shfl_xor_sync(0xffffffffu, v, lanes); }
+template <typename T> LQ_OP T lq_shuffle_xor(T v, int lanes) { return __shfl_xor_sync(0xffffffffu, v, lanes); }
+
+/* Rounded each by itself, never fused with another. */
+LQ_OP float lq_mul(float a, float b) { return __fmul_rn(a, b); }
+LQ_OP float lq_add(float a, float b) { return __fadd_rn(a, b); }
+LQ_OP float lq_sub(float a, float b) { return __fsub_rn(a, b); }
+LQ_OP uint32_t lq_bits_of(float v) { return __float_as_uint(v); }
+LQ_OP float lq_of_bits(uint32_t u) { return __uint_as_float(u); }
 
 LQ_OP void lq_mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
 #if __CUDA_ARCH__ >= 800

@@ -95,8 +95,8 @@ static __device__ __forceinline__ segment load_segment(const lq_device_matrix &m
 static __device__ __forceinline__ bool has_sums(const lq_device_matrix &m) { return m.zero_kind == LQ_ZERO_MIN || (m.zero_kind == LQ_ZERO_CODE && m.zero != LQ_U8); }
 
 /* The codes of a lane: its 16 bytes of every tile of a chunk. */
-template <int F0, int F1> static __device__ __forceinline__ const uint4 *lane_codes(const lq_device_matrix &m, uint32_t chunk) {
-    return (const uint4 *)m.codes + ((size_t)blockIdx.x * m.chunks + chunk) * shape<F0, F1>::LOADS * LANES + threadIdx.x % LANES;
+template <int F0, int F1> static __device__ __forceinline__ const uint4 *lane_codes(const lq_device_matrix &m, uint32_t tile, uint32_t chunk) {
+    return (const uint4 *)m.codes + ((size_t)tile * m.chunks + chunk) * shape<F0, F1>::LOADS * LANES + threadIdx.x % LANES;
 }
 
 template <int F0, int F1> static __device__ __forceinline__ void load_chunk(const uint4 *p, uint32_t w[]) {
@@ -120,7 +120,7 @@ template <int F0, int F1, typename Fill, typename Use> static __device__ __force
     typedef shape<F0, F1> S;
     enum { TURN = S::RING * WARPS, NEXT = WARPS * S::LOADS * LANES };
     const uint32_t warp = threadIdx.x / LANES;
-    const uint4 *p = lane_codes<F0, F1>(m, warp);
+    const uint4 *p = lane_codes<F0, F1>(m, blockIdx.x, warp);
     int left = (int)m.chunks - (int)warp; /* chunks from this warp's next one on */
     uint32_t ring[S::RING][S::WORDS];
 LQ_UNROLL
@@ -142,11 +142,12 @@ LQ_UNROLL
     }
 }
 
-/* The factors and offsets of a panel: of(segment) says what a lane wants of one row's. */
-template <typename Of> static __device__ __forceinline__ void fill_steps(const lq_device_matrix &m, uint32_t k0, const layout &l, float *steps, Of of) {
-    for (uint32_t i = threadIdx.x; i < l.spans * 16; i += WARPS * LANES) {
-        uint32_t row = i % 16, k = ((k0 >> l.span) + i / 16) << l.span, seg = m.segs == 1 ? 0 : k / m.seg;
-        segment v = of(load_segment(m, blockIdx.x, seg < m.segs ? seg : m.segs - 1, (int)row));
+/* The factors and offsets of a panel's spans, by `threads` threads of which this is `thread`: of(segment) says what a lane wants of one row's. */
+template <typename Of>
+static __device__ __forceinline__ void fill_steps(const lq_device_matrix &m, uint32_t tile, uint32_t k0, uint32_t span, uint32_t spans, uint32_t thread, uint32_t threads, float *steps, Of of) {
+    for (uint32_t i = thread; i < spans * 16; i += threads) {
+        uint32_t row = i % 16, k = ((k0 >> span) + i / 16) << span, seg = m.segs == 1 ? 0 : k / m.seg;
+        segment v = of(load_segment(m, tile, seg < m.segs ? seg : m.segs - 1, (int)row));
         float *to = steps + (i / 16 * 8 + row % 8) * 4 + row / 8;
         to[0] = v.s;
         to[2] = v.z;
@@ -159,14 +160,21 @@ static inline uint32_t log2_of(uint32_t v) {
     return n;
 }
 
+static inline uint32_t span_of(const lq_device_matrix &m) { return m.segs == 1 ? 30 : log2_of(m.seg & (0u - m.seg)); }
+template <int F0, int F1> static inline uint32_t unit_of(const lq_device_matrix &m) {
+    return span_of(m) < log2_of(shape<F0, F1>::CHUNK) ? span_of(m) : log2_of(shape<F0, F1>::CHUNK);
+}
+/* Has a chunk several units? */
+template <int F0, int F1> static inline bool is_fine(const lq_device_matrix &m) { return 1u << unit_of<F0, F1>(m) < (uint32_t)shape<F0, F1>::CHUNK; }
+
 /* Panels hold whole turns of the ring, so that a warp's place in it is the same at the start of each. x: bytes of an activation, unit_bytes: of the sums of
  * a unit. False: not even one turn fits into `most` bytes beside `fixed`. */
 template <int F0, int F1> static bool plan(const lq_device_matrix &m, bool steps, uint32_t n, size_t x, size_t unit_bytes, size_t fixed, size_t most, layout *l) {
     typedef shape<F0, F1> S;
     enum { PAD = 16, TURN = S::CHUNK * WARPS * S::RING, GOOD = 32 << 10 };
     const uint32_t all = (m.chunks * S::CHUNK + TURN - 1) / TURN;
-    l->span = m.segs == 1 ? 30 : log2_of(m.seg & (0u - m.seg));
-    l->unit = l->span < log2_of(S::CHUNK) ? l->span : log2_of(S::CHUNK);
+    l->span = span_of(m);
+    l->unit = unit_of<F0, F1>(m);
     for (uint32_t turns = all; turns; turns = turns > 1 ? (turns + 1) / 2 : 0) {
         l->panel = turns * TURN;
         l->ld = l->panel + PAD;

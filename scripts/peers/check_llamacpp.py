@@ -3,13 +3,13 @@
 # Copyright the lquant authors
 """Does llama.cpp mean the same by a GGUF as lquant?
 
-    check_llamacpp.py GGUF [GGUF ...] -f TEXT --bin DIR [--lquant BIN] [--ctx 256] [--chunks 4] [--folder HF] [--plain] [--json FILE]
+    check_llamacpp.py GGUF [GGUF ...] -f TEXT --bin DIR [--lquant BIN] [--ctx 256] [--chunks 4] [--folder HF] [--plain] [--rounded] [--json FILE]
 
 DIR: where llama-tokenize, llama-perplexity and llama-quantize lie. Compared are
   token ids   llama-tokenize's of TEXT and lquant's (tool_tokenize), one by one; with --folder, those of its tokenizer.json too;
   NLL         llama-perplexity -c CTX against `lquant eval --protocol llamacpp-512 --ctx CTX`: within its printed error and 5e-3 nats.
               llama.cpp rounds activations to 8 bits before it multiplies quantized weights; --plain lets llama-quantize decode the file
-              to F32 first, and the bound is 5e-4 then;
+              to F32 first, and the bound is 5e-4 then; --rounded lets lquant round activations alike (`eval --activations ggml`);
   weights     every tensor as gguf-py's dequantize() decodes it, renamed and unpermuted, against `lquant convert --dequantize f32`:
               bit for bit. Types gguf-py cannot decode are decoded by llama-quantize itself.
 Exit status 1 when something differs, 2 when a program fails. Made with llama.cpp of October 2026, gguf 0.19.
@@ -48,6 +48,7 @@ def arguments():
     a.add_argument("--characters", type=int, default=100000, help="of TEXT whose ids are compared")
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--plain", action="store_true")
+    a.add_argument("--rounded", action="store_true")
     a.add_argument("--no-weights", action="store_true")
     a.add_argument("--no-nll", action="store_true")
     a.add_argument("--json", default="")
@@ -74,7 +75,7 @@ def token_ids(a, path):
 def perplexity(a, path):
     # F32 keys and values: lquant's eval keeps them so
     cmd = [os.path.join(a.bin, "llama-perplexity"), "-m", path, "-f", a.text, "-c", str(a.ctx), "-b", str(a.ctx), "--chunks", str(a.chunks), "-t", str(a.threads), "-ctk", "f32", "-ctv", "f32", "-fa", "off"]
-    for _ in range(3):  # its log is written by a thread that the exit sometimes overtakes
+    for _ in range(12):  # its log is written by a thread that the exit sometimes overtakes
         r = subprocess.run(cmd, capture_output=True, text=True)
         said = re.search(r"Final estimate: PPL = ([0-9.]+) \+/- ([0-9.]+)", r.stdout + r.stderr)
         if r.returncode or said:
@@ -136,14 +137,14 @@ def check(a, path):
     parts.append(f"{n} ids " + (f"DIFFER from {', '.join(differ)}" if differ else "equal"))
     with tempfile.TemporaryDirectory() as tmp:
         if not a.no_nll:
-            ours = common.evaluated(a.lquant, path, a.text, a.ctx, a.chunks, a.threads, "llamacpp-512")
+            ours = common.evaluated(a.lquant, path, a.text, a.ctx, a.chunks, a.threads, "llamacpp-512", ["--activations", "ggml"] if a.rounded else [])
             ppl, err = perplexity(a, plain(a, path, os.path.join(tmp, "f32.gguf")) if a.plain else path)
             bound = 5e-4 if a.plain else min(5e-3, err / ppl)
-            out |= {"nll_lquant": ours["nll"], "nll_runtime": math.log(ppl), "difference": ours["nll"] - math.log(ppl), "bound": bound, "chunks": a.chunks,
+            out |= {"rounded": a.rounded, "plain": a.plain, "nll_lquant": ours["nll"], "nll_runtime": math.log(ppl), "difference": ours["nll"] - math.log(ppl), "bound": bound, "chunks": a.chunks,
                     "protocol": ours["protocol"], "bits_per_weight": ours.get("bits_per_weight_all")}
             good = abs(out["difference"]) <= bound
             out["ok"] &= good
-            parts.append(f"{ours['protocol']}, {a.chunks} chunks: PPL {ppl:.4f} +/- {err:.4f} there, {math.exp(ours['nll']):.4f} lquant, "
+            parts.append(f"{ours['protocol']}{', activations rounded alike' if a.rounded else ', decoded' if a.plain else ''}, {a.chunks} chunks: PPL {ppl:.4f} +/- {err:.4f} there, {math.exp(ours['nll']):.4f} lquant, "
                          f"difference {out['difference']:+.2e} nats (bound {bound:.1e}){'' if good else ' TOO FAR'}")
         if not a.no_weights:
             known = common.decoded(a.lquant, path)

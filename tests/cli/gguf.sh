@@ -18,7 +18,8 @@ quantize_takes_llama_quantizes_arguments() { # test
     ok "$lquant" convert --dtype f32 "$tiny" "$tmp/a.gguf"
     ok "$lquant" quantize "$tmp/a.gguf" "$tmp/q.gguf" q8_0 2
     ok "$lquant" quantize -t 1 "$tiny" "$tmp/r.gguf" 7
-    cmp -s "$tmp/q.gguf" "$tmp/r.gguf" || fail "from a folder it is another file than from its GGUF"
+    ok "$lquant" diff "$tmp/q.gguf" "$tmp/r.gguf"
+    tail -c 100000 "$tmp/q.gguf" >"$tmp/q" && tail -c 100000 "$tmp/r.gguf" | cmp -s "$tmp/q" || fail "from a folder it is another file than from its GGUF" # but for what they say of their input
     ok "$lquant" eval "$tmp/q.gguf" -f "$text" --chunks 1
     expect 4 "allow-requantize" "$lquant" quantize "$tmp/q.gguf" "$tmp/s.gguf" Q4_0
     ok "$lquant" quantize --allow-requantize "$tmp/q.gguf" "$tmp/s.gguf" Q4_0
@@ -27,6 +28,57 @@ quantize_takes_llama_quantizes_arguments() { # test
     expect 2 "unknown type" "$lquant" quantize "$tmp/a.gguf" "$tmp/u.gguf" IQ2_XS
     expect 2 "arguments" "$lquant" quantize "$tmp/a.gguf"
     absent "$tmp/u.gguf"
+}
+
+a_gguf_says_how_it_was_made_and_verify_holds_it_to_that() { # test
+    ok "$lquant" quantize --override-kv general.name=str:Other --override-kv llama.context_length=int:64 "$tiny" "$tmp/q.gguf" Q8_0
+    ok "$lquant" inspect --json "$tmp/q.gguf"
+    grep -q '"name": "model.safetensors"' "$tmp/stdout" || fail "no inputs in the manifest"
+    grep -q '"method": "rtn"' "$tmp/stdout" || fail "no method in the manifest"
+    grep -q 'general.name=str:Other' "$tmp/stdout" || fail "no settings in the manifest"
+    grep -q Other "$tmp/q.gguf" || fail "general.name is not what was asked for"
+    ok "$lquant" verify "$tmp/q.gguf"
+    ok "$lquant" convert "$tmp/q.gguf" "$tmp/r.gguf"
+    ok "$lquant" verify "$tmp/r.gguf"
+    ok "$lquant" convert "$tmp/r.gguf" "$tmp/s.gguf"
+    cmp -s "$tmp/r.gguf" "$tmp/s.gguf" || fail "a copy is another file"
+    rm "$tmp/s.gguf"
+    size=$(wc -c <"$tmp/q.gguf")
+    poke "$tmp/q.gguf" $((size - 5)) '\021\022\023'
+    "$lquant" verify "$tmp/q.gguf" >"$tmp/stdout" 2>&1
+    [ $? = 3 ] || fail "a changed byte is not found"
+    grep -q "not those lquant wrote" "$tmp/stdout" || fail "$(cat "$tmp/stdout")"
+    expect 2 "override-kv" "$lquant" quantize --override-kv a=int:x "$tiny" "$tmp/s.gguf" Q8_0
+    expect 4 "prune-layers" "$lquant" quantize --prune-layers 1 "$tiny" "$tmp/s.gguf" Q8_0
+    absent "$tmp/s.gguf"
+}
+
+an_importance_matrix_is_used_for_the_weights_that_are_named() { # test
+    ok "$lquant" imatrix --nsamples 4 --seqlen 64 -q "$tiny" -f "$text" -o "$tmp/im.gguf"
+    for how in "--include-weights attn_q" "--exclude-weights attn_q" ""; do
+        ok "$lquant" quantize --imatrix "$tmp/im.gguf" $how --max-buffer-size 64 --pure "$tiny" "$tmp/q$(echo $how | cut -c3-4).gguf" Q4_0
+    done
+    ok "$lquant" quantize --pure "$tiny" "$tmp/plain.gguf" Q4_0
+    "$lquant" diff "$tmp/plain.gguf" "$tmp/qin.gguf" >"$tmp/in" && fail "attn_q is as without"
+    grep -q "q_proj" "$tmp/in" && ! grep -q "k_proj" "$tmp/in" || fail "other tensors than attn_q differ: $(cat "$tmp/in")"
+    "$lquant" diff "$tmp/q.gguf" "$tmp/qex.gguf" >"$tmp/ex" && fail "attn_q is as with all"
+    grep -q "q_proj" "$tmp/ex" && ! grep -q "k_proj" "$tmp/ex" || fail "other tensors than attn_q differ: $(cat "$tmp/ex")"
+    expect 2 "one of them" "$lquant" quantize --imatrix "$tmp/im.gguf" --include-weights a --exclude-weights b "$tiny" "$tmp/s.gguf" Q4_0
+    expect 2 "nothing" "$lquant" quantize --imatrix "$tmp/im.gguf" --include-weights nowhere "$tiny" "$tmp/s.gguf" Q4_0
+    printf 'attn_q=q8_0 attn_k=q5_1\nffn_up=f16' >"$tmp/types"
+    ok "$lquant" quantize --pure --tensor-type-file "$tmp/types" "$tiny" "$tmp/t.gguf" Q4_0
+    ok "$lquant" inspect "$tmp/t.gguf"
+    for t in Q8_0 Q5_1 F16 Q4_0; do grep -q "$t " "$tmp/stdout" || fail "no $t in $(cat "$tmp/stdout")"; done
+}
+
+activations_are_rounded_as_llama_cpp_does_when_asked_for() { # test
+    ok "$lquant" quantize --pure "$tiny" "$tmp/q.gguf" Q4_0
+    for how in as-stored ggml; do
+        ok "$lquant" eval "$tmp/q.gguf" -f "$text" --chunks 2 --activations $how --json -q
+        sed -n 's/^ *"nll": \([0-9.]*\).*/\1/p' "$tmp/stdout" >>"$tmp/nll"
+    done
+    grep -q '"activations": "ggml"' "$tmp/stdout" || fail "the result does not say it"
+    awk 'NR == 1 { a = $1 } NR == 2 { d = $1 - a; exit !(d != 0 && d < 0.02 && d > -0.02) }' "$tmp/nll" || fail "nll $(tr '\n' ' ' <"$tmp/nll")"
 }
 
 a_mixture_falls_back_where_blocks_do_not_divide_or_refuses() { # test
@@ -49,7 +101,7 @@ an_importance_matrix_is_written_in_both_forms_and_used() { # test
         expect 4 "diagonals" "$lquant" gptq --bits 4 --stats "$tmp/im.$form" "$tiny" "$tmp/no"
     done
     ok "$lquant" quantize "$tiny" "$tmp/plain.gguf" Q4_0
-    cmp -s "$tmp/gguf.gguf" "$tmp/plain.gguf" && fail "the importance matrix changes no byte"
+    "$lquant" diff "$tmp/gguf.gguf" "$tmp/plain.gguf" >"$tmp/stdout" && fail "the importance matrix changes no weight"
     absent "$tmp/no"
 }
 

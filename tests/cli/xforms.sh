@@ -23,7 +23,7 @@ a_folded_model_left_in_floats_computes_the_same_to_the_last_bit() { # test
 }
 
 an_interrupted_recipe_continues_to_the_same_bytes_at_any_thread_count() { # test
-    for recipe in awq,gptq smoothquant; do
+    for recipe in awq,gptq awq:awq-loss=block:awq-ratios=5 smoothquant; do
         rm -rf "$tmp"/*
         ok "$lquant" $recipe --nsamples 16 --seqlen 64 -q -t 1 --format lqt "$tiny" "$tmp/whole.lqt"
         "$lquant" $recipe --nsamples 16 --seqlen 64 -q -t 3 --format lqt "$tiny" "$tmp/out.lqt" >/dev/null 2>"$tmp/stderr" &
@@ -50,6 +50,8 @@ recipes_stand_where_a_verb_does() { # test
     grep -q '^awq ' "$tmp/stdout" && grep -q '^gptq ' "$tmp/stdout" || fail "the list lacks transforms or methods"
     ok "$lquant" awq,gptq --help
     grep -q -- '--awq-ratios' "$tmp/stdout" && grep -q -- '--damp-percent' "$tmp/stdout" || fail "--help lacks an element's flags"
+    ok "$lquant" calibrate --hessians $quick "$tiny" -o "$tmp/h.stats"
+    expect 2 "by the block's output" "$lquant" awq --awq-loss block --stats "$tmp/h.stats" "$tiny" "$tmp/no"
     expect 2 "only transforms may stand before" "$lquant" gptq,awq "$tiny" "$tmp/no"
     expect 2 "expected auto or a number" "$lquant" smoothquant --alpha two "$tiny" "$tmp/no"
     expect 2 "unknown method 'nothing'" "$lquant" awq,nothing "$tiny" "$tmp/no"

@@ -4,6 +4,7 @@
 #define LQ_EMU
 #include "kernels/cuda/gemv.cuh"
 #include "kernels/cuda/idot.cuh"
+#include "kernels/cuda/ops.cuh"
 
 #include <cstdlib>
 #include <cstring>
@@ -19,7 +20,9 @@ static void *take(size_t n) {
 static void release(void *p) { free(p); }
 static bool copy(void *to, const void *from, size_t n) { return n ? memcpy(to, from, n) != nullptr : true; }
 
+static const char *wait() { return nullptr; } /* a launch returns when it is done */
+
 extern "C" const lq_device *lq_device_emu(void) {
-    static const lq_device d = {"emu", available, describe, take, release, copy, copy, nullptr, nullptr, nullptr, nullptr, nullptr, gemv::all_tokens, idot::all_tokens, nullptr};
+    static const lq_device d = {"emu", available, describe, take, release, copy, copy, nullptr, nullptr, nullptr, nullptr, wait, gemv::all_tokens, idot::all_tokens, &ops::table};
     return &d;
 }

@@ -64,15 +64,21 @@ LQ_OP double lq_scaled(double step, double s, double sum, double z, double ones)
 LQ_OP void lq_emu_nothing(void *const *, unsigned) {}
 LQ_OP void lq_sync_warp() { emu::meet(0xffffffffu, "a warp barrier", nullptr, lq_emu_nothing); }
 
-struct lq_emu_xor { float v, got; int lanes; };
-LQ_OP void lq_emu_xor_all(void *const lane[32], unsigned) {
-    for (int i = 0; i < 32; i++) ((lq_emu_xor *)lane[i])->got = ((lq_emu_xor *)lane[i ^ ((lq_emu_xor *)lane[i])->lanes])->v;
+template <typename T> struct lq_emu_xor { T v, got; int lanes; };
+template <typename T> LQ_OP void lq_emu_xor_all(void *const lane[32], unsigned) {
+    for (int i = 0; i < 32; i++) ((lq_emu_xor<T> *)lane[i])->got = ((lq_emu_xor<T> *)lane[i ^ ((lq_emu_xor<T> *)lane[i])->lanes])->v;
 }
-LQ_OP float lq_shuffle_xor(float v, int lanes) {
-    lq_emu_xor x = {v, 0, lanes};
-    emu::meet(0xffffffffu, "a shuffle", &x, lq_emu_xor_all);
+template <typename T> LQ_OP T lq_shuffle_xor(T v, int lanes) {
+    lq_emu_xor<T> x = {v, v, lanes};
+    emu::meet(0xffffffffu, "a shuffle", &x, lq_emu_xor_all<T>);
     return x.got;
 }
+
+LQ_OP float lq_mul(float a, float b) { return a * b; }
+LQ_OP float lq_add(float a, float b) { return a + b; }
+LQ_OP float lq_sub(float a, float b) { return a - b; }
+LQ_OP uint32_t lq_bits_of(float v) { return lq_f32_bits(v); }
+LQ_OP float lq_of_bits(uint32_t u) { return lq_bits_f32(u); }
 
 struct lq_emu_mma { const uint32_t *a; uint32_t b[2]; float *c; int32_t *ci; };
 LQ_OP void lq_emu_mma_f16_all(void *const lane[32], unsigned) {

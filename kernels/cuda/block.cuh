@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* What the kernels of a forward pass share: sums of a block in one order, small floats, the exponential, element-wise launches. */
+#ifndef LQ_BLOCK_CUH
+#define LQ_BLOCK_CUH
+#include "kernels/cuda/tile.cuh"
+
+#include <math.h>
+
+namespace block {
+
+enum { LANES = 32, THREADS = 256, WARPS = THREADS / LANES };
+
+/* ---- sums ---- */
+
+template <typename T> static __device__ __forceinline__ T warp_sum(T v) {
+    for (int lanes = LANES / 2; lanes; lanes /= 2) v += lq_shuffle_xor(v, lanes);
+    return v;
+}
+static __device__ __forceinline__ float warp_max(float v) {
+    for (int lanes = LANES / 2; lanes; lanes /= 2) v = fmaxf(v, lq_shuffle_xor(v, lanes));
+    return v;
+}
+
+/* The same in every thread; part: one T per warp. Neighbouring calls may use the same part. */
+template <typename T> static __device__ __forceinline__ T block_sum(T v, T *part) {
+    v = warp_sum(v);
+    __syncthreads();
+    if (threadIdx.x % LANES == 0) part[threadIdx.x / LANES] = v;
+    __syncthreads();
+    T sum = part[0];
+    for (uint32_t w = 1; w < blockDim.x / LANES; w++) sum += part[w];
+    return sum;
+}
+static __device__ __forceinline__ float block_max(float v, float *part) {
+    v = warp_max(v);
+    __syncthreads();
+    if (threadIdx.x % LANES == 0) part[threadIdx.x / LANES] = v;
+    __syncthreads();
+    float max = part[0];
+    for (uint32_t w = 1; w < blockDim.x / LANES; w++) max = fmaxf(max, part[w]);
+    return max;
+}
+
+/* ---- numbers ---- */
+
+static __device__ __forceinline__ bool finite(float v) { return (lq_bits_of(v) & 0x7f800000u) != 0x7f800000u; }
+static __device__ __forceinline__ float bf16(uint16_t h) { return lq_of_bits((uint32_t)h << 16); }
+
+static __device__ __forceinline__ float e4m3(uint8_t b) {
+    float v = (b & 127) == 127 ? lq_of_bits(0x7fc00000u) : lq_of_bits((uint32_t)(b & 127) << 20) * 0x1p120f;
+    return b & 128 ? -v : v;
+}
+
+/* Nearest, ties to even, saturating at 448; NaN stays NaN: lq_f32_e4m3. */
+static __device__ __forceinline__ uint8_t to_e4m3(float v) {
+    uint32_t u = lq_bits_of(v), sign = u >> 24 & 128, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint8_t)(sign | 0x7f);
+    float abs = lq_of_bits(a);
+    if (abs >= 448) return (uint8_t)(sign | 0x7e);
+    if (abs < 0x1p-6f) return (uint8_t)(sign | (uint32_t)rintf(abs * 512));
+    uint32_t code = ((a + 0x7ffffu + (a >> 20 & 1)) >> 20) - (120u << 3);
+    return (uint8_t)(sign | (code > 0x7e ? 0x7e : code));
+}
+
+/* As kernels/ref/exp.h. */
+static __device__ __forceinline__ float exponential(float x) {
+    x = x < -104.0f ? -104.0f : x;
+    x = x > 89.0f ? 89.0f : x;
+    float t = lq_add(lq_mul(x, 0x1.715476p+0f), 0x1.8p23f), n = lq_sub(t, 0x1.8p23f);
+    float r = x - n * 0x1.63p-1f - n * -0x1.bd0106p-13f;
+    float p = (((0x1.6a23f0p-10f * r + 0x1.123a0ap-7f) * r + 0x1.5558f2p-5f) * r + 0x1.555492p-3f) * r + 0x1.fffffcp-2f;
+    float y = p * (r * r) + r + 1.0f;
+    int32_t k = (int32_t)(lq_bits_of(t) - lq_bits_of(0x1.8p23f)), half = k >> 1;
+    return y * lq_of_bits((uint32_t)(half + 127) << 23) * lq_of_bits((uint32_t)(k - half + 127) << 23);
+}
+
+/* A float of a dense matrix: i counts elements. */
+static __device__ __forceinline__ float element(int dtype, const void *w, size_t i) {
+    if (dtype == LQ_F32) return ((const float *)w)[i];
+    uint16_t h = ((const uint16_t *)w)[i];
+    return dtype == LQ_F16 ? lq_float(h) : bf16(h);
+}
+
+/* ---- f(i) for i < n; f(token, i) for i < width ---- */
+
+enum { EACH = 4 }; /* elements of a thread */
+
+template <typename F> __global__ void __launch_bounds__(THREADS) each_run(const F f, uint64_t n) {
+    LQ_UNROLL
+    for (uint32_t j = 0; j < EACH; j++) {
+        uint64_t i = (uint64_t)blockIdx.x * (THREADS * EACH) + j * THREADS + threadIdx.x;
+        if (i < n) f(i);
+    }
+}
+template <typename F> static const char *each(const char *name, const F &f, uint64_t n) {
+    return lq_launch(name, each_run<F>, dim3((unsigned)((n + THREADS * EACH - 1) / (THREADS * EACH))), dim3(THREADS), 0, f, n);
+}
+
+template <typename F> __global__ void __launch_bounds__(THREADS) each_token_run(const F f, uint32_t width) {
+    LQ_UNROLL
+    for (uint32_t j = 0; j < EACH; j++) {
+        uint32_t i = blockIdx.y * (THREADS * EACH) + j * THREADS + threadIdx.x;
+        if (i < width) f(blockIdx.x, i);
+    }
+}
+template <typename F> static const char *each_token(const char *name, const F &f, uint32_t n, uint32_t width) {
+    return lq_launch(name, each_token_run<F>, dim3(n, (width + THREADS * EACH - 1) / (THREADS * EACH)), dim3(THREADS), 0, f, width);
+}
+
+} // namespace block
+#endif
