@@ -242,7 +242,7 @@ def judge(table, arch, got, registers, used):
     """What is wrong with one kernel, in sentences."""
     key, wrong = got["kernel"], []
     row = table["per_weight"].get(key, {})
-    most, budget = row.get("registers", table["registers"]), row.get(arch, row.get("all"))
+    most, budget = row.get("registers", table["registers"].get(key.split("<")[0], table["registers"]["others"])), row.get(arch, row.get("all"))
     if registers > most:
         wrong.append(f"{registers} registers, at most {most}")
     if used and (used[1] or used[2]):

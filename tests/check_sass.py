@@ -73,7 +73,7 @@ class Reader(unittest.TestCase):
         self.assertNotIn("per_weight", got)
 
     def test_what_exceeds_is_said(self):
-        table = {"registers": 80, "per_weight": {"gemv::run<4,0,0,1>": {"registers": 61, "all": 0.3}}}
+        table = {"registers": {"others": 80}, "per_weight": {"gemv::run<4,0,0,1>": {"registers": 61, "all": 0.3}}}
         got, registers = self.read(loop(90) + [LDL], 90)
         said = sass.judge(table, "90", got, registers, [62, 8, 4])
         self.assertEqual(len(said), 4, said)
@@ -84,7 +84,7 @@ class Reader(unittest.TestCase):
 
     def test_products_that_are_missing_are_said(self):
         code = [HMMA, LDG128, bra(-3, 90), EXIT]
-        table = {"registers": 80, "per_weight": {"gemv::run<4,0,0,1>": {"all": 9}}}
+        table = {"registers": {"others": 80}, "per_weight": {"gemv::run<4,0,0,1>": {"all": 9}}}
         self.assertIn("multiplies 8 of 32", sass.judge(table, "90", self.read(code, 90)[0], 62, None)[0])
 
     def test_a_damaged_file_is_refused(self):

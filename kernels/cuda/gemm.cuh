@@ -44,7 +44,8 @@ static __device__ __forceinline__ void flush(const gemv::unit &u, bool sums, con
 }
 
 template <int F0, int F1, int KIND, bool FINE>
-__global__ void __launch_bounds__(WARPS *LANES, 2) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n_all, layout l, float *y) {
+__global__ void __launch_bounds__(WARPS *LANES, (FINE && (F1 || F0 == 1)) || (F0 == 4 && F1 == 1) ? 1 : 2)
+    run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n_all, layout l, float *y) {
     typedef shape<F0, F1> S;
     const uint32_t t0 = blockIdx.y * MANY, n = n_all - t0 < MANY ? n_all - t0 : (uint32_t)MANY, eights = (n + 7) / 8;
     const uint32_t tile = blockIdx.x * WARPS + threadIdx.x / LANES, lane = threadIdx.x % LANES;
