@@ -92,7 +92,7 @@ static __device__ __forceinline__ segment load_segment(const lq_device_matrix &m
 }
 
 /* What is left to subtract after the codes' own zeros. */
-static __device__ __forceinline__ bool has_sums(const lq_device_matrix &m) { return m.zero_kind == LQ_ZERO_MIN || (m.zero_kind == LQ_ZERO_CODE && m.zero != LQ_U8); }
+static __host__ __device__ __forceinline__ bool has_sums(const lq_device_matrix &m) { return m.zero_kind == LQ_ZERO_MIN || (m.zero_kind == LQ_ZERO_CODE && m.zero != LQ_U8); }
 
 /* The codes of a lane: its 16 bytes of every tile of a chunk. */
 template <int F0, int F1> static __device__ __forceinline__ const uint4 *lane_codes(const lq_device_matrix &m, uint32_t tile, uint32_t chunk) {
