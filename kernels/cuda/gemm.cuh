@@ -15,7 +15,7 @@ enum { EIGHTS = 4, MANY = 8 * EIGHTS }; /* tokens of a block */
 /* Row tiles of a warp, as many as registers hold; are the next chunk's words loaded ahead? Columns of a panel, as many as 64 KiB hold, and of its rows in memory. */
 template <int F0, int F1, bool FINE> struct work {
     typedef shape<F0, F1> S;
-    enum { TILES = S::LOADS == 1 ? 2 : 1, AHEAD = S::LOADS == 1, PANEL = FINE && S::CHUNK < 256 ? 128 : 256, LD = PANEL + 16 };
+    enum { TILES = S::LOADS == 1 && F0 > 1 ? 2 : 1, AHEAD = S::LOADS == 1, PANEL = FINE && S::CHUNK < 256 ? 128 : 256, LD = PANEL + 16 };
 };
 
 struct stage {
