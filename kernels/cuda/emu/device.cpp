@@ -34,6 +34,6 @@ void *lq_scratch(size_t n) {
 static const char *wait() { return nullptr; } /* a launch returns when it is done */
 
 extern "C" const lq_device *lq_device_emu(void) {
-    static const lq_device d = {"emu", available, describe, take, release, copy, copy, nullptr, nullptr, nullptr, nullptr, wait, gemv::all_tokens, idot::all_tokens, &ops::table};
+    static const lq_device d = {"emu", available, describe, take, release, copy, copy, nullptr, nullptr, nullptr, nullptr, wait, gemv::all_tokens, idot_many::all_tokens, &ops::table};
     return &d;
 }
