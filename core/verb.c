@@ -18,8 +18,8 @@ const lq_opt lq_common_options[] = {
     {0}};
 
 lq_status lq_common_apply(lq_ctx *ctx, const lq_common *c) {
-    if (c->device && strcmp(c->device, "cpu"))
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "--device %s: this build computes on: cpu", c->device);
+    if (c->device && strcmp(c->device, "cpu") && !c->devices)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "--device %s: this verb computes on: cpu", c->device);
     LQ_TRY(lq_cpu_limit(ctx, c->isa ? c->isa : "auto"));
     lq_threads_set((int)c->threads);
     if (c->level) ctx->level = (lq_level)c->level;

@@ -84,7 +84,7 @@ static lq_status generate(lq_ctx *ctx, const args *a, const char *model) {
     if (st) return st;
     if (a->chat) LQ_GO(chat_prompt(ctx, &l, a->prompt, &prompt));
     else LQ_GO(lq_tokenizer_encode(ctx, l.tok, a->prompt, strlen(a->prompt), true, true, &prompt));
-    LQ_GO(lq_loaded_read(ctx, &l));
+    LQ_GO(lq_loaded_read(ctx, &l, a->common.device));
     LQ_GO(lq_generate(ctx, &l, &prompt, &o, &g));
     if (a->common.json) LQ_GO(show_json(ctx, model, a, &prompt, &g));
     else printf("\n");
@@ -99,7 +99,7 @@ done:
 
 static lq_status run(lq_ctx *ctx, const char *name, int argc, char **argv) {
     (void)name;
-    args a = {0};
+    args a = {.common.devices = true};
     const char *pos[1] = {NULL};
     size_t n_pos = 0;
     lq_optset sets[] = {{options, &a, "flags"}, {lq_common_options, &a.common, NULL}, {0}};

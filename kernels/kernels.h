@@ -45,6 +45,11 @@ typedef struct lq_kernels {
      * sum over segments g in ascending order of step[g] (s sum - z' ones), z' = s z or a MIN's z, each operation rounded to fp64. Rows behind the
      * last give 0. All variants give the same bits. */
     void (*packed_idot)(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
+    /* The largest |x| as the bits of a float: from 0x7f800000 on when some x is infinite or NaN. n = 0: 0. */
+    uint32_t (*absmax)(const float *x, size_t n);
+    /* code = x inv to the nearest whole number, ties to even, at most 127 either way; x inv no NaN. Returns the sum of the codes. */
+    int32_t (*round8)(const float *x, float inv, size_t n, int8_t *code);
+    void (*narrow)(const double *x, float *y, size_t n);
 } lq_kernels;
 
 /* C first, then the overrides of the tiers (core/cpu.h) in mask in ascending order: where two have an entry the later one wins. */

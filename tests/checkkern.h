@@ -20,6 +20,7 @@ const ck_scheme *ck_all_schemes(void);
 void ck_fill(lq_qtensor *q, const lq_scheme *s, uint32_t rows, uint32_t cols, lq_rng *rng, bool hostile);
 void ck_floats(float *x, size_t n, lq_rng *rng, bool hostile);
 void ck_bench(void);
+void ck_thread_bench(void); /* checkkern_threads.c */
 void ck_packed_bench(const char *only); /* checkkern_packed_bench.c; only: one type, NULL: several */
 
 /* ---- what checks share ---- */

@@ -352,6 +352,7 @@ static const lq_act acts[] = {
     {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = 2.0f},
     {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = 2.0f, .scope = 1},
     {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .scope = 1},
+    {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = 32, .scope = 2},
 };
 enum { ACTS = sizeof acts / sizeof *acts, TOKENS = 5 };
 
@@ -366,15 +367,15 @@ static rounded round_here(const lq_packed *m, const lq_act *a, float fixed, cons
     memset(r.mark, 0, cols);
     for (size_t i = 0; i < (size_t)TOKENS * cols; i++) {
         float h = lq_f16_f32(lq_f32_f16(x[i]));
-        r.seen[i] = a->scope && !isinf(h) ? h : x[i];
-        r.mark[i % cols] |= a->scope && a->outlier > 0 && !(apart && apart[i % cols]) && fabsf(r.seen[i]) >= a->outlier;
+        r.seen[i] = a->scope == 1 && !isinf(h) ? h : x[i];
+        r.mark[i % cols] |= a->scope == 1 && a->outlier > 0 && !(apart && apart[i % cols]) && fabsf(r.seen[i]) >= a->outlier;
     }
     for (uint32_t t = 0; t < TOKENS; t++) {
         const float *seen = r.seen + (size_t)t * cols;
         bool whole = lq_act_quantize(a, fixed, apart, seen, cols, mine, r.step + (size_t)t * tiles) == cols;
         for (uint32_t i = 0; i < tiles && !whole; i++) r.step[(size_t)t * tiles + i] = NAN;
         for (uint32_t i = 0; i < cols; i++) {
-            bool out = a->scope ? r.mark[i] : a->outlier > 0 && !(apart && apart[i]) && fabsf(seen[i]) >= a->outlier;
+            bool out = a->scope == 1 ? r.mark[i] : a->outlier > 0 && !(apart && apart[i]) && fabsf(seen[i]) >= a->outlier;
             r.rest[(size_t)t * cols + i] = out ? x[(size_t)t * cols + i] : 0;
             if (out || !whole) mine[i] = 0;
         }
@@ -413,7 +414,7 @@ static void one_round(ckd *c, const lq_packed *m, const lq_act *a, bool bad) {
     float *drest = ckd_out(c, nx * 4), *dstep = ckd_out(c, segs * 4);
     int8_t *dcode = ckd_out(c, (size_t)TOKENS * ld);
     int32_t *dsum = ckd_out(c, segs * 4);
-    lq_device_round o = {*a, fixed, parted ? ckd_in(c, apart, cols) : NULL, a->outlier > 0 ? drest : NULL, a->scope ? ckd_out(c, cols) : NULL};
+    lq_device_round o = {*a, fixed, parted ? ckd_in(c, apart, cols) : NULL, a->outlier > 0 ? drest : NULL, a->scope == 1 ? ckd_out(c, cols) : NULL};
     ckd_run(c, c->d->ops->round(&dm, &o, ckd_in(c, x, nx * 4), TOKENS, dcode, dstep, dsum), "round");
     ckd_get(c, dcode, (size_t)TOKENS * ld, code);
     ckd_get(c, dstep, segs * 4, step);

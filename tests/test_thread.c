@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <string.h>
+#include <time.h>
 
 enum { MOST = 1000 };
 typedef struct count { int hit[MOST]; int inner[MOST]; bool odd; } count;
@@ -57,7 +58,26 @@ static void two_callers_do_not_meet(void **state) {
     assert_true(ok[0] && ok[1] && ok[2]);
 }
 
+static double cpu_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void idle_workers_sleep_and_wake_again(void **state) {
+    (void)state;
+    lq_threads_set(2);
+    for (int round = 0; round < 20; round++) {
+        assert_true(runs_once_each(MOST - 1));
+        double start = cpu_seconds();
+        nanosleep(&(struct timespec){0, 10000000}, NULL);
+        assert_true(cpu_seconds() - start < 2e-3);
+    }
+    lq_threads_set(0);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_part_runs_once_at_any_thread_count), cmocka_unit_test(two_callers_do_not_meet)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_part_runs_once_at_any_thread_count), cmocka_unit_test(two_callers_do_not_meet),
+                                       cmocka_unit_test(idle_workers_sleep_and_wake_again)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
