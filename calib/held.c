@@ -194,7 +194,7 @@ static lq_status hold_packed(up *u, const lq_linear *lin, lq_held_linear *out) {
 static bool has_kernels(const lq_device *d, const lq_linear *lin) {
     const lq_packed *p = lin->packed;
     if (!p || !lq_device_fits(p) || (has_extras(&p->q) && !d->ops->sparse)) return false;
-    return !p->q.sch.act.kind || (p->q.sch.act.scope < 2 && lq_device_shape(p).times && d->ops->round && d->idot);
+    return !p->q.sch.act.kind || (lq_device_shape(p).times && d->ops->round && d->idot);
 }
 
 static lq_status hold_linear(up *u, const lq_linear *lin, lq_held_linear *out) {

@@ -75,8 +75,8 @@ static lq_status open_rounding(lq_ctx *ctx, lq_run *r) {
     LQ_TRY(room_for(ctx, a->d, n * h->round.segs * 4, &a->step));
     LQ_TRY(room_for(ctx, a->d, n * h->round.segs * 4, &a->sum));
     if (!h->round.cols) return LQ_OK;
-    LQ_TRY(room_for(ctx, a->d, n * h->round.cols * 4, &a->rest));
-    LQ_TRY(room_for(ctx, a->d, n * h->round.rows * 4, &a->product));
+    LQ_TRY(room_for(ctx, a->d, 2 * n * h->round.cols * 4, &a->rest));
+    LQ_TRY(room_for(ctx, a->d, 2 * n * h->round.rows * 4, &a->product));
     return room_for(ctx, a->d, h->round.cols, &a->mark);
 }
 
@@ -248,8 +248,9 @@ static void multiply_rounded(lq_run *r, const lq_held_linear *l, const float *x,
     did(r, table(r)->round(&l->m, &o, x, n, a->codes, a->step, a->sum));
     did(r, a->d->idot(&l->m, a->codes, a->step, a->sum, n, y));
     if (!splits) return;
-    did(r, multiply(r, l, a->rest, n, a->product));
+    did(r, multiply(r, l, a->rest, 2 * n, a->product)); /* one pass over the weights for both parts of up to four tokens */
     did(r, table(r)->add(y, a->product, 1, (uint64_t)n * l->rows));
+    did(r, table(r)->add(y, a->product + (size_t)n * l->rows, 1, (uint64_t)n * l->rows));
 }
 
 static void apply(lq_run *r, const lq_held_linear *l, const float *bias, const float *x, uint32_t n, float *y) {

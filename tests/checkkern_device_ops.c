@@ -361,7 +361,7 @@ typedef struct rounded { float *seen, *code, *step, *rest; uint8_t *mark; void *
 /* What lq_act_run does before it multiplies (calib/act_run.c). */
 static rounded round_here(const lq_packed *m, const lq_act *a, float fixed, const uint8_t *apart, const float *x) {
     const uint32_t cols = m->q.cols, tiles = lq_act_tiles(a, cols);
-    rounded r = {floats((size_t)TOKENS * cols), floats((size_t)TOKENS * cols), floats((size_t)TOKENS * tiles), floats((size_t)TOKENS * cols), ck_exact(cols),
+    rounded r = {floats((size_t)TOKENS * cols), floats((size_t)TOKENS * cols), floats((size_t)TOKENS * tiles), floats(2 * (size_t)TOKENS * cols), ck_exact(cols),
                  lq_alloc(lq_packed_i_bytes(m, TOKENS)), {0}};
     float *mine = floats(cols);
     memset(r.mark, 0, cols);
@@ -376,7 +376,9 @@ static rounded round_here(const lq_packed *m, const lq_act *a, float fixed, cons
         for (uint32_t i = 0; i < tiles && !whole; i++) r.step[(size_t)t * tiles + i] = NAN;
         for (uint32_t i = 0; i < cols; i++) {
             bool out = a->scope == 1 ? r.mark[i] : a->outlier > 0 && !(apart && apart[i]) && fabsf(seen[i]) >= a->outlier;
-            r.rest[(size_t)t * cols + i] = out ? x[(size_t)t * cols + i] : 0;
+            float v = x[(size_t)t * cols + i], half = lq_f16_f32(lq_f32_f16(fminf(fmaxf(v, -65504), 65504)));
+            r.rest[(size_t)t * cols + i] = out ? half : 0;
+            r.rest[(size_t)(TOKENS + t) * cols + i] = out ? v - half : 0;
             if (out || !whole) mine[i] = 0;
         }
         for (uint32_t i = 0; i < cols; i++) r.code[(size_t)t * cols + i] = mine[m->q.perm ? m->q.perm[i] : i];
@@ -399,7 +401,7 @@ static void same_steps(ckd *c, const float *got, const float *want, size_t n) {
 static void one_round(ckd *c, const lq_packed *m, const lq_act *a, bool bad) {
     const uint32_t cols = m->q.cols, ld = lq_packed_ld(m);
     const size_t nx = (size_t)TOKENS * cols, segs = (size_t)TOKENS * m->segs;
-    float *x = floats(nx), *step = floats(segs), *rest = floats(nx), fixed = 0.013f;
+    float *x = floats(nx), *step = floats(segs), *rest = floats(2 * nx), fixed = 0.013f;
     int8_t *code = ck_exact((size_t)TOKENS * ld);
     int32_t *sum = ck_exact(segs * 4);
     uint8_t *apart = ck_exact(cols);
@@ -411,7 +413,7 @@ static void one_round(ckd *c, const lq_packed *m, const lq_act *a, bool bad) {
     const bool parted = lq_rng_below(&c->rng, 2);
     rounded want = round_here(m, a, fixed, parted ? apart : NULL, x);
     assert_true(lq_device_put(c->d, m, &dm));
-    float *drest = ckd_out(c, nx * 4), *dstep = ckd_out(c, segs * 4);
+    float *drest = ckd_out(c, 2 * nx * 4), *dstep = ckd_out(c, segs * 4);
     int8_t *dcode = ckd_out(c, (size_t)TOKENS * ld);
     int32_t *dsum = ckd_out(c, segs * 4);
     lq_device_round o = {*a, fixed, parted ? ckd_in(c, apart, cols) : NULL, a->outlier > 0 ? drest : NULL, a->scope == 1 ? ckd_out(c, cols) : NULL};
@@ -419,11 +421,11 @@ static void one_round(ckd *c, const lq_packed *m, const lq_act *a, bool bad) {
     ckd_get(c, dcode, (size_t)TOKENS * ld, code);
     ckd_get(c, dstep, segs * 4, step);
     ckd_get(c, dsum, segs * 4, sum);
-    ckd_get(c, drest, nx * 4, rest);
+    ckd_get(c, drest, 2 * nx * 4, rest);
     assert_memory_equal(code, want.x.x, (size_t)TOKENS * ld);
     assert_memory_equal(sum, want.x.sum, segs * 4);
     same_steps(c, step, want.x.step, segs);
-    if (a->outlier > 0) assert_memory_equal(rest, want.rest, nx * 4);
+    if (a->outlier > 0) assert_memory_equal(rest, want.rest, 2 * nx * 4);
     lq_device_drop(c->d, &dm);
     drop_rounded(&want);
     ckd_release(c);

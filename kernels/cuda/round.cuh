@@ -108,10 +108,14 @@ static __device__ void write_codes(const job &j, const float *x, const worth *w,
     }
 }
 
+/* A half, and what it leaves: products with both are within 2^-22. */
 static __device__ void write_rest(const job &j, const float *x, float *rest) {
+    const size_t second = (size_t)gridDim.x * j.cols;
     for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS) {
         bool out = j.o.act.scope == 1 ? j.o.mark[c] : is_out(j.o, x[c], c);
-        rest[c] = out ? x[c] : 0;
+        float half = lq_float(lq_half(fminf(fmaxf(x[c], -65504.0f), 65504.0f)));
+        rest[c] = out ? half : 0;
+        rest[second + c] = out ? lq_sub(x[c], half) : 0;
     }
 }
 
