@@ -139,6 +139,7 @@ static lq_status run(lq_ctx *ctx, const char *name, int argc, char **argv) {
     lq_status st = LQ_OK;
     LQ_GO(lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, 1, &n_pos, help));
     if (a.common.help) goto done;
+    LQ_GO(lq_loaded_device(ctx, a.common.device));
     if (!n_pos) LQ_GO(lq_fail(ctx, LQ_ERR_USAGE, "bench needs a model: lquant bench MODEL"));
     LQ_GO(settle(ctx, &a, &o));
     LQ_GO(measure(ctx, &a, &o, pos[0]));

@@ -159,6 +159,7 @@ static lq_status run(lq_ctx *ctx, const char *name, int argc, char **argv) {
     lq_status st = LQ_OK;
     LQ_GO(lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, 1, &n_pos, help));
     if (a.common.help) goto done;
+    LQ_GO(lq_loaded_device(ctx, a.common.device));
     LQ_GO(check(ctx, &a, n_pos));
     LQ_GO(settle_protocol(ctx, &a, &w.protocol));
     LQ_GO(prepare(&w, pos[0]));

@@ -35,6 +35,12 @@ static lq_status find_device(lq_ctx *ctx, const char *name, const lq_device **ou
     return *out ? LQ_OK : lq_fail(ctx, LQ_ERR_UNSUPPORTED, "--device %s: expected cpu, cuda or emu", name);
 }
 
+lq_status lq_loaded_device(lq_ctx *ctx, const char *name) {
+    const lq_device *d;
+    LQ_TRY(find_device(ctx, name, &d));
+    return !d || d->available() ? LQ_OK : lq_fail(ctx, LQ_ERR_UNSUPPORTED, "device %s: %s", d->name, d->describe());
+}
+
 lq_status lq_loaded_read(lq_ctx *ctx, lq_loaded *l, const char *device) {
     const lq_device *d;
     double start = lq_now();
