@@ -84,7 +84,7 @@ void lq_work_free(lq_work *w) {
     *w = (lq_work){0};
 }
 
-static void decode_rows(const lq_kernels *k, const lq_linear *l, uint32_t r0, uint32_t nr, float *out) {
+void lq_linear_rows(const lq_kernels *k, const lq_linear *l, uint32_t r0, uint32_t nr, float *out) {
     if (l->packed) {
         k->packed_dequant(l->packed, r0 / LQ_TILE, (nr + LQ_TILE - 1) / LQ_TILE, out);
         if (l->q->sch.extra & LQ_X_ADDED) lq_dequant_extras(l->q, r0, nr, out, k->decode);
@@ -94,11 +94,11 @@ static void decode_rows(const lq_kernels *k, const lq_linear *l, uint32_t r0, ui
 
 void lq_linear_row(const lq_kernels *k, const lq_linear *lin, uint32_t r, float *mine, float *out) {
     if (!lin->packed) {
-        decode_rows(k, lin, r, 1, out);
+        lq_linear_rows(k, lin, r, 1, out);
         return;
     }
     uint32_t r0 = r - r % LQ_TILE;
-    decode_rows(k, lin, r0, lin->rows - r0 < LQ_TILE ? lin->rows - r0 : LQ_TILE, mine);
+    lq_linear_rows(k, lin, r0, lin->rows - r0 < LQ_TILE ? lin->rows - r0 : LQ_TILE, mine);
     memcpy(out, mine + (size_t)(r - r0) * lin->cols, lin->cols * sizeof *out);
 }
 
@@ -180,7 +180,7 @@ static void panel_slice(void *arg, size_t i) {
     const lq_linear *l = a->lin;
     uint32_t r0 = (uint32_t)i * a->panel, nr = l->rows - r0 < a->panel ? l->rows - r0 : a->panel;
     float *w = lq_work_mine(a->work);
-    decode_rows(a->k, l, r0, nr, w);
+    lq_linear_rows(a->k, l, r0, nr, w);
     lq_gemm_nt(a->x, l->cols, w, l->cols, a->y + r0, l->rows, a->n, nr, l->cols, false);
 }
 

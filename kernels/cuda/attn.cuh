@@ -234,6 +234,15 @@ __global__ void __launch_bounds__(THREADS) join_run(const float *partial, uint32
     }
 }
 
+struct spread { uint32_t span, spans; };
+
+/* Spans of at least SPAN positions, as many as fill a device where `blocks` blocks share one span. */
+static spread spread_of(uint32_t blocks, uint32_t reach) {
+    const uint32_t most = reach / SPAN + 1, want = (ENOUGH + blocks - 1) / blocks, spans = want < most ? want : most;
+    const uint32_t span = (reach / spans + SPAN) / SPAN * SPAN;
+    return spread{span, reach / span + 1};
+}
+
 static size_t bytes_of(const layout &l, uint32_t dim) { return ((size_t)2 * l.rows * dim + (size_t)l.rows * (l.keys + 3) + (size_t)l.keys * (dim + 1)) * sizeof(float); }
 
 static layout layout_of(const lq_device_attn *a, const lq_device_kv *kv, const lq_device_tokens *at) {
@@ -243,10 +252,9 @@ static layout layout_of(const lq_device_attn *a, const lq_device_kv *kv, const l
     while (bytes_of(l, kv->dim) > SHARED && l.keys > 8) l.keys /= 2;
     while (bytes_of(l, kv->dim) > SHARED && l.rows > 1) l.rows = (l.rows + 1) / 2;
     l.bytes = bytes_of(l, kv->dim);
-    const uint32_t blocks = (at->n * l.group + l.rows - 1) / l.rows * kv->heads, most = at->reach / SPAN + 1, want = (ENOUGH + blocks - 1) / blocks;
-    l.spans = want < most ? want : most;
-    l.span = ((at->reach + l.spans) / l.spans + SPAN - 1) / SPAN * SPAN;
-    l.spans = at->reach / l.span + 1;
+    const spread p = spread_of((at->n * l.group + l.rows - 1) / l.rows * kv->heads, at->reach);
+    l.span = p.span;
+    l.spans = p.spans;
     return l;
 }
 
