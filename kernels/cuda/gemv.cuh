@@ -163,9 +163,7 @@ LQ_UNROLL
     }
 }
 
-template <int F0, int F1, int KIND, bool FINE, int E>
-__global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE) || E > 1 ? 2 : 3)
-    run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
+template <int F0, int F1, int KIND, bool FINE, int E> static __device__ __forceinline__ void multiply(const lq_device_matrix &m, const float *x, uint32_t n, const layout &l, float *y) {
     uint8_t *mem = lq_shared();
     stage st;
     st.table = (uint32_t *)(void *)mem;
@@ -197,6 +195,14 @@ LQ_UNROLL
     join<E>(m, acc, n, st.part, [&](uint32_t r, uint32_t t, float sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = sum * (KIND == E4M3 ? 256.0f : 1.0f); });
 }
 
+template <int F0, int F1, int KIND, bool FINE>
+__global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE) ? 2 : 3) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
+    multiply<F0, F1, KIND, FINE, 1>(m, x, n, l, y);
+}
+template <int F0, int F1, int KIND, bool FINE> __global__ void __launch_bounds__(WARPS *LANES, 2) run16(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
+    multiply<F0, F1, KIND, FINE, 2>(m, x, n, l, y);
+}
+
 template <int F0, int F1, int KIND, bool FINE> static const char *eights(const lq_device_matrix &m, const float *x, uint32_t n, float *y);
 
 /* As many tokens in one pass as shared memory holds. */
@@ -209,7 +215,7 @@ template <int F0, int F1, int KIND, bool FINE, int E> static const char *start(c
             if (E > 1) return eights<F0, F1, KIND, FINE>(m, x, n, y);
             if (!(few /= 2)) return "not enough shared memory for a panel of this matrix";
         }
-        const char *why = lq_launch("gemv", run<F0, F1, KIND, FINE, E>, dim3(m.tiles), dim3(WARPS * LANES), l.bytes, m, x + (size_t)t * m.cols, few, l, y + (size_t)t * m.rows);
+        const char *why = lq_launch("gemv", E > 1 ? run16<F0, F1, KIND, FINE> : run<F0, F1, KIND, FINE>, dim3(m.tiles), dim3(WARPS * LANES), l.bytes, m, x + (size_t)t * m.cols, few, l, y + (size_t)t * m.rows);
         if (why) return why;
     }
     return nullptr;
