@@ -145,7 +145,6 @@ static __device__ __forceinline__ void chunk(const uint32_t *w, const uint16_t *
     unit u = load_unit<F, KIND>(steps, sums, minus);
 LQ_UNROLL
     for (int s = 0; s < S::STEPS; s++) {
-        const bool last = s + 1 == S::STEPS, due = FINE && columns <= (uint32_t)(((s + 1) & -(s + 1)) * STEP);
         uint32_t a[4];
         operands<F0, F1, KIND>(w, s, u.z, table, lane, a);
 LQ_UNROLL
@@ -153,10 +152,12 @@ LQ_UNROLL
             uint2 b = *(const uint2 *)(const void *)(x[e] + at + s * STEP);
             lq_mma_f16(part[e], a, b.x, b.y);
         }
+        if (s + 1 == S::STEPS) {
 LQ_UNROLL
-        for (int e = 0; e < E; e++)
-            if (last || due) flush(u, sums, sum + 8 * e, part[e], acc[e]);
-        if (!last && due) {
+            for (int e = 0; e < E; e++) flush(u, sums, sum + 8 * e, part[e], acc[e]);
+        } else if (FINE && columns <= (uint32_t)(((s + 1) & -(s + 1)) * STEP)) {
+LQ_UNROLL
+            for (int e = 0; e < E; e++) flush(u, sums, sum + 8 * e, part[e], acc[e]);
             sum += 8 * E;
             u = load_unit<F, KIND>(steps += 32, sums, minus);
         }
@@ -199,7 +200,7 @@ template <int F0, int F1, int KIND, bool FINE>
 __global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE) ? 2 : 3) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
     multiply<F0, F1, KIND, FINE, 1>(m, x, n, l, y);
 }
-template <int F0, int F1, int KIND, bool FINE> __global__ void __launch_bounds__(WARPS *LANES, 2) run16(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
+template <int F0, int F1, int KIND, bool FINE> __global__ void __launch_bounds__(WARPS *LANES, F0 == 1 ? 1 : 2) run16(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
     multiply<F0, F1, KIND, FINE, 2>(m, x, n, l, y);
 }
 
