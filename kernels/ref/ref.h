@@ -20,6 +20,8 @@ void lq_add_c(float *y, const float *x, size_t n);
 void lq_packed_dequant_c(const lq_packed *p, uint32_t t0, uint32_t nt, float *out);
 void lq_packed_gemv_c(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
 void lq_packed_idot_c(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
+void lq_packed_digits_c(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_d *x, float *y, size_t ldy);
+bool lq_digits_c(const float *x, uint32_t n, int8_t *d, int32_t sum[LQ_DIGITS], float *step);
 void lq_kv8_c(lq_dtype t, const void *src, float step, float *dst, size_t n);
 void lq_kv4_c(const void *src, float low, float step, float *dst, size_t n);
 double lq_dot_c(const float *a, const float *b, size_t n);

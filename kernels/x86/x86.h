@@ -32,4 +32,6 @@ void lq_packed_idot_avx2(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_
 void lq_packed_idot_avxvnni(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
 void lq_packed_gemv_avx512(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
 void lq_packed_idot_vnni(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
+bool lq_digits_avx512(const float *x, uint32_t n, int8_t *d, int32_t sum[LQ_DIGITS], float *step);
+void lq_packed_digits_vnni(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_d *x, float *y, size_t ldy);
 #endif
