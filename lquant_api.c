@@ -71,7 +71,7 @@ int lquant_model_open(lquant *s, const char *path, lquant_model **out) {
     s->cancel = 0;
     *out = LQ_NEW(lquant_model);
     lq_status st = *out ? lq_loaded_open(&s->ctx, path, true, &(*out)->loaded) : lq_oom(&s->ctx, sizeof **out);
-    if (!st) st = lq_loaded_read(&s->ctx, &(*out)->loaded);
+    if (!st) st = lq_loaded_read(&s->ctx, &(*out)->loaded, NULL);
     if (st) lquant_model_free(out);
     return (int)st;
 }

@@ -4,6 +4,8 @@
 
 #include "core/num.h"
 
+#include <string.h>
+
 float lq_act_top(lq_dtype t) { return t == LQ_I8 ? 127 : t == LQ_E4M3 ? 448 : t == LQ_BOOL ? 1 : 0; }
 
 uint32_t lq_act_tiles(const lq_act *a, uint32_t cols) { return a->tile ? (cols + a->tile - 1) / a->tile : 1; }
@@ -60,9 +62,19 @@ static void round_tile(lq_dtype t, float inv, const float *x, uint32_t n, float 
     }
 }
 
+/* Step and its inverse of columns whose largest magnitude is max. */
+static float extent_step(const lq_act *a, float fixed, float max, float *step) {
+    float top = lq_act_top(a->dtype);
+    if (a->kind == LQ_ACT_STATIC) {
+        *step = fixed;
+        return fixed > 1e-30f ? 1 / fixed : 0;
+    }
+    *step = a->scope == 2 ? lq_f16_f32(lq_f32_f16(max / top)) : max / top;
+    return max > 1e-30f ? top / max : 0;
+}
+
 uint32_t lq_act_quantize(const lq_act *a, float fixed, const uint8_t *apart, const float *x, uint32_t cols, float *code, float *step) {
     uint32_t bad = first_bad(x, cols), tile = a->tile ? a->tile : cols;
-    float top = lq_act_top(a->dtype);
     if (bad < cols) return bad;
     for (uint32_t c0 = 0, i = 0; c0 < cols; c0 += tile, i++) {
         uint32_t c1 = cols - c0 < tile ? cols : c0 + tile;
@@ -70,18 +82,27 @@ uint32_t lq_act_quantize(const lq_act *a, float fixed, const uint8_t *apart, con
         if (a->dtype == LQ_BOOL) {
             extent e = measure(a, apart, x, c0, c1);
             step[i] = e.n ? (float)(e.sum / e.n) : 0;
-        } else if (a->kind == LQ_ACT_STATIC) {
-            step[i] = fixed;
-            inv = fixed > 1e-30f ? 1 / fixed : 0;
-        } else {
-            float max = measure(a, apart, x, c0, c1).max;
-            step[i] = a->scope == 2 ? lq_f16_f32(lq_f32_f16(max / top)) : max / top;
-            inv = max > 1e-30f ? top / max : 0;
-        }
+        } else inv = extent_step(a, fixed, measure(a, apart, x, c0, c1).max, &step[i]);
         round_tile(a->dtype, inv, x + c0, c1 - c0, code + c0);
         for (uint32_t c = c0; (apart || a->outlier > 0) && c < c1; c++)
             if (left_out(a, apart, x[c], c)) code[c] = 0;
     }
+    return cols;
+}
+
+uint32_t lq_act_pack(const lq_kernels *k, const lq_packed *p, const float *x, lq_packed_token to) {
+    const lq_act *a = &p->q.sch.act;
+    uint32_t cols = p->q.cols, tile = a->tile ? a->tile : cols;
+    for (uint32_t c0 = 0, g = 0; c0 < cols; c0 += tile) {
+        uint32_t c1 = cols - c0 < tile ? cols : c0 + tile, max = k->absmax(x + c0, c1 - c0);
+        float step, inv = extent_step(a, p->q.act_scale, lq_bits_f32(max), &step);
+        if (max >= 0x7f800000u) return c0 + first_bad(x + c0, c1 - c0);
+        for (uint32_t c = c0; c < c1; c += p->seg, g++) {
+            to.sum[g] = k->round8(x + c, inv, c1 - c < p->seg ? c1 - c : p->seg, to.x + c);
+            to.step[g] = step;
+        }
+    }
+    memset(to.x + cols, 0, lq_packed_ld(p) - cols);
     return cols;
 }
 

@@ -3,7 +3,7 @@
 /* Activations rounded at run time, and the product with quantized weights that stays exact. */
 #ifndef LQ_ACT_H
 #define LQ_ACT_H
-#include "core/qtensor.h"
+#include "kernels/kernels.h"
 
 /* Largest |code|: I8 127, E4M3 448, BOOL 1. 0: no activation type. */
 float lq_act_top(lq_dtype t);
@@ -17,6 +17,8 @@ uint32_t lq_act_tiles(const lq_act *a, uint32_t cols);
  * |x| >= it is left out alike; the caller adds its product. Returns cols, or the first column that is NaN or infinite.
  * Source: ZeroQuant (arXiv 2206.01861), LLM.int8 (2208.07339), BiPFT; algorithms.md 2, 3. */
 uint32_t lq_act_quantize(const lq_act *a, float fixed, const uint8_t *apart, const float *x, uint32_t cols, float *code, float *step);
+/* The same token straight into `to`, for packed weights p whose scheme rounds to I8 and leaves nothing out, without a permutation. */
+uint32_t lq_act_pack(const lq_kernels *k, const lq_packed *p, const float *x, lq_packed_token to);
 /* Nearest E4M3 value, ties to even, saturating at 448: lq_e4m3_f32(lq_f32_e4m3(v)), fast. v finite. */
 float lq_act_e4m3(float v);
 

@@ -17,7 +17,8 @@
 #include <math.h>
 #include <string.h>
 
-enum { TOKENS = 64, ROWS = 128 }; /* of one product */
+enum { TOKENS = 64, ROWS = 128 };             /* of one product */
+enum { FEW_TOKENS = 32, FEW_ROWS = 64, WORD = 64 }; /* of one product of packed codes; bits of a word */
 
 typedef struct seg { uint32_t c0, n; } seg;
 
@@ -30,15 +31,13 @@ typedef struct call {
     const float *x, *seen;      /* [n][cols]; seen: what is rounded to codes, x itself but for bitsandbytes */
     float *half;                /* seen, where it is not x */
     float *y, *code, *step;     /* [n][rows]; [n][cols] in stored order; [n][tiles] */
-    uint32_t n, panel, tiles, exact;
-    bool whole;
+    uint32_t n, panel, tiles, exact, words;
+    bool whole, plain;          /* plain: packed, nothing left out, columns as they are */
     uint8_t *apart;             /* [cols] */
-    seg *segs;
-    uint32_t n_segs;
-    lq_packed_i *packed;        /* [blocks of TOKENS]: codes as packed weights multiply them; NULL: these are not packed */
-    char *prepared;             /* what they point into */
+    const lq_packed *p;         /* NULL: these are not packed */
+    char *packed;               /* what lq_packed_i_of reads; instead of code and step */
+    uint64_t *out;              /* [n][words] bit c: column c of the token is an outlier; only where there may be some */
     uint32_t *used, n_used;     /* packed: stored columns that hold an outlier in some token */
-    uint32_t *out_at, *out_col; /* outliers of token t: out_col[out_at[t] .. out_at[t + 1]) */
     double *low;                /* [n][rank] b x */
     float *low_b;               /* [rank][cols] */
     uint32_t *bad;              /* [n] first column that is not finite, cols when none */
@@ -51,19 +50,15 @@ static uint32_t plane_tile(const lq_plane_desc *d) { return d->dtype == LQ_NONE 
 /* Are the tiles of a plane runs of columns that begin alike in every row? */
 static bool regular(const lq_plane_desc *d, uint32_t cols) { return d->dtype == LQ_NONE || d->tile_r != LQ_FLAT || (d->tile_c && cols % d->tile_c == 0); }
 
-static bool make_segs(call *a) {
+/* From the one before; g = {0, 0} before the first. */
+static bool next_seg(const call *a, seg *g) {
     const lq_scheme *s = &a->q->sch;
-    uint32_t cols = a->q->cols, scale = a->whole ? 0 : plane_tile(&s->scale), zero = a->whole || s->zero_kind == LQ_ZERO_NONE ? 0 : plane_tile(&s->zero);
-    for (int pass = 0; pass < 2; pass++) {
-        a->n_segs = 0;
-        for (uint32_t c = 0, end; c < cols; c = end, a->n_segs++) {
-            end = next_edge(c, scale, cols);
-            if (next_edge(c, zero, cols) < end) end = next_edge(c, zero, cols);
-            if (next_edge(c, s->act.tile, cols) < end) end = next_edge(c, s->act.tile, cols);
-            if (pass) a->segs[a->n_segs] = (seg){c, end - c};
-        }
-        if (!pass && !(a->segs = LQ_NEWN(seg, a->n_segs))) return false;
-    }
+    uint32_t cols = a->q->cols, c = g->c0 + g->n, scale = a->whole ? 0 : plane_tile(&s->scale), zero = a->whole || s->zero_kind == LQ_ZERO_NONE ? 0 : plane_tile(&s->zero);
+    if (c >= cols) return false;
+    uint32_t end = next_edge(c, scale, cols);
+    if (next_edge(c, zero, cols) < end) end = next_edge(c, zero, cols);
+    if (next_edge(c, s->act.tile, cols) < end) end = next_edge(c, s->act.tile, cols);
+    *g = (seg){c, end - c};
     return true;
 }
 
@@ -84,30 +79,15 @@ static void make_bare(call *a) {
 static bool has_outliers(const call *a) { return a->q->sch.act.outlier > 0; }
 static bool is_out(const call *a, float x, uint32_t c) { return !a->apart[c] && fabsf(x) >= a->q->sch.act.outlier; }
 
-/* Columns that hold an outlier in any token belong to every token (bitsandbytes). */
-static void spread_outliers(call *a, uint8_t *batch) {
-    memset(batch, 0, a->q->cols);
-    for (uint32_t t = 0; t < a->n; t++)
-        for (uint32_t c = 0; c < a->q->cols; c++) batch[c] |= is_out(a, a->seen[(size_t)t * a->q->cols + c], c);
-}
+static bool bit(const uint64_t *set, uint32_t c) { return set[c / WORD] >> c % WORD & 1; }
 
-static bool list_outliers(call *a, const uint8_t *batch) {
-    uint32_t cols = a->q->cols;
-    if (!(a->out_at = LQ_NEWN(uint32_t, (size_t)a->n + 1))) return false;
-    for (int pass = 0; pass < 2; pass++) {
-        uint32_t n = 0;
-        for (uint32_t t = 0; t < a->n; t++) {
-            a->out_at[t] = n;
-            for (uint32_t c = 0; c < cols; c++) {
-                if (batch ? !batch[c] : !is_out(a, a->seen[(size_t)t * cols + c], c)) continue;
-                if (pass) a->out_col[n] = c;
-                n++;
-            }
-        }
-        a->out_at[a->n] = n;
-        if (!pass && !(a->out_col = LQ_NEWN(uint32_t, (size_t)n + 1))) return false;
+/* The first member from c on; words * WORD when there is none. */
+static uint32_t next_out(const call *a, const uint64_t *set, uint32_t c) {
+    for (uint32_t w = c / WORD; w < a->words; w++, c = w * WORD) {
+        uint64_t left = set[w] >> c % WORD;
+        if (left) return c + (uint32_t)__builtin_ctzll(left);
     }
-    return true;
+    return a->words * WORD;
 }
 
 static uint32_t stored_col(const call *a, uint32_t c) { /* outliers under a permutation are few */
@@ -116,34 +96,42 @@ static uint32_t stored_col(const call *a, uint32_t c) { /* outliers under a perm
     return c;
 }
 
-static bool list_used(call *a, uint8_t *seen) {
-    if (!(a->used = LQ_NEWN(uint32_t, a->q->cols))) return false;
-    memset(seen, 0, a->q->cols);
-    for (uint32_t i = 0; i < a->out_at[a->n]; i++) {
-        if (!seen[a->out_col[i]]) a->used[a->n_used++] = stored_col(a, a->out_col[i]);
-        seen[a->out_col[i]] = 1;
+/* Columns that hold an outlier in any token belong to every token (bitsandbytes). */
+static void find_outliers(call *a, uint64_t *any) {
+    size_t row = a->words * sizeof *any;
+    memset(any, 0, row);
+    memset(a->out, 0, a->n * row);
+    for (uint32_t t = 0; t < a->n; t++) {
+        uint64_t *mine = a->out + (size_t)t * a->words;
+        for (uint32_t c = 0; c < a->q->cols; c++)
+            if (is_out(a, a->seen[(size_t)t * a->q->cols + c], c)) mine[c / WORD] |= (uint64_t)1 << c % WORD;
+        for (uint32_t w = 0; w < a->words; w++) any[w] |= mine[w];
     }
-    return true;
+    for (uint32_t t = 0; a->q->sch.act.scope == 1 && t < a->n; t++) memcpy(a->out + (size_t)t * a->words, any, row);
+    for (uint32_t c = next_out(a, any, 0); a->p && c < a->q->cols; c = next_out(a, any, c + 1)) a->used[a->n_used++] = stored_col(a, c);
 }
 
-static bool find_outliers(call *a) {
-    uint8_t *batch = lq_alloc(a->q->cols);
-    if (batch && a->q->sch.act.scope == 1) spread_outliers(a, batch);
-    bool ok = batch && list_outliers(a, a->q->sch.act.scope == 1 ? batch : NULL) && (!a->lin->packed || list_used(a, batch));
-    lq_free(batch);
-    return ok;
+/* Through floats, in this worker's scratch where they are not kept. */
+static uint32_t round_token(const call *a, size_t t) {
+    const lq_qtensor *q = a->q;
+    uint32_t cols = q->cols, bad;
+    float *mine = lq_work_mine(a->work), *code = a->p ? mine + cols : a->code + t * cols, *step = a->p ? mine + 2 * (size_t)cols : a->step + t * a->tiles;
+    if (a->bare.perm || !q->perm) mine = code;
+    bad = lq_act_quantize(&q->sch.act, q->act_scale, a->apart, a->seen + t * cols, cols, mine, step);
+    if (bad < cols) return bad;
+    for (uint32_t c = 0; a->out && c < cols; c++)
+        if (bit(a->out + t * a->words, c)) mine[c] = 0;
+    for (uint32_t c = 0; mine != code && c < cols; c++) code[c] = mine[q->perm[c]];
+    if (a->p) lq_packed_i_put(a->p, code, step, lq_packed_i_token(a->p, a->n, a->packed, (uint32_t)t));
+    return cols;
 }
 
 static void quantize_token(void *arg, size_t t) {
     call *a = arg;
-    const lq_qtensor *q = a->q;
-    uint32_t cols = q->cols;
+    uint32_t cols = a->q->cols, rank = a->q->sch.rank;
     const float *x = a->x + t * cols;
-    float *code = a->code + t * cols, *mine = a->bare.perm || !q->perm ? code : lq_work_mine(a->work);
-    a->bad[t] = lq_act_quantize(&q->sch.act, q->act_scale, a->apart, a->seen + t * cols, cols, mine, a->step + t * a->tiles);
-    for (uint32_t i = has_outliers(a) ? a->out_at[t] : 0; has_outliers(a) && i < a->out_at[t + 1]; i++) mine[a->out_col[i]] = 0;
-    for (uint32_t c = 0; mine != code && c < cols; c++) code[c] = mine[q->perm[c]];
-    for (uint32_t k = 0; a->low && k < q->sch.rank; k++) a->low[t * q->sch.rank + k] = a->k->dot(a->low_b + (size_t)k * cols, x, cols);
+    a->bad[t] = a->plain ? lq_act_pack(a->k, a->p, x, lq_packed_i_token(a->p, a->n, a->packed, (uint32_t)t)) : round_token(a, t);
+    for (uint32_t k = 0; a->low && k < rank; k++) a->low[t * rank + k] = a->k->dot(a->low_b + (size_t)k * cols, x, cols);
 }
 
 /* ---- products ---- */
@@ -205,12 +193,14 @@ static double weight_of(const call *a, float v, uint32_t r, uint32_t c) {
 
 static void add_outliers(const call *a, const block *b) {
     uint32_t cols = a->q->cols;
-    for (uint32_t t = 0; t < b->n; t++)
-        for (uint32_t i = a->out_at[b->t0 + t]; i < a->out_at[b->t0 + t + 1]; i++) {
-            uint32_t c = stored_col(a, a->out_col[i]);
-            double x = (double)a->x[(size_t)(b->t0 + t) * cols + a->out_col[i]], *acc = b->acc + (size_t)t * b->ld;
+    for (uint32_t t = 0; t < b->n; t++) {
+        const uint64_t *set = a->out + (size_t)(b->t0 + t) * a->words;
+        for (uint32_t i = next_out(a, set, 0); i < cols; i = next_out(a, set, i + 1)) {
+            uint32_t c = stored_col(a, i);
+            double x = (double)a->x[(size_t)(b->t0 + t) * cols + i], *acc = b->acc + (size_t)t * b->ld;
             for (uint32_t r = 0; r < b->nr; r++) acc[r] += x * weight_of(a, b->w[(size_t)r * cols + c], b->r0 + r, c);
         }
+    }
 }
 
 static void add_extras(const call *a, const block *b) {
@@ -235,16 +225,14 @@ static void add_extras(const call *a, const block *b) {
 static void used_codes(const call *a, const block *b) {
     for (uint32_t i = 0; i < a->n_used; i++)
         for (uint32_t r = 0; r < b->nr; r++)
-            b->w[(size_t)r * a->q->cols + a->used[i]] = lq_grid_value(a->q, b->r0 + r, lq_packed_code(a->lin->packed, b->r0 + r, a->used[i]));
+            b->w[(size_t)r * a->q->cols + a->used[i]] = lq_grid_value(a->q, b->r0 + r, lq_packed_code(a->p, b->r0 + r, a->used[i]));
 }
 
-static void multiply(const call *a, const block *b) {
-    if (a->packed) {
-        a->k->packed_idot(a->lin->packed, b->r0 / LQ_TILE, b->ld / LQ_TILE, &a->packed[b->t0 / TOKENS], b->acc);
-        return;
-    }
-    memset(b->acc, 0, (size_t)b->n * b->ld * sizeof *b->acc);
-    for (const seg *g = a->segs; g < a->segs + a->n_segs; g++) add_segment(a, b, g);
+static bool adds_extras(const call *a) { return a->q->sch.extra & (LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK); }
+
+static void add_rest(const call *a, const block *b) {
+    if (a->out) add_outliers(a, b);
+    if (adds_extras(a)) add_extras(a, b);
 }
 
 static void product_slice(void *arg, size_t i) {
@@ -252,94 +240,108 @@ static void product_slice(void *arg, size_t i) {
     double sum[TOKENS * ROWS], acc[TOKENS * ROWS];
     float part[TOKENS * ROWS];
     block b = {.r0 = (uint32_t)i * a->panel, .w = lq_work_mine(a->work), .sum = sum, .acc = acc, .part = part};
-    b.nr = a->q->rows - b.r0 < a->panel ? a->q->rows - b.r0 : a->panel;
-    b.ld = a->packed ? (b.nr + LQ_TILE - 1) / LQ_TILE * LQ_TILE : b.nr;
-    if (a->packed) used_codes(a, &b);
-    else a->k->dequant(&a->bare, b.r0, b.nr, b.w);
+    b.nr = b.ld = a->q->rows - b.r0 < a->panel ? a->q->rows - b.r0 : a->panel;
+    a->k->dequant(&a->bare, b.r0, b.nr, b.w);
     for (b.t0 = 0; b.t0 < a->n; b.t0 += TOKENS) {
         b.n = a->n - b.t0 < TOKENS ? a->n - b.t0 : TOKENS;
-        multiply(a, &b);
-        if (has_outliers(a)) add_outliers(a, &b);
-        if (a->q->sch.extra & (LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK)) add_extras(a, &b);
-        for (uint32_t t = 0; t < b.n; t++)
-            for (uint32_t r = 0; r < b.nr; r++) a->y[(size_t)(b.t0 + t) * a->q->rows + b.r0 + r] = (float)acc[t * b.ld + r];
+        memset(acc, 0, (size_t)b.n * b.ld * sizeof *acc);
+        for (seg g = {0}; next_seg(a, &g);) add_segment(a, &b, &g);
+        add_rest(a, &b);
+        for (uint32_t t = 0; t < b.n; t++) a->k->narrow(acc + (size_t)t * b.ld, a->y + (size_t)(b.t0 + t) * a->q->rows + b.r0, b.nr);
     }
 }
 
-static void pack_tokens(void *arg, size_t i) {
+static uint32_t packed_rows(const call *a) { return a->panel < FEW_ROWS ? a->panel : FEW_ROWS; }
+
+static void packed_slice(void *arg, size_t i) {
     const call *a = arg;
-    const lq_packed *p = a->lin->packed;
-    uint32_t t0 = (uint32_t)i * TOKENS, n = a->n - t0 < TOKENS ? a->n - t0 : TOKENS;
-    a->packed[i] = lq_packed_i_make(p, a->code + (size_t)t0 * a->q->cols, a->step + (size_t)t0 * a->tiles, n, a->prepared + i * lq_packed_i_bytes(p, TOKENS));
+    double acc[FEW_TOKENS * FEW_ROWS];
+    block b = {.r0 = (uint32_t)i * packed_rows(a), .w = lq_work_mine(a->work), .acc = acc};
+    b.nr = a->q->rows - b.r0 < packed_rows(a) ? a->q->rows - b.r0 : packed_rows(a);
+    b.ld = (b.nr + LQ_TILE - 1) / LQ_TILE * LQ_TILE;
+    used_codes(a, &b);
+    for (b.t0 = 0; b.t0 < a->n; b.t0 += FEW_TOKENS) {
+        b.n = a->n - b.t0 < FEW_TOKENS ? a->n - b.t0 : FEW_TOKENS;
+        lq_packed_i x = lq_packed_i_of(a->p, a->n, a->packed, b.t0, b.n);
+        a->k->packed_idot(a->p, b.r0 / LQ_TILE, b.ld / LQ_TILE, &x, acc);
+        add_rest(a, &b);
+        for (uint32_t t = 0; t < b.n; t++) a->k->narrow(acc + (size_t)t * b.ld, a->y + (size_t)(b.t0 + t) * a->q->rows + b.r0, b.nr);
+    }
 }
 
+/* ---- a call ---- */
+
 /* bitsandbytes takes codes from the activations' F16; outliers multiply as they are. What F16 cannot hold is an outlier in any case. */
-static bool see_half(call *a) {
+static void see_half(call *a) {
     size_t n = (size_t)a->n * a->q->cols;
-    if (!(a->half = lq_calloc(n, sizeof *a->half))) return false;
     for (size_t i = 0; i < n; i++) {
         float h = lq_f16_f32(lq_f32_f16(a->x[i]));
         a->half[i] = isinf(h) ? a->x[i] : h;
     }
     a->seen = a->half;
-    return true;
 }
 
-static bool room_for_packed(call *a) {
-    size_t blocks = (a->n + TOKENS - 1) / TOKENS, each = lq_packed_i_bytes(a->lin->packed, a->n < TOKENS ? a->n : TOKENS);
-    return (a->packed = LQ_NEWN(lq_packed_i, blocks)) && (a->prepared = lq_calloc(blocks, each));
+typedef struct room { char *at; size_t used; } room; /* at NULL: only counted */
+
+static void *take(room *m, size_t bytes) {
+    void *v = m->at ? m->at + m->used : NULL;
+    m->used += (bytes + 63) / 64 * 64;
+    return v;
 }
 
-static bool prepare(call *a) {
-    const lq_qtensor *q = a->q;
-    uint32_t rank = q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0;
-    a->tiles = lq_act_tiles(&q->sch.act, q->cols);
+/* Everything but k, work, x and y. Returns a set of columns for find_outliers. */
+static uint64_t *lay_out(call *a, const lq_linear *lin, uint32_t n, room *m) {
+    const lq_qtensor *q = lin->q;
+    const lq_scheme *s = &q->sch;
+    size_t rank = s->extra & LQ_X_LOWRANK ? s->rank : 0;
+    a->lin = lin, a->q = q, a->p = lin->packed, a->n = n;
+    a->tiles = lq_act_tiles(&s->act, q->cols);
+    a->words = (q->cols + WORD - 1) / WORD;
     make_bare(a);
-    bool ok = (a->lin->packed ? room_for_packed(a) : make_segs(a)) && (a->code = lq_alloc((size_t)a->n * q->cols * 4)) && (a->step = LQ_NEWN(float, (size_t)a->n * a->tiles)) &&
-              (a->apart = LQ_NEWN(uint8_t, q->cols)) && (a->bad = LQ_NEWN(uint32_t, a->n));
-    if (!ok) return false;
+    a->plain = a->p && s->act.dtype == LQ_I8 && s->act.scope != 1 && !(s->act.outlier > 0) && !q->perm && !(s->extra & LQ_X_OUTLIER_COLS);
+    if (a->p) a->packed = take(m, lq_packed_i_bytes(a->p, n));
+    else {
+        a->code = take(m, (size_t)n * q->cols * sizeof *a->code);
+        a->step = take(m, (size_t)n * a->tiles * sizeof *a->step);
+    }
+    a->bad = take(m, n * sizeof *a->bad);
+    a->apart = take(m, q->cols);
+    if (s->act.scope == 1) a->half = take(m, (size_t)n * q->cols * sizeof *a->half);
+    if (rank) a->low = take(m, n * rank * sizeof *a->low);
+    if (rank) a->low_b = take(m, rank * q->cols * sizeof *a->low_b);
+    if (!has_outliers(a)) return NULL;
+    a->used = take(m, q->cols * sizeof *a->used);
+    a->out = take(m, (size_t)n * a->words * sizeof *a->out);
+    return take(m, a->words * sizeof *a->out);
+}
+
+size_t lq_act_shared(const lq_linear *lin, uint32_t n) {
+    call a = {0};
+    room m = {0};
+    lay_out(&a, lin, n, &m);
+    return m.used;
+}
+
+static void prepare(call *a, uint64_t *any) {
+    const lq_qtensor *q = a->q;
+    memset(a->apart, 0, q->cols);
     for (uint32_t i = 0; q->sch.extra & LQ_X_OUTLIER_COLS && i < q->outlier_cols.n; i++) a->apart[q->outlier_cols.idx[i]] = 1;
     a->seen = a->x;
-    if (q->sch.act.scope == 1 && !see_half(a)) return false;
-    if (has_outliers(a) && !find_outliers(a)) return false;
-    if (!rank) return true;
-    if (!(a->low = LQ_NEWN(double, (size_t)a->n * rank)) || !(a->low_b = LQ_NEWN(float, (size_t)rank * q->cols))) return false;
-    for (size_t i = 0; i < (size_t)rank * q->cols; i++) a->low_b[i] = a->apart[i % q->cols] ? 0 : lq_f16_f32(q->lr.b[i]); /* kept columns are the whole weight */
-    return true;
-}
-
-static void finish(call *a) {
-    lq_free(a->half);
-    lq_free(a->code);
-    lq_free(a->step);
-    lq_free(a->apart);
-    lq_free(a->bad);
-    lq_free(a->segs);
-    lq_free(a->packed);
-    lq_free(a->prepared);
-    lq_free(a->used);
-    lq_free(a->out_at);
-    lq_free(a->out_col);
-    lq_free(a->low);
-    lq_free(a->low_b);
+    if (a->half) see_half(a);
+    if (a->out) find_outliers(a, any);
+    for (size_t i = 0; a->low && i < (size_t)q->sch.rank * q->cols; i++) a->low_b[i] = a->apart[i % q->cols] ? 0 : lq_f16_f32(q->lr.b[i]); /* kept columns are the whole weight */
 }
 
 void lq_act_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, uint32_t panel, const float *x, uint32_t n, float *y) {
-    call a = {.k = k, .work = w, .lin = lin, .q = lin->q, .x = x, .y = y, .n = n, .panel = panel < ROWS ? panel : ROWS};
-    uint64_t work = (uint64_t)lin->rows * lin->cols;
+    call a = {.k = k, .work = w, .x = x, .y = y, .panel = panel < ROWS ? panel : ROWS};
+    room m = {w->shared, 0};
+    uint64_t *any = lay_out(&a, lin, n, &m), work = (uint64_t)lin->rows * lin->cols;
     lq_fault *fault = w->fault + lq_worker();
-    if (!prepare(&a)) {
-        if (!fault->st) *fault = (lq_fault){LQ_ERR_RESOURCE, lin->row ? lin->row->name : NULL, 0};
-        memset(y, 0, (size_t)n * lin->rows * sizeof *y);
-    } else {
-        lq_spread(n, (uint64_t)n * lin->cols, quantize_token, &a);
-        for (uint32_t t = 0; t < n && !fault->st; t++)
-            if (a.bad[t] < lin->cols) *fault = (lq_fault){LQ_ERR_QUALITY, lin->row ? lin->row->name : NULL, a.bad[t]};
-        if (fault->st) memset(y, 0, (size_t)n * lin->rows * sizeof *y);
-        else {
-            if (a.packed) lq_spread((n + TOKENS - 1) / TOKENS, (uint64_t)n * lin->cols, pack_tokens, &a);
-            lq_spread((lin->rows + a.panel - 1) / a.panel, work * n, product_slice, &a);
-        }
-    }
-    finish(&a);
+    prepare(&a, any);
+    lq_spread(n, (uint64_t)n * lin->cols, quantize_token, &a);
+    for (uint32_t t = 0; t < n && !fault->st; t++)
+        if (a.bad[t] < lin->cols) *fault = (lq_fault){LQ_ERR_QUALITY, lin->row ? lin->row->name : NULL, a.bad[t]};
+    if (fault->st) memset(y, 0, (size_t)n * lin->rows * sizeof *y);
+    else if (a.p) lq_spread((lin->rows + packed_rows(&a) - 1) / packed_rows(&a), work * n, packed_slice, &a);
+    else lq_spread((lin->rows + a.panel - 1) / a.panel, work * n, product_slice, &a);
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Causal attention of grouped heads, a tile of queries of one head at a time:
+/* Causal attention of grouped heads, a tile of queries at a time; the heads that share keys go together, as rows of one product:
  *
  *   S = Q K^T over the keys the tile can see;  P = softmax(S / sqrt(d)) with the rest of each row zero;  out = P V
  *
- * (1/sqrt(d) is the scale unless the parameters state another; Gemma 2 caps the scaled scores by c tanh(s / c)), so that scores of one tile are all that ever exists. A tile's keys start at its first query's window and end at its last
- * query; the split follows from the shape alone. */
+ * (1/sqrt(d) is the scale unless the parameters state another; Gemma 2 caps the scaled scores by c tanh(s / c)), so that scores of one tile are
+ * all that ever exists. A tile's keys start at its first query's window and end at its last query; the split follows from the shape alone. */
 #include "calib/run.h"
 
 #include "kernels/linalg.h"
@@ -13,17 +13,25 @@
 #include <math.h>
 #include <string.h>
 
-enum { TILE_MIN = 8, SCORES = 1 << 20 }; /* floats a tile's scores may take, long contexts use fewer queries per tile */
+enum { TILE_MIN = 8, SCORES = 1 << 20, ROWS = 2 * LQ_ATTN_TILE, ALONE = 8 }; /* floats a tile's scores may take; rows of a tile, queries times
+                                             heads; queries below which each head has a task of its own */
 
-static uint32_t tile_of(uint32_t keys) {
-    uint32_t tile = LQ_ATTN_TILE;
-    while (tile > TILE_MIN && (uint64_t)tile * keys > SCORES) tile /= 2;
-    return tile;
+/* Queries of a tile when `heads` share it: fewer for long contexts. */
+static uint32_t tile_of(uint32_t keys, uint32_t heads) {
+    uint32_t tile = heads == 1 ? LQ_ATTN_TILE : ROWS / heads / TILE_MIN * TILE_MIN;
+    while (tile > TILE_MIN && (uint64_t)tile * heads * keys > SCORES) tile /= 2;
+    return tile < TILE_MIN ? TILE_MIN : tile;
 }
 
-size_t lq_attn_scratch(uint32_t positions) {
-    uint64_t n = (uint64_t)LQ_ATTN_TILE * positions, least = (uint64_t)TILE_MIN * positions;
-    return n <= SCORES ? n : least > SCORES ? least : SCORES;
+/* Shorter contexts may take larger tiles: no tile has more scores than this, nor more rows than one of a short context. */
+static uint64_t scratch_of(const lq_params *p, uint32_t positions, uint32_t heads) {
+    uint64_t rows = (uint64_t)tile_of(1, heads) * heads, all = rows * positions, least = (uint64_t)TILE_MIN * heads * positions;
+    return (all <= SCORES ? all : least > SCORES ? least : SCORES) + 2 * rows * p->head_dim;
+}
+
+size_t lq_attn_scratch(const lq_params *p, uint32_t positions) {
+    uint64_t shared = scratch_of(p, positions, p->n_heads / p->n_kv_heads), own = scratch_of(p, positions, 1);
+    return (shared > own ? shared : own) + (uint64_t)LQ_KV_TILE * p->head_dim;
 }
 
 typedef struct call {
@@ -32,79 +40,98 @@ typedef struct call {
     float *out;
     uint32_t window;
     const lq_span *span;
-    uint32_t tile;
+    uint32_t tile, heads;      /* queries, and heads that share their keys, of a task */
 } call;
 
 static void capped(float *score, uint32_t n, float scale, float cap) {
     for (uint32_t i = 0; i < n; i++) score[i] = cap * tanhf(score[i] * scale / cap);
 }
 
-/* The packed cache, read a tile of keys at a time into scratch behind the scores. */
-static void stored_scores(const call *a, const float *q, uint32_t n, uint32_t k0, uint32_t nk, uint32_t head, float *score) {
-    uint32_t d = a->r->par->head_dim;
-    float *tile = score + (size_t)n * nk;
-    for (uint32_t j = 0; j < nk; j += LQ_KV_TILE) {
+/* score[n][nk] = q[n][d] times keys k0 .. of a kv head; out[n][d] = score times its values. A packed cache is read a tile of keys at a time
+ * into `keys`. */
+static void scores_of(const call *a, const float *q, uint32_t n, uint32_t k0, uint32_t nk, uint32_t kv, float *keys, float *score) {
+    const lq_span *s = a->span;
+    uint32_t d = a->r->par->head_dim, ld = a->r->par->n_kv_heads * d;
+    if (!s->kv) lq_gemm_nt(q, d, s->keys + (size_t)k0 * ld + kv * d, ld, score, nk, n, nk, d, false);
+    for (uint32_t j = 0; s->kv && j < nk; j += LQ_KV_TILE) {
         uint32_t m = nk - j < LQ_KV_TILE ? nk - j : LQ_KV_TILE;
-        lq_kv_get(a->span->kv, a->span->layer, false, k0 + j, m, head, tile);
-        lq_gemm_nt(q, (size_t)a->r->par->n_heads * d, tile, d, score + j, nk, n, m, d, false);
+        lq_kv_get(s->kv, s->layer, false, k0 + j, m, kv, keys);
+        lq_gemm_nt(q, d, keys, d, score + j, nk, n, m, d, false);
     }
 }
 
-static void stored_values(const call *a, float *score, uint32_t n, uint32_t k0, uint32_t nk, uint32_t head, float *out) {
-    uint32_t d = a->r->par->head_dim;
-    float *tile = score + (size_t)n * nk;
-    for (uint32_t j = 0; j < nk; j += LQ_KV_TILE) {
+static void values_of(const call *a, const float *score, uint32_t n, uint32_t k0, uint32_t nk, uint32_t kv, float *values, float *out) {
+    const lq_span *s = a->span;
+    uint32_t d = a->r->par->head_dim, ld = a->r->par->n_kv_heads * d;
+    if (!s->kv) lq_gemm_nn(score, nk, s->values + (size_t)k0 * ld + kv * d, ld, out, d, n, d, nk, 1, false);
+    for (uint32_t j = 0; s->kv && j < nk; j += LQ_KV_TILE) {
         uint32_t m = nk - j < LQ_KV_TILE ? nk - j : LQ_KV_TILE;
-        lq_kv_get(a->span->kv, a->span->layer, true, k0 + j, m, head, tile);
-        lq_gemm_nn(score + j, nk, tile, d, out, (size_t)a->r->par->n_heads * d, n, d, m, 1, j > 0);
+        lq_kv_get(s->kv, s->layer, true, k0 + j, m, kv, values);
+        lq_gemm_nn(score + j, nk, values, d, out, d, n, d, m, 1, j > 0);
     }
 }
 
+/* A row of scores over keys k0 .. of the query at position pos. */
+static void weigh(const call *a, float *row, uint32_t pos, uint32_t k0, uint32_t nk) {
+    const lq_params *p = a->r->par;
+    float scale = p->attn_scale > 0 ? p->attn_scale : 1 / sqrtf((float)p->head_dim);
+    uint32_t end = pos + 1 - k0, begin = a->window && pos + 1 > a->window ? pos + 1 - a->window - k0 : 0;
+    memset(row, 0, begin * sizeof *row);
+    if (p->attn_cap > 0) capped(row + begin, end - begin, scale, p->attn_cap);
+    a->r->k->softmax(row + begin, end - begin, p->attn_cap > 0 ? 1 : scale);
+    memset(row + end, 0, (nk - end) * sizeof *row);
+}
+
+/* Queries t0 .. of heads head .. head + a->heads, whose rows lie head after head in scratch. */
 static void attend(const call *a, uint32_t t0, uint32_t head) {
     const lq_params *p = a->r->par;
     const lq_span *s = a->span;
-    uint32_t d = p->head_dim, ldq = p->n_heads * d, ldk = p->n_kv_heads * d, kv = head / (p->n_heads / p->n_kv_heads);
+    uint32_t d = p->head_dim, ld = p->n_heads * d, kv = head / (p->n_heads / p->n_kv_heads);
     uint32_t n = s->n - t0 < a->tile ? s->n - t0 : a->tile, pos = s->pos + t0;
-    uint32_t k0 = a->window && pos + 1 > a->window ? pos + 1 - a->window : 0, nk = pos + n - k0;
-    const float *q = a->q + (size_t)(s->first + t0) * ldq + head * d;
-    float *score = lq_work_mine(&a->r->work), *out = a->out + (size_t)(s->first + t0) * ldq + head * d, scale = p->attn_scale > 0 ? p->attn_scale : 1 / sqrtf((float)d);
-    if (s->kv) stored_scores(a, q, n, k0, nk, kv, score);
-    else lq_gemm_nt(q, ldq, s->keys + (size_t)k0 * ldk + kv * d, ldk, score, nk, n, nk, d, false);
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t end = pos + i + 1 - k0, begin = a->window && pos + i + 1 > a->window ? pos + i + 1 - a->window - k0 : 0;
-        float *row = score + (size_t)i * nk;
-        memset(row, 0, begin * sizeof *row);
-        if (p->attn_cap > 0) capped(row + begin, end - begin, scale, p->attn_cap);
-        a->r->k->softmax(row + begin, end - begin, p->attn_cap > 0 ? 1 : scale);
-        memset(row + end, 0, (nk - end) * sizeof *row);
-    }
-    if (s->kv) stored_values(a, score, n, k0, nk, kv, out);
-    else lq_gemm_nn(score, nk, s->values + (size_t)k0 * ldk + kv * d, ldk, out, ldq, n, d, nk, 1, false);
+    uint32_t k0 = a->window && pos + 1 > a->window ? pos + 1 - a->window : 0, nk = pos + n - k0, rows = n * a->heads;
+    size_t from = (size_t)(s->first + t0) * ld + head * d;
+    float *score = lq_work_mine(&a->r->work), *q = score + (size_t)rows * nk, *out = q + (size_t)rows * d, *keys = out + (size_t)rows * d;
+    for (uint32_t r = 0; r < rows; r++) memcpy(q + (size_t)r * d, a->q + from + (size_t)(r % n) * ld + r / n * d, d * sizeof *q);
+    scores_of(a, q, rows, k0, nk, kv, keys, score);
+    for (uint32_t r = 0; r < rows; r++) weigh(a, score + (size_t)r * nk, pos + r % n, k0, nk);
+    values_of(a, score, rows, k0, nk, kv, keys, out);
+    for (uint32_t r = 0; r < rows; r++) memcpy(a->out + from + (size_t)(r % n) * ld + r / n * d, out + (size_t)r * d, d * sizeof *out);
+}
+
+/* The call for one span, and how many tasks a tile of it has. */
+static uint32_t share(call *a, const lq_span *s) {
+    const lq_params *p = a->r->par;
+    a->span = s;
+    a->heads = s->n < ALONE ? 1 : p->n_heads / p->n_kv_heads;
+    a->tile = tile_of(s->pos + s->n, a->heads);
+    return p->n_heads / a->heads;
 }
 
 static void attend_task(void *arg, size_t i) {
     const call *a = arg;
-    uint32_t heads = a->r->par->n_heads, tiles = (a->span->n + a->tile - 1) / a->tile;
-    attend(a, (tiles - 1 - (uint32_t)(i / heads)) * a->tile, (uint32_t)(i % heads)); /* the longest rows first */
+    uint32_t parts = a->r->par->n_heads / a->heads, tiles = (a->span->n + a->tile - 1) / a->tile;
+    attend(a, (tiles - 1 - (uint32_t)(i / parts)) * a->tile, (uint32_t)(i % parts) * a->heads); /* the longest rows first */
 }
 
 typedef struct batch { const call *a; const lq_span *spans; } batch;
-static void short_task(void *arg, size_t i) { /* one head of one short sequence */
+static void short_task(void *arg, size_t i) { /* a kv head of one short sequence */
     const batch *b = arg;
     call a = *b->a;
-    a.span = &b->spans[i / a.r->par->n_heads];
-    a.tile = tile_of(a.span->pos + a.span->n);
-    for (uint32_t t0 = 0; t0 < a.span->n; t0 += a.tile) attend(&a, t0, (uint32_t)(i % a.r->par->n_heads));
+    const lq_params *p = a.r->par;
+    uint32_t kv = (uint32_t)(i % p->n_kv_heads), per = p->n_heads / p->n_kv_heads;
+    share(&a, &b->spans[i / p->n_kv_heads]);
+    for (uint32_t t0 = 0; t0 < a.span->n; t0 += a.tile)
+        for (uint32_t h = kv * per; h < (kv + 1) * per; h += a.heads) attend(&a, t0, h);
 }
 
 void lq_attn(const lq_run *r, uint32_t window, const float *q, float *out, const lq_span *spans, uint32_t n_spans) {
-    call a = {r, q, out, window, spans, 0};
+    call a = {.r = r, .q = q, .out = out, .window = window};
     uint64_t work = 0;
     for (uint32_t i = 0; i < n_spans; i++) work += (uint64_t)spans[i].n * (spans[i].pos + spans[i].n) * r->width[T_Q];
     if (n_spans > 1) {
-        lq_spread((size_t)n_spans * r->par->n_heads, work, short_task, &(batch){&a, spans});
+        lq_spread((size_t)n_spans * r->par->n_kv_heads, work, short_task, &(batch){&a, spans});
         return;
     }
-    a.tile = tile_of(spans->pos + spans->n);
-    lq_spread((size_t)((spans->n + a.tile - 1) / a.tile) * r->par->n_heads, work, attend_task, &a);
+    uint32_t parts = share(&a, spans);
+    lq_spread((size_t)((spans->n + a.tile - 1) / a.tile) * parts, work, attend_task, &a);
 }

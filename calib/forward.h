@@ -28,6 +28,8 @@ lq_status lq_state_new_scoring(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx,
 typedef struct lq_kv_opts { int kind, fixed; } lq_kv_opts; /* lq_kv_kind; fixed: the steps stored with the model */
 lq_status lq_state_new_kv(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, bool scoring, const lq_kv_opts *o, lq_state **out);
 uint64_t lq_state_kv_bytes(const lq_state *s); /* memory of the cache */
+/* n states of one room that lq_forward_batch runs together; on a device they share one cache. Not scoring. Freed one by one. */
+lq_status lq_states_new(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, const lq_kv_opts *o, uint32_t n, lq_state **out);
 void lq_state_reset(lq_state *s);
 void lq_state_free(lq_state **s);
 uint32_t lq_state_pos(const lq_state *s);
@@ -49,6 +51,10 @@ void lq_state_clock(lq_state *s, double *clock);
 uint64_t lq_model_step_bytes(const lq_model *m);
 /* logits[n][vocab] of final-normed states; callers pass few tokens at a time. */
 lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits);
+/* nll[n] in nats: -log p of token target[t] (an id of the vocabulary) after final-normed state hidden[t]; any number of tokens, what is held
+ * beside does not grow with the vocabulary but by 8 bytes per 256 ids and token. No finite number where the logits are none. */
+lq_status lq_score(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, const int32_t *target, double *nll);
+
 
 /* Calibration: block b run over every sequence of the residual stream (item i of `resid`: [len[i]][hidden], replaced by the
  * block's output), stage by stage. Before the linears of a stage run, their input has been added to stats over all

@@ -40,8 +40,9 @@ static size_t acts_bytes(const lq_packed *p, uint32_t n) {
 }
 
 size_t lq_linear_shared(const lq_linear *lin, uint32_t n) {
+    if (lin->q && lin->q->sch.act.kind) return lq_act_shared(lin, n);
     if (n > FEW) n = FEW;
-    return !lin->packed || lin->q->sch.act.kind ? 0 : acts_bytes(lin->packed, n) + (size_t)n * rank_of(lin->q) * sizeof(double);
+    return !lin->packed ? 0 : acts_bytes(lin->packed, n) + (size_t)n * rank_of(lin->q) * sizeof(double);
 }
 
 static bool fit_shared(lq_work *w, size_t bytes) {
@@ -88,7 +89,7 @@ void lq_work_free(lq_work *w) {
     *w = (lq_work){0};
 }
 
-static void decode_rows(const lq_kernels *k, const lq_linear *l, uint32_t r0, uint32_t nr, float *out) {
+void lq_linear_rows(const lq_kernels *k, const lq_linear *l, uint32_t r0, uint32_t nr, float *out) {
     if (l->packed) {
         k->packed_dequant(l->packed, r0 / LQ_TILE, (nr + LQ_TILE - 1) / LQ_TILE, out);
         if (l->q->sch.extra & LQ_X_ADDED) lq_dequant_extras(l->q, r0, nr, out, k->decode);
@@ -98,11 +99,11 @@ static void decode_rows(const lq_kernels *k, const lq_linear *l, uint32_t r0, ui
 
 void lq_linear_row(const lq_kernels *k, const lq_linear *lin, uint32_t r, float *mine, float *out) {
     if (!lin->packed) {
-        decode_rows(k, lin, r, 1, out);
+        lq_linear_rows(k, lin, r, 1, out);
         return;
     }
     uint32_t r0 = r - r % LQ_TILE;
-    decode_rows(k, lin, r0, lin->rows - r0 < LQ_TILE ? lin->rows - r0 : LQ_TILE, mine);
+    lq_linear_rows(k, lin, r0, lin->rows - r0 < LQ_TILE ? lin->rows - r0 : LQ_TILE, mine);
     memcpy(out, mine + (size_t)(r - r0) * lin->cols, lin->cols * sizeof *out);
 }
 
@@ -170,7 +171,7 @@ static void panel_slice(void *arg, size_t i) {
     const lq_linear *l = a->lin;
     uint32_t r0 = (uint32_t)i * a->panel, nr = l->rows - r0 < a->panel ? l->rows - r0 : a->panel;
     float *w = lq_work_mine(a->work);
-    decode_rows(a->k, l, r0, nr, w);
+    lq_linear_rows(a->k, l, r0, nr, w);
     lq_gemm_nt(a->x, l->cols, w, l->cols, a->y + r0, l->rows, a->n, nr, l->cols, false);
 }
 

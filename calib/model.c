@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 /* Binding: which architecture, which parameters, and one catalog row per stored tensor, each checked against both. */
 #include "calib/gguf_form.h"
+#include "calib/held.h"
 #include "calib/master.h"
 #include "calib/model.h"
 #include "calib/rotate.h"
@@ -352,6 +353,7 @@ done:
 
 void lq_model_free(lq_model **m) {
     if (!*m) return;
+    lq_held_free(&(*m)->held);
     lq_model_unload(*m, -1);
     for (uint32_t b = 0; (*m)->layers && b < (*m)->par.n_layers; b++) lq_model_unload(*m, (int32_t)b);
     lq_free((*m)->layers);

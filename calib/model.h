@@ -52,6 +52,7 @@ typedef struct lq_model {
     const lq_kernels *k;
     lq_expert_opts expert_opts; /* lq_model_open: prior 1, the rest 0 */
     struct lq_rotation *rotation; /* NULL: tensors are read as they are stored (calib/rotate.h) */
+    struct lq_held *held;  /* NULL, or where every tensor is: on a device (calib/held.h); nothing is loaded then; owned */
     float *kv_steps;       /* [n_layers][2] steps of E4M3 keys and values stored with the model; NULL: none; owned */
 } lq_model;
 

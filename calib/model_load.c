@@ -259,7 +259,7 @@ static bool is_multiplied(const lq_model *m, const lq_row *r) { return r->slot.r
 lq_status lq_model_round_like_ggml(lq_ctx *ctx, lq_model *m) {
     for (size_t i = 0; i < m->cat.n; i++) {
         lq_row *r = &m->cat.rows[i];
-        uint32_t block = lq_dtypes[r->dtype].block;
+        uint32_t block = r->source < 0 ? 1 : lq_dtypes[m->src->entries[r->source].dtype].block;
         if (block < 2 || !is_matrix(r) || !is_multiplied(m, r)) continue;
         if (!r->scheme.grid.bits) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': %s is multiplied as floats here, its activations cannot be rounded", r->name, lq_dtypes[r->dtype].name);
         r->scheme.act = (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = block == 256 ? 256 : 32, .scope = block == 256 ? 0 : 2};
@@ -312,7 +312,7 @@ static lq_layer *layer(lq_model *m, int32_t b) { return b < 0 ? &m->outer : &m->
 
 static lq_status load_codes(lq_ctx *ctx, lq_model *m, const lq_row *r, lq_qtensor *q) {
     LQ_TRY((lq_is_master(m, r) ? lq_master_linear : lq_model_read_q)(ctx, m, r, q));
-    if (lq_dtypes[r->dtype].block > 1) q->sch.act = r->scheme.act;
+    if (r->scheme.act.kind) q->sch.act = r->scheme.act; /* its own, or one it is to have */
     return LQ_OK;
 }
 

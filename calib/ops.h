@@ -19,6 +19,9 @@ struct lq_ops {
      * the stream holds; check is part of it. */
     lq_status (*begin)(lq_ctx *ctx, lq_run *r, const int32_t *ids, const lq_span *spans, uint32_t n_spans, uint32_t n, float *hidden);
     lq_status (*end)(lq_ctx *ctx, lq_run *r, uint32_t n, float *hidden);
+    /* Is this the pass that was recorded under key? It is queued again then. Else it is to be queued, which `passed` ends. Key 0: never. */
+    bool (*again)(lq_run *r, uint64_t key);
+    void (*passed)(lq_run *r);
     lq_status (*check)(lq_ctx *ctx, lq_run *r); /* the first fault since the last call */
 
     void (*norm)(lq_run *r, lq_role role, const float *x, uint32_t d, uint32_t n, float *y); /* y may be x */
@@ -41,7 +44,7 @@ struct lq_ops {
     void (*gather)(lq_run *r, const float *x, uint32_t first, uint32_t n, uint32_t width, float *y);
     void (*scatter)(lq_run *r, const float *x, uint32_t first, uint32_t n, uint32_t width, float *y);
 };
-extern const lq_ops lq_ops_cpu;
+extern const lq_ops lq_ops_cpu, lq_ops_device;
 
 /* cos and sin [positions][rope dim / 2], times the rope's scale; the caller's to free. */
 lq_status lq_rope_table(lq_ctx *ctx, const lq_rope *rope, uint32_t positions, float **cosines, float **sines);

@@ -28,7 +28,7 @@ lq_status lq_rope_table(lq_ctx *ctx, const lq_rope *rope, uint32_t positions, fl
 static lq_status cpu_open(lq_ctx *ctx, lq_run *r, uint32_t positions) {
     LQ_TRY(lq_rope_table(ctx, &r->par->rope, positions, &r->turn[0].cos, &r->turn[0].sin));
     if (r->par->two_ropes) LQ_TRY(lq_rope_table(ctx, &r->par->local_rope, positions, &r->turn[1].cos, &r->turn[1].sin));
-    return lq_work_fit(ctx, &r->work, lq_attn_scratch(positions) + (size_t)LQ_KV_TILE * r->par->head_dim, 0);
+    return lq_work_fit(ctx, &r->work, lq_attn_scratch(r->par, positions), 0);
 }
 
 static void cpu_close(lq_run *r) {
@@ -84,6 +84,12 @@ static lq_status cpu_end(lq_ctx *ctx, lq_run *r, uint32_t n, float *hidden) {
     (void)n, (void)hidden;
     return lq_work_check(ctx, &r->work);
 }
+
+static bool cpu_again(lq_run *r, uint64_t key) {
+    (void)r, (void)key;
+    return false;
+}
+static void cpu_passed(lq_run *r) { (void)r; }
 
 static lq_status cpu_check(lq_ctx *ctx, lq_run *r) { return lq_work_check(ctx, &r->work); }
 
@@ -278,7 +284,7 @@ static void cpu_scatter(lq_run *r, const float *x, uint32_t first, uint32_t n, u
 }
 
 const lq_ops lq_ops_cpu = {
-    .name = "cpu", .open = cpu_open, .close = cpu_close, .alloc = cpu_alloc, .release = cpu_release, .fit = cpu_fit, .begin = cpu_begin, .end = cpu_end, .check = cpu_check,
+    .name = "cpu", .open = cpu_open, .close = cpu_close, .alloc = cpu_alloc, .release = cpu_release, .fit = cpu_fit, .begin = cpu_begin, .end = cpu_end, .again = cpu_again, .passed = cpu_passed, .check = cpu_check,
     .norm = cpu_norm, .linear = cpu_linear, .embed = cpu_embed, .split = cpu_split, .rope = cpu_rope, .attn = cpu_attn, .glu = cpu_glu, .add = cpu_add,
     .clamp = cpu_clamp, .token_gate = cpu_token_gate, .scale = cpu_scale, .cap = cpu_cap, .scores = cpu_scores, .routed = cpu_routed, .gather = cpu_gather,
     .scatter = cpu_scatter,

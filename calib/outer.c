@@ -3,6 +3,7 @@
 /* What stands before and after the blocks: x = norm(P_in s E[id] + pos[offset + position]) and logits = cap((H P_out norm(x) + b) / c);
  * the model's tables and parameters say which of these it has. */
 #include "calib/forward.h"
+#include "calib/held.h"
 #include "calib/ops.h"
 
 #include <string.h>
@@ -104,6 +105,7 @@ lq_status lq_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_
     lq_run r = {0};
     lq_status st = LQ_OK;
     if (!n) return LQ_OK;
+    if (m->held) return lq_held_logits(ctx, m, hidden, n, logits);
     LQ_GO(borrow(ctx, m, n, n > 1 || o->lin[LQ_R_PROJ_OUT].q || o->lin[m->par.tied ? LQ_R_EMBED : LQ_R_HEAD].q, &r));
     lq_run_head(&r, hidden, n, logits);
     LQ_GO(r.ops->check(ctx, &r));

@@ -16,6 +16,7 @@ static bool callers(const lq_run *r, int t) { return t == T_RESID || (!r->ops->f
 
 lq_status lq_run_init(lq_ctx *ctx, lq_run *r, const lq_model *m, uint32_t tokens, uint32_t positions) {
     lq_run_bare(r, m);
+    if (m->held) r->ops = &lq_ops_device;
     lq_arch_widths(m->arch, &m->par, r->width);
     r->width[T_NONE] = m->par.hidden;
     uint64_t sum = 0;

@@ -38,10 +38,13 @@ lq_status lq_work_check(lq_ctx *ctx, lq_work *w);
 size_t lq_linear_scratch(const lq_linear *lin); /* floats per worker */
 uint64_t lq_linear_bytes(const lq_linear *lin); /* of the weight in memory, as a product of few tokens reads it */
 size_t lq_linear_shared(const lq_linear *lin, uint32_t n); /* bytes for all, at most n tokens at a time */
+/* Rows [r0, r0 + nr) of what it holds as floats, r0 a multiple of LQ_TILE where it is packed; out has room for whole tiles then. */
+void lq_linear_rows(const lq_kernels *k, const lq_linear *lin, uint32_t r0, uint32_t nr, float *out);
 /* Row r of what it holds, no bias. mine: LQ_TILE rows of scratch where it is packed */
 void lq_linear_row(const lq_kernels *k, const lq_linear *lin, uint32_t r, float *mine, float *out);
 /* lq_linear_apply with the caller's scratch. */
 void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, const float *x, uint32_t n, float *y);
+size_t lq_act_shared(const lq_linear *lin, uint32_t n);
 /* A linear whose scheme rounds activations, without its bias; panel: rows per task, as lq_linear_scratch counts them. */
 void lq_act_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, uint32_t panel, const float *x, uint32_t n, float *y);
 
@@ -50,7 +53,9 @@ typedef struct lq_span {      /* consecutive tokens of one sequence inside a chu
     uint32_t pos;             /* position of row `first` in its sequence */
     const float *keys, *values; /* [pos + n][kv dim]: of the sequence from position 0 on, this chunk's T_K and T_V rows at the end */
     lq_kv *kv;                /* instead of them: where the chunk's rows go and all rows are read; NULL: none */
-    uint32_t layer;           /* in kv */
+    uint32_t layer;           /* in kv, in far */
+    struct lq_held_kv *far;   /* instead of them all, on a device: calib/held.h; */
+    uint32_t slot;            /* which of its sequences */
     float *key_row, *value_row; /* where the chunk's T_K and T_V rows are copied before they are read; NULL: they stand there, or go to kv */
 } lq_span;
 
@@ -108,6 +113,7 @@ uint32_t lq_run_mid(const lq_run *r); /* floats per token of r->mid; 0: not need
 void lq_run_final_norm(lq_run *r, const float *x, uint32_t n, float *y); /* nothing where the model has none */
 void lq_run_head(lq_run *r, const float *x, uint32_t n, float *logits);  /* logits[n][vocab] of final-normed states; r->mid [n] */
 /* Ids are of the vocabulary, positions among the learned ones. */
+uint64_t lq_layer_step_bytes(const lq_model *m, const lq_layer *l); /* of lq_model_step_bytes; l may be &m->outer */
 lq_status lq_check_place(lq_ctx *ctx, const lq_model *m, const int32_t *ids, uint32_t n, uint32_t pos);
 /* Ops [from, to) of the block table over n tokens in `spans`. */
 void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uint32_t to, uint32_t n, const lq_span *spans, uint32_t n_spans);
@@ -118,7 +124,7 @@ uint32_t lq_run_gather(lq_run *r, const lq_op *route, uint32_t expert, const flo
 /* From ROUTE to MERGE for every expert; returns the MERGE. */
 const lq_op *lq_run_experts(lq_run *r, const lq_layer *l, uint32_t layer, const lq_op *route, uint32_t n);
 
-enum { LQ_ATTN_TILE = 64 };   /* queries of one task */
-size_t lq_attn_scratch(uint32_t positions); /* floats per worker */
+enum { LQ_ATTN_TILE = 64 };   /* queries of a task of one head */
+size_t lq_attn_scratch(const lq_params *p, uint32_t positions); /* floats per worker */
 void lq_attn(const lq_run *r, uint32_t window, const float *q, float *out, const lq_span *spans, uint32_t n_spans);
 #endif

@@ -46,6 +46,7 @@ const char *lq_scheme_name(const lq_scheme *s, char *buf, size_t n) {
         else snprintf(tile, sizeof tile, s->scale.tile_c ? "-g%u" : "-row", s->scale.tile_c);
     }
     if (s->act.kind) snprintf(act, sizeof act, "%s%u%s", acts[s->act.kind], 8 * lq_dtypes[s->act.dtype].bytes, s->act.outlier > 0 ? "-outliers" : "");
+    if (s->extra & LQ_X_PRESCALE) strcat(more, "-prescale");
     if (s->extra & LQ_X_OUTLIERS) strcat(more, "-sparse");
     if (s->extra & LQ_X_OUTLIER_COLS) strcat(more, "-cols");
     if (s->extra & LQ_X_LOWRANK) snprintf(more + strlen(more), sizeof more - strlen(more), "-r%u", s->rank);
@@ -81,6 +82,7 @@ static uint64_t dense_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols) {
     if (s->zero_kind != LQ_ZERO_NONE) /* integer zero points take as many bits as a code in every format */
         n += s->zero.dtype == LQ_U8 && s->zero.parent == LQ_NONE ? ((uint64_t)lq_plane_count(&s->zero, rows, cols) * s->grid.bits + 7) / 8 : plane_bytes(&s->zero, rows, cols);
     if (s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA) n += ((uint64_t)2 << s->grid.bits) * (s->extra & LQ_X_LUT_PER_ROW ? rows : 1);
+    if (s->extra & LQ_X_PRESCALE) n += 4 * (uint64_t)cols;
     return n + (s->extra & LQ_X_LOWRANK ? 2 * (uint64_t)s->rank * ((uint64_t)rows + cols) : 0);
 }
 
@@ -158,6 +160,7 @@ lq_status lq_qtensor_init(lq_ctx *ctx, lq_qtensor *q, const lq_scheme *s, lq_slo
     }
     if (ok && s->extra & LQ_X_LOWRANK)
         ok = (q->lr.a = lq_arena_alloc(q->mem, (size_t)2 * rows * s->rank)) && (q->lr.b = lq_arena_alloc(q->mem, (size_t)2 * cols * s->rank));
+    if (ok && s->extra & LQ_X_PRESCALE) ok = (q->prescale = lq_arena_alloc(q->mem, (size_t)cols * 4));
     if (ok && s->extra & LQ_X_PERM) ok = (q->perm = lq_arena_alloc(q->mem, (size_t)cols * 4));
     if (ok) return LQ_OK;
     lq_qtensor_free(q);
@@ -318,6 +321,7 @@ float lq_qtensor_code_weight(const lq_qtensor *q, uint32_t r, uint32_t c) {
 
 void lq_qtensor_decode_row(const lq_qtensor *q, uint32_t r, float *out) {
     for (uint32_t c = 0; c < q->cols; c++) out[q->perm ? q->perm[c] : c] = lq_qtensor_code_weight(q, r, c);
+    for (uint32_t c = 0; q->prescale && c < q->cols; c++) out[c] *= q->prescale[c];
     if (q->sch.extra & (LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK)) lq_qtensor_add_extras(q, r, out);
 }
 
@@ -338,7 +342,7 @@ static bool sparse_eq(const lq_qtensor *a, const lq_qtensor *b) {
 static bool extras_eq(const lq_qtensor *a, const lq_qtensor *b) {
     const lq_cols *x = &a->outlier_cols, *y = &b->outlier_cols;
     size_t rank = a->sch.extra & LQ_X_LOWRANK ? a->sch.rank : 0;
-    return sparse_eq(a, b) && x->n == y->n && bytes_eq(x->idx, y->idx, (size_t)x->n * 4) && bytes_eq(x->v, y->v, (size_t)x->n * a->rows * 2) &&
+    return sparse_eq(a, b) && bytes_eq(a->prescale, b->prescale, a->prescale ? (size_t)a->cols * 4 : 0) && x->n == y->n && bytes_eq(x->idx, y->idx, (size_t)x->n * 4) && bytes_eq(x->v, y->v, (size_t)x->n * a->rows * 2) &&
            bytes_eq(a->lr.a, b->lr.a, rank * a->rows * 2) && bytes_eq(a->lr.b, b->lr.b, rank * a->cols * 2);
 }
 

@@ -5,7 +5,7 @@
  *   w[r][perm[c]] = s(r,c) * (A(q[r][c]) - z(r,c))        zero_kind CODE (NONE: z = 0)
  *   w[r][perm[c]] = s(r,c) *  A(q[r][c]) - z(r,c)         zero_kind MIN
  *
- * A() is the grid, s() and z() are planes. lq_qtensor_decode_row() is the definition; kernels, writers and tests are
+ * With PRESCALE every weight of a column is multiplied by prescale[column]: y = Q (x * prescale). A() is the grid, s() and z() are planes. lq_qtensor_decode_row() is the definition; kernels, writers and tests are
  * judged against it. */
 #ifndef LQ_QTENSOR_H
 #define LQ_QTENSOR_H
@@ -55,7 +55,8 @@ typedef struct lq_act {      /* how the activations of this linear are quantized
 } lq_act;
 
 enum {
-    LQ_X_PERM = 1, LQ_X_PRESCALE = 2, LQ_X_HADAMARD = 4,
+    LQ_X_PERM = 1, LQ_X_HADAMARD = 4,
+    LQ_X_PRESCALE = 2,       /* a factor per weight column, alone among the extras                       */
     LQ_X_OUTLIERS = 8,       /* a sparse matrix is added to the codes' values                            */
     LQ_X_LOWRANK = 16,       /* a product of two thin matrices is added                                  */
     LQ_X_LUT_PER_ROW = 32,
@@ -111,6 +112,7 @@ typedef struct lq_qtensor {
     lq_csr outliers;         /* LQ_X_OUTLIERS                                         */
     lq_cols outlier_cols;    /* LQ_X_OUTLIER_COLS                                     */
     lq_lowrank lr;           /* LQ_X_LOWRANK                                          */
+    float *prescale;         /* [cols] LQ_X_PRESCALE: activations are multiplied by it before the codes  */
     float *bias;             /* [rows] linear bias; NULL: none                        */
     float act_scale;         /* step of static activations; 0: none                   */
     double err_w, err_h;     /* |W-Q|^2/|W|^2 and tr(dHd')/tr(WHW'), filled by the pipeline; negative: not measured */

@@ -13,7 +13,7 @@
 #include <string.h>
 
 enum { SLICE = 16 };
-static const uint32_t carried = LQ_X_OUTLIERS | LQ_X_LOWRANK | LQ_X_OUTLIER_COLS; /* added to what codes say */
+static const uint32_t carried = LQ_X_OUTLIERS | LQ_X_LOWRANK | LQ_X_OUTLIER_COLS | LQ_X_PRESCALE; /* added to what codes say, or multiplied */
 
 typedef struct recast {
     const lq_qtensor *q;
@@ -337,6 +337,7 @@ static lq_status copy_extras(lq_ctx *ctx, const lq_qtensor *q, lq_qtensor *out) 
         memcpy(out->outlier_cols.idx, q->outlier_cols.idx, (size_t)q->outlier_cols.n * 4);
         memcpy(out->outlier_cols.v, q->outlier_cols.v, (size_t)q->outlier_cols.n * q->rows * 2);
     }
+    if (extra & LQ_X_PRESCALE) memcpy(out->prescale, q->prescale, (size_t)4 * q->cols);
     if (extra & LQ_X_LOWRANK) {
         memcpy(out->lr.a, q->lr.a, (size_t)2 * q->rows * out->sch.rank);
         memcpy(out->lr.b, q->lr.b, (size_t)2 * q->cols * out->sch.rank);

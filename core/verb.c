@@ -9,7 +9,7 @@
 
 const lq_opt lq_common_options[] = {
     {"threads", "t", LQ_OPT_INT, offsetof(lq_common, threads), "N", "0", NULL, 0, 4096, 0, "threads; 0: every core; never changes a result"},
-    {"device", "d", LQ_OPT_STRING, offsetof(lq_common, device), "cpu", "cpu", NULL, 0, 0, 0, "where to compute"},
+    {"device", "d", LQ_OPT_STRING, offsetof(lq_common, device), "NAME", "cpu", NULL, 0, 0, 0, "where to compute; eval, run, bench: cpu, cuda or emu (its kernels, emulated)"},
     {"isa", NULL, LQ_OPT_STRING, offsetof(lq_common, isa), "NAME", "auto", NULL, 0, 0, 0, "kernels of this tier of instruction sets at most; lquant list kernels"},
     {"json", NULL, LQ_OPT_SET, offsetof(lq_common, json), NULL, NULL, NULL, 0, 0, 1, "one JSON object on stdout"},
     {"quiet", "q", LQ_OPT_SET, offsetof(lq_common, level), NULL, NULL, NULL, 0, 0, LQ_LOG_WARN, "warnings and errors only"},
@@ -18,8 +18,8 @@ const lq_opt lq_common_options[] = {
     {0}};
 
 lq_status lq_common_apply(lq_ctx *ctx, const lq_common *c) {
-    if (c->device && strcmp(c->device, "cpu"))
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "--device %s: this build computes on: cpu", c->device);
+    if (c->device && strcmp(c->device, "cpu") && !c->devices)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "--device %s: this verb computes on: cpu", c->device);
     LQ_TRY(lq_cpu_limit(ctx, c->isa ? c->isa : "auto"));
     lq_threads_set((int)c->threads);
     if (c->level) ctx->level = (lq_level)c->level;

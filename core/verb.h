@@ -19,9 +19,10 @@ typedef struct lq_common {
     int64_t threads;
     int level, json, help;
     const char *device, *isa;
+    bool devices;             /* set by a verb that takes more than the CPU: eval/loaded.h knows their names */
 } lq_common;
 extern const lq_opt lq_common_options[]; /* -t/--threads --device --isa -q -v --json -h/--help */
-/* Threads, log level, device and instruction sets take effect; an unknown or absent device is LQ_ERR_UNSUPPORTED, a tier of instruction
+/* Threads, log level and instruction sets take effect; a device that is not the CPU is LQ_ERR_UNSUPPORTED unless the verb takes some, a tier of instruction
  * sets this machine has not LQ_ERR_USAGE. */
 lq_status lq_common_apply(lq_ctx *ctx, const lq_common *c);
 /* What every verb begins with: defaults, flags, --help (printed by `help`; the verb then ends: c->help is set), the common flags. */

@@ -146,7 +146,7 @@ static lq_status bench_context(lq_ctx *ctx, bench *b, uint32_t want) {
         n = b->m->par.max_ctx > behind ? b->m->par.max_ctx - behind : 1;
         lq_log(ctx, LQ_LOG_INFO, "a context of %u, the model has room for no more (%u were asked for)", n, want);
     }
-    for (uint32_t i = 0; i < b->most; i++) LQ_GO(lq_state_new_kv(ctx, b->m, n + behind, false, &b->o->kv, &b->state[i]));
+    LQ_GO(lq_states_new(ctx, b->m, n + behind, &b->o->kv, b->most, b->state));
     LQ_GO(room_for(ctx, b, n));
     lq_state_clock(b->state[0], b->clock);
     LQ_GO(bench_prompt(ctx, b, n));

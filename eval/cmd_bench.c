@@ -119,7 +119,7 @@ static lq_status measure(lq_ctx *ctx, const args *a, const lq_bench_opts *o, con
     if (!b) return lq_oom(ctx, sizeof *b);
     lq_status st = lq_loaded_open(ctx, model, false, &l);
     if (!st) {
-        st = lq_loaded_read(ctx, &l);
+        st = lq_loaded_read(ctx, &l, a->common.device);
         if (!st) st = lq_bench_run(ctx, l.m, o, b);
         if (!st && a->common.json) st = show_json(ctx, b, &l, model);
         else if (!st) show(b, &l, model);
@@ -131,7 +131,7 @@ static lq_status measure(lq_ctx *ctx, const args *a, const lq_bench_opts *o, con
 
 static lq_status run(lq_ctx *ctx, const char *name, int argc, char **argv) {
     (void)name;
-    args a = {0};
+    args a = {.common.devices = true};
     lq_bench_opts o;
     const char *pos[1] = {NULL};
     size_t n_pos = 0;
@@ -139,6 +139,7 @@ static lq_status run(lq_ctx *ctx, const char *name, int argc, char **argv) {
     lq_status st = LQ_OK;
     LQ_GO(lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, 1, &n_pos, help));
     if (a.common.help) goto done;
+    LQ_GO(lq_loaded_device(ctx, a.common.device));
     if (!n_pos) LQ_GO(lq_fail(ctx, LQ_ERR_USAGE, "bench needs a model: lquant bench MODEL"));
     LQ_GO(settle(ctx, &a, &o));
     LQ_GO(measure(ctx, &a, &o, pos[0]));

@@ -105,8 +105,8 @@ static lq_status prepare(work *w, const char *model) {
 
 static lq_status measure(work *w) {
     const args *a = w->a;
-    LQ_TRY(lq_loaded_read(w->ctx, &w->model));
-    if (a->kld) LQ_TRY(lq_loaded_read(w->ctx, &w->base));
+    LQ_TRY(lq_loaded_read(w->ctx, &w->model, a->common.device));
+    if (a->kld) LQ_TRY(lq_loaded_read(w->ctx, &w->base, a->common.device));
     w->r.load_seconds = w->model.seconds;
     double start = lq_now();
     if (a->kld) LQ_TRY(lq_ppl_run(w->ctx, w->model.m, &a->kv, &w->text, &w->plan, a->decode, &w->ppl, w->base.m, &w->base_ppl, &w->kld));
@@ -115,7 +115,7 @@ static lq_status measure(work *w) {
     w->r.weight = lq_weight_of(w->model.m);
     lq_loaded_close(&w->model); /* one model in memory at a time */
     if (a->base && !a->kld && w->base.m) {
-        LQ_TRY(lq_loaded_read(w->ctx, &w->base));
+        LQ_TRY(lq_loaded_read(w->ctx, &w->base, a->common.device));
         LQ_TRY(lq_ppl_run(w->ctx, w->base.m, NULL, &w->text, &w->plan, a->decode, &w->base_ppl, NULL, NULL, NULL));
     }
     return LQ_OK;
@@ -151,7 +151,7 @@ static lq_status show(work *w, const char *model) {
 
 static lq_status run(lq_ctx *ctx, const char *name, int argc, char **argv) {
     (void)name;
-    args a = {0};
+    args a = {.common.devices = true};
     work w = {.ctx = ctx, .a = &a};
     const char *pos[1] = {NULL};
     size_t n_pos = 0;
@@ -159,6 +159,7 @@ static lq_status run(lq_ctx *ctx, const char *name, int argc, char **argv) {
     lq_status st = LQ_OK;
     LQ_GO(lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, 1, &n_pos, help));
     if (a.common.help) goto done;
+    LQ_GO(lq_loaded_device(ctx, a.common.device));
     LQ_GO(check(ctx, &a, n_pos));
     LQ_GO(settle_protocol(ctx, &a, &w.protocol));
     LQ_GO(prepare(&w, pos[0]));

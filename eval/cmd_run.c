@@ -84,7 +84,7 @@ static lq_status generate(lq_ctx *ctx, const args *a, const char *model) {
     if (st) return st;
     if (a->chat) LQ_GO(chat_prompt(ctx, &l, a->prompt, &prompt));
     else LQ_GO(lq_tokenizer_encode(ctx, l.tok, a->prompt, strlen(a->prompt), true, true, &prompt));
-    LQ_GO(lq_loaded_read(ctx, &l));
+    LQ_GO(lq_loaded_read(ctx, &l, a->common.device));
     LQ_GO(lq_generate(ctx, &l, &prompt, &o, &g));
     if (a->common.json) LQ_GO(show_json(ctx, model, a, &prompt, &g));
     else printf("\n");
@@ -99,13 +99,14 @@ done:
 
 static lq_status run(lq_ctx *ctx, const char *name, int argc, char **argv) {
     (void)name;
-    args a = {0};
+    args a = {.common.devices = true};
     const char *pos[1] = {NULL};
     size_t n_pos = 0;
     lq_optset sets[] = {{options, &a, "flags"}, {lq_common_options, &a.common, NULL}, {0}};
     lq_status st = LQ_OK;
     LQ_GO(lq_verb_begin(ctx, sets, &a.common, argc, argv, pos, 1, &n_pos, help));
     if (a.common.help) goto done;
+    LQ_GO(lq_loaded_device(ctx, a.common.device));
     if (!n_pos) LQ_GO(lq_fail(ctx, LQ_ERR_USAGE, "run needs a model: lquant run MODEL -p TEXT"));
     if (!a.prompt) LQ_GO(lq_fail(ctx, LQ_ERR_USAGE, "run needs a prompt: -p TEXT"));
     LQ_GO(generate(ctx, &a, pos[0]));

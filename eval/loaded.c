@@ -2,7 +2,10 @@
  * Copyright the lquant authors */
 #include "eval/loaded.h"
 
+#include "calib/held.h"
 #include "kernels/ref/ref.h"
+
+#include <string.h>
 
 lq_status lq_loaded_open(lq_ctx *ctx, const char *path, bool tokenizer, lq_loaded *out) {
     lq_status st = LQ_OK;
@@ -23,9 +26,27 @@ static lq_load best_load(const lq_kernels *k) {
     return own ? LQ_LOAD_PACKED : LQ_LOAD_STORED;
 }
 
-lq_status lq_loaded_read(lq_ctx *ctx, lq_loaded *l) {
+static lq_status find_device(lq_ctx *ctx, const char *name, const lq_device **out) {
+    const lq_device *all[] = {lq_device_cuda(), lq_device_emu()};
+    *out = NULL;
+    if (!name || !strcmp(name, "cpu")) return LQ_OK;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (!strcmp(all[i]->name, name)) *out = all[i];
+    return *out ? LQ_OK : lq_fail(ctx, LQ_ERR_UNSUPPORTED, "--device %s: expected cpu, cuda or emu", name);
+}
+
+lq_status lq_loaded_device(lq_ctx *ctx, const char *name) {
+    const lq_device *d;
+    LQ_TRY(find_device(ctx, name, &d));
+    return !d || d->available() ? LQ_OK : lq_fail(ctx, LQ_ERR_UNSUPPORTED, "device %s: %s", d->name, d->describe());
+}
+
+lq_status lq_loaded_read(lq_ctx *ctx, lq_loaded *l, const char *device) {
+    const lq_device *d;
     double start = lq_now();
-    LQ_TRY(lq_model_load_all(ctx, l->m, best_load(l->m->k)));
+    LQ_TRY(find_device(ctx, device, &d));
+    if (d) LQ_TRY(lq_model_hold(ctx, l->m, d));
+    else LQ_TRY(lq_model_load_all(ctx, l->m, best_load(l->m->k)));
     l->seconds += lq_now() - start;
     return LQ_OK;
 }

@@ -14,8 +14,11 @@ typedef struct lq_loaded {
 } lq_loaded;
 /* Opens path and its tokenizer, checks every header; no tensor data are read. */
 lq_status lq_loaded_open(lq_ctx *ctx, const char *path, bool tokenizer, lq_loaded *out);
-/* Every tensor into memory: codes in the layout that this machine's kernels stream, where they have one; the rest in its stored type. */
-lq_status lq_loaded_read(lq_ctx *ctx, lq_loaded *l);
+/* Is this a device of ours, and here? NULL and "cpu" are. LQ_ERR_UNSUPPORTED says what is expected or missing. */
+lq_status lq_loaded_device(lq_ctx *ctx, const char *name);
+/* Every tensor into memory: codes in the layout that this machine's kernels stream, where they have one; the rest in its stored type. device: NULL or
+ * "cpu"; "cuda", "emu": onto that one (calib/held.h). One that is not there, an unknown name: LQ_ERR_UNSUPPORTED. */
+lq_status lq_loaded_read(lq_ctx *ctx, lq_loaded *l, const char *device);
 void lq_loaded_close(lq_loaded *l);
 
 typedef struct lq_weight {    /* from headers alone */

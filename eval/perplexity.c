@@ -128,7 +128,7 @@ typedef struct run {
     side s[2];                 /* the model; the base, when there is one */
     int sides;
     const int32_t *ids;        /* the chunk */
-    uint32_t pos, slice;       /* first position of the slice in the chunk; most tokens of a slice */
+    uint32_t pos, slice;       /* first position of the slice in the chunk; most tokens of a slice, 0: logits are not wanted */
     uint32_t vocab;
     float *kl;                 /* [tokens] */
     uint8_t *same;             /* [tokens] */
@@ -188,6 +188,11 @@ static lq_status forward(lq_ctx *ctx, run *r, side *s, bool decode) {
 static lq_status score_chunk(lq_ctx *ctx, run *r, bool decode) {
     uint32_t end = r->plan->ctx - 1;
     for (int k = 0; k < r->sides; k++) LQ_TRY(forward(ctx, r, &r->s[k], decode));
+    if (!r->slice) {
+        const side *s = &r->s[0];
+        uint32_t first = r->plan->first;
+        return lq_score(ctx, s->m, s->hidden + (size_t)first * s->m->par.hidden, end - first, r->ids + first + 1, s->nll + first);
+    }
     for (r->pos = r->plan->first; r->pos < end; r->pos += r->slice) {
         uint32_t n = end - r->pos < r->slice ? end - r->pos : r->slice;
         for (int k = 0; k < r->sides; k++)
@@ -245,7 +250,9 @@ static lq_status run_chunks(lq_ctx *ctx, run *r, const lq_eval_text *t, bool dec
     return st;
 }
 
-static uint32_t slice_of(uint32_t vocab, bool decode) {
+/* Two models are compared logit by logit; the head of --decode is to be the kernel for one token. */
+static uint32_t slice_of(uint32_t vocab, bool decode, bool base) {
+    if (!decode && !base) return 0;
     uint32_t n = LOGIT_BYTES / 4 / (vocab ? vocab : 1);
     return decode || n < 1 ? 1 : n > SLICE_MAX ? SLICE_MAX : n;
 }
@@ -261,7 +268,7 @@ static lq_status same_shape(lq_ctx *ctx, const lq_model *m, const lq_model *base
 lq_status lq_ppl_run(lq_ctx *ctx, const lq_model *m, const lq_kv_opts *kv, const lq_eval_text *t, const lq_eval_plan *plan, bool decode, lq_ppl *out,
                      const lq_model *base, lq_ppl *base_ppl, lq_kld *kld) {
     run r = {.plan = plan, .s = {{.m = m, .out = out, .kv = kv ? *kv : (lq_kv_opts){0}}, {.m = base, .out = base_ppl}}, .sides = base ? 2 : 1, .vocab = m->par.vocab,
-             .slice = slice_of(m->par.vocab, decode)};
+             .slice = slice_of(m->par.vocab, decode, base)};
     lq_status st = LQ_OK;
     uint64_t same = 0;
     *out = (lq_ppl){0};

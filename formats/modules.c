@@ -172,13 +172,15 @@ lq_status lq_modules_codes(lq_ctx *ctx, lq_source *s, size_t i, size_t part, lq_
 
 static bool is_float(lq_dtype t) { return t == LQ_F32 || t == LQ_F16 || t == LQ_BF16; }
 
-lq_status lq_modules_scalar(lq_ctx *ctx, lq_source *s, size_t i, size_t part, float *out) {
+lq_status lq_modules_floats(lq_ctx *ctx, lq_source *s, size_t i, size_t part, size_t n, float *out) {
     void *data;
     lq_status st = lq_modules_part(ctx, s, i, part, &data);
-    if (!st) lq_dtype_decode(((lq_modules *)s->priv)->raw->entries[((lq_modules *)s->priv)->modules[i].part[part]].dtype, data, out, 1);
+    if (!st) lq_dtype_decode(((lq_modules *)s->priv)->raw->entries[((lq_modules *)s->priv)->modules[i].part[part]].dtype, data, out, n);
     lq_free(data);
     return st;
 }
+
+lq_status lq_modules_scalar(lq_ctx *ctx, lq_source *s, size_t i, size_t part, float *out) { return lq_modules_floats(ctx, s, i, part, 1, out); }
 
 lq_status lq_entry_scalar(lq_ctx *ctx, const lq_entry *e) {
     if (is_float(e->dtype) && e->bytes == lq_dtypes[e->dtype].bytes) return LQ_OK;

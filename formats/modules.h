@@ -54,7 +54,8 @@ lq_status lq_modules_config(lq_ctx *ctx, const lq_source *s, const char *legacy,
 lq_status lq_modules_part(lq_ctx *ctx, lq_source *s, size_t i, size_t part, void **out);
 /* The codes of entry i, row after row without padding, from a part of exactly rows * ceil(cols * bits / 8) bytes. */
 lq_status lq_modules_codes(lq_ctx *ctx, lq_source *s, size_t i, size_t part, lq_qtensor *q);
-/* The first element of a part, F32, F16 or BF16, as float. */
+/* The first n elements of a part, F32, F16 or BF16, as floats; the first one. */
+lq_status lq_modules_floats(lq_ctx *ctx, lq_source *s, size_t i, size_t part, size_t n, float *out);
 lq_status lq_modules_scalar(lq_ctx *ctx, lq_source *s, size_t i, size_t part, float *out);
 /* Modules named by lquant's own "sym" (lq_folder_sym): true, false or an array of names, which is borrowed. */
 typedef struct lq_module_set { bool all; struct lq_nameset *names; } lq_module_set;

@@ -13,7 +13,7 @@
  *   116  f32 act_scale, u32 sparse values, u32 kept columns
  *   128  codes: rows x ceil(cols * bits / 8), the canonical bitstream, unused bits zero
  *        scale elements, scale parents, [f32 x 256 scale table], the same for zero
- *        f16 x (n_lut << bits) code table (a fixed table is named, not stored), u32 x cols perm (LQ_X_PERM)
+ *        f16 x (n_lut << bits) code table (a fixed table is named, not stored), u32 x cols perm (LQ_X_PERM), f32 x cols (LQ_X_PRESCALE)
  *        LQ_X_OUTLIERS: u32 x (rows + 1) row, u32 x n col, f16 x n;  LQ_X_OUTLIER_COLS: u32 x n index, f16 x rows x n
  *        LQ_X_LOWRANK: f16 x rows x rank, f16 x rank x cols;  [f32 x rows bias]
  *
@@ -31,7 +31,7 @@ _Static_assert(LQ_GRID_E2M1 == 1 && LQ_GRID_LUT == 5 && LQ_GRID_F32 == 8 && LQ_Z
 _Static_assert(LQ_LUT_DATA == 0 && LQ_LUT_NF4 == 1 && LQ_LUT_FP4 == 2 && LQ_LUT_SIGN == 3 && LQ_LUT_IQ4 == 4 && LQ_LUT_QUAD == 5, "ids on disk");
 
 enum { HEAD = 128, VERSION = 2, TABLE = 256, RANK_MAX = 1024, F_BIAS = 1, F_SCALE_TABLE = 2, F_ZERO_TABLE = 4 };
-enum { EXTRAS = LQ_X_PERM | LQ_X_LUT_PER_ROW | LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK };
+enum { EXTRAS = LQ_X_PERM | LQ_X_PRESCALE | LQ_X_LUT_PER_ROW | LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK };
 static const lq_dtype disk_dtypes[] = {LQ_NONE, LQ_F32, LQ_F16, LQ_BF16, LQ_E4M3, LQ_E8M0, LQ_U8, LQ_I8, LQ_E5M2, LQ_BOOL};
 enum { DISK_DTYPES = sizeof disk_dtypes / sizeof *disk_dtypes };
 
@@ -90,6 +90,8 @@ static lq_status extra_check(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uin
     if (s->extra & ~(uint32_t)EXTRAS) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "extras 0x%x; those of 0x%x are known", (unsigned)s->extra, (unsigned)EXTRAS);
     if (s->extra & LQ_X_LUT_PER_ROW && (s->grid.kind != LQ_GRID_LUT || s->grid.bias != LQ_LUT_DATA))
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a table per row on a grid that has no tables of its own");
+    if (s->extra & LQ_X_PRESCALE && (s->extra != LQ_X_PRESCALE || s->act.kind != LQ_ACT_NONE))
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "a factor per column beside other extras (0x%x) or rounded activations", (unsigned)s->extra);
     if (low != (s->rank > 0) || s->rank > RANK_MAX || s->rank > rows || s->rank > cols)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "low rank %u of a matrix of %u x %u; at most %d", s->rank, rows, cols, RANK_MAX);
     if ((sparse || kept) != (s->sparse > 0) || (sparse && s->sparse > 10000) || (sparse && kept))
@@ -190,6 +192,7 @@ typedef struct parts { uint32_t flags, sparse, kept; } parts; /* what the length
 
 static bool add_extras(uint64_t *n, const lq_scheme *s, uint32_t rows, uint32_t cols, const parts *p) {
     bool ok = add(n, s->extra & LQ_X_PERM ? cols : 0, 4);
+    if (s->extra & LQ_X_PRESCALE) ok = ok && add(n, cols, 4);
     if (s->extra & LQ_X_OUTLIERS) ok = ok && add(n, (uint64_t)rows + 1, 4) && add(n, p->sparse, 6);
     if (s->extra & LQ_X_OUTLIER_COLS) ok = ok && add(n, p->kept, 4) && add(n, (uint64_t)p->kept * rows, 2);
     return ok && add(n, s->extra & LQ_X_LOWRANK ? ((uint64_t)rows + cols) * s->rank : 0, 2);
@@ -355,6 +358,7 @@ lq_status lq_qtensor_check(lq_ctx *ctx, const lq_qtensor *q, lq_status bad) {
     LQ_TRY(floats_check(ctx, "bias", q->bias, q->rows, bad));
     LQ_TRY(act_scale_check(ctx, q, bad));
     LQ_TRY(perm_check(ctx, q, bad));
+    LQ_TRY(floats_check(ctx, "column factor", q->prescale, q->cols, bad));
     LQ_TRY(sparse_check(ctx, q, bad));
     LQ_TRY(kept_check(ctx, q, bad));
     LQ_TRY(halves_check(ctx, "low rank value", q->lr.a, low ? (size_t)q->rows * q->sch.rank : 0, bad));
@@ -406,7 +410,7 @@ static bool encode_extras(lq_buf *out, const lq_qtensor *q) {
     const lq_csr *o = &q->outliers;
     const lq_cols *k = &q->outlier_cols;
     size_t rank = s->extra & LQ_X_LOWRANK ? s->rank : 0, n = s->extra & LQ_X_OUTLIERS ? (size_t)q->rows + 1 : 0;
-    bool ok = add_data(out, q->perm, q->perm ? (size_t)q->cols * 4 : 0);
+    bool ok = add_data(out, q->perm, q->perm ? (size_t)q->cols * 4 : 0) && add_data(out, q->prescale, q->prescale ? (size_t)q->cols * 4 : 0);
     for (size_t r = 0; r < n && ok; r++) ok = add_data(out, o->row ? o->row + r : &none, 4);
     if (n) ok = ok && add_data(out, o->col, (size_t)o->n * 4) && add_data(out, o->v, (size_t)o->n * 2);
     if (s->extra & LQ_X_OUTLIER_COLS) ok = ok && add_data(out, k->idx, (size_t)k->n * 4) && add_data(out, k->v, (size_t)k->n * q->rows * 2);
@@ -476,6 +480,7 @@ static void decode_table(lq_qtensor *q, const uint8_t **p) {
 static lq_status decode_extras(lq_ctx *ctx, lq_qtensor *q, const uint8_t **p, const parts *ps) {
     size_t rank = q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0;
     if (q->perm) *p = get(*p, q->perm, (size_t)q->cols * 4);
+    if (q->prescale) *p = get(*p, q->prescale, (size_t)q->cols * 4);
     if (q->sch.extra & LQ_X_OUTLIERS) {
         lq_csr *o = &q->outliers;
         LQ_TRY(lq_qtensor_outliers(ctx, q, ps->sparse));

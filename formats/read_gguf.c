@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* A GGUF file as a source: entries are its tensors, dimensions in Hugging Face order; names and values stay GGUF's. "<x>.scale" beside an
- * NVFP4 "<x>.weight" (one F32, or one for each matrix of a stack: llama.cpp) is part of the latter's entry.
+ * NVFP4 "<x>.weight" (one F32, or one for each matrix of a stack: llama.cpp) is part of the latter's entry; beside another type (llama-quantize leaves
+ * it there) it makes the entry floats, the product of both.
  *
  * A split model is N files "<stem>-00001-of-0000N.gguf" with split.count, split.no (from 0) and split.tensors.count; metadata stands in the
  * first (llama-gguf-split). Any of them opens all. */
@@ -22,6 +23,8 @@ typedef struct reader {
     place *places;      /* [all tensors] of all parts, in order */
     size_t n_places;
     uint32_t *tensor;   /* [entries] their place */
+    const float **times; /* [entries] what the floats of each matrix are multiplied with; NULL: they are as stored */
+    bool told;
     lq_nameset *names;  /* to a place */
     lq_arena *mem;
 } reader;
@@ -99,9 +102,10 @@ static lq_status list_tensors(lq_ctx *ctx, reader *r) {
     if (told >= 0 && told != (double)n) return lq_fail(ctx, LQ_ERR_FORMAT, "the parts hold %zu tensors, split.tensors.count is %.0f", n, told);
     r->places = LQ_NEWN(place, n + 1);
     r->tensor = LQ_NEWN(uint32_t, n + 1);
+    r->times = LQ_NEWN(const float *, n + 1);
     r->names = lq_nameset_new();
     r->mem = lq_arena_new();
-    if (!r->mem || !r->tensor || !r->places || !r->names) return lq_oom(ctx, n * sizeof *r->places);
+    if (!r->mem || !r->tensor || !r->times || !r->places || !r->names) return lq_oom(ctx, n * sizeof *r->places);
     for (uint32_t k = 0; k < r->n_parts; k++)
         for (uint32_t i = 0; i < lq_gguf_count(r->parts[k].gguf); i++) {
             const char *name = lq_gguf_tensor_at(r->parts[k].gguf, i)->name;
@@ -125,29 +129,41 @@ static long sibling(const reader *r, const char *name, const char *ending, const
     return lq_nameset_find(r->names, text);
 }
 
-static lq_status read_scale(lq_ctx *ctx, reader *r, const lq_gguf_tensor *w, size_t i, lq_entry *e) {
+static lq_status read_scale(lq_ctx *ctx, reader *r, const lq_gguf_tensor *w, size_t i, const float **out) {
     const lq_gguf_tensor *t = tensor_at(r, i);
     uint64_t want = w->ndim > 2 ? w->ne[2] : 1;
     if (t->dtype != LQ_F32 || t->bytes != 4 * want)
         return lq_fail(ctx, LQ_ERR_FORMAT, "tensor '%s': %s of %llu bytes, expected F32 of %llu", t->name, lq_dtypes[t->dtype].name, (unsigned long long)t->bytes, (unsigned long long)(4 * want));
-    if (w->dtype != LQ_NVFP4)
-        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': a scale beside '%s' of type %s; one is read beside NVFP4", t->name, w->name, lq_dtypes[w->dtype].name);
+    if (!lq_dtype_is_weight(w->dtype)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "tensor '%s': a scale beside '%s' of type %s", t->name, w->name, lq_dtypes[w->dtype].name);
     float *v = lq_arena_alloc(r->mem, (size_t)t->bytes);
     if (!v) return lq_oom(ctx, (size_t)t->bytes);
     LQ_TRY(lq_file_read(ctx, file_of(r, i), t->offset, v, (size_t)t->bytes));
     for (uint64_t k = 0; k < want; k++)
         if (!isfinite(v[k])) return lq_fail(ctx, LQ_ERR_FORMAT, "tensor '%s': scale %llu is not finite", t->name, (unsigned long long)k);
-    e->block_scale = v;
+    *out = v;
     return LQ_OK;
+}
+
+/* The values are the blocks' times a number: floats. */
+static void multiplied(lq_ctx *ctx, reader *r, const float *v, size_t at, lq_entry *e) {
+    const lq_dtype_info *t = &lq_dtypes[e->dtype];
+    if (!r->told) lq_log(ctx, LQ_LOG_INFO, "tensors with a scale of their own beside %s are read as floats", t->name);
+    r->told = true;
+    r->times[at] = v;
+    e->bytes = e->bytes / t->bytes * t->block * 4;
+    e->dtype = LQ_F32;
 }
 
 static lq_status add_tensor(lq_ctx *ctx, lq_source *s, reader *r, size_t i) {
     const lq_gguf_tensor *t = tensor_at(r, i);
+    const float *v = NULL;
     lq_entry e = {.name = t->name, .dtype = t->dtype, .ndim = t->ndim, .bytes = t->bytes};
     if (sibling(r, t->name, ".scale", ".weight") >= 0) return LQ_OK;
     for (uint32_t k = 0; k < t->ndim; k++) e.shape[k] = t->ne[t->ndim - 1 - k];
     long scale = sibling(r, t->name, ".weight", ".scale");
-    if (scale >= 0) LQ_TRY(read_scale(ctx, r, t, (size_t)scale, &e));
+    if (scale >= 0) LQ_TRY(read_scale(ctx, r, t, (size_t)scale, &v));
+    if (v && t->dtype != LQ_NVFP4) multiplied(ctx, r, v, s->n, &e);
+    else e.block_scale = v;
     r->tensor[s->n] = (uint32_t)i;
     return lq_source_add(ctx, s, &e);
 }
@@ -164,9 +180,26 @@ static lq_status open_gguf(lq_ctx *ctx, lq_source *s) {
     return LQ_OK;
 }
 
+static lq_status read_multiplied(lq_ctx *ctx, const lq_source *s, size_t i, uint64_t row0, uint64_t rows, float *out) {
+    const reader *r = s->priv;
+    const lq_entry *e = &s->entries[i];
+    const lq_gguf_tensor *t = tensor_at(r, r->tensor[i]);
+    uint64_t cols = lq_entry_cols(e), bytes = lq_dtype_row_bytes(t->dtype, cols), each = e->ndim > 2 ? e->shape[e->ndim - 2] : lq_entry_rows(e);
+    void *row = lq_alloc((size_t)bytes);
+    lq_status st = row ? LQ_OK : lq_oom(ctx, (size_t)bytes);
+    for (uint64_t k = row0; k < row0 + rows && !st; k++, out += cols) {
+        st = lq_file_read(ctx, file_of(r, r->tensor[i]), t->offset + k * bytes, row, (size_t)bytes);
+        if (!st) lq_dtype_decode(t->dtype, row, out, (size_t)cols);
+        for (uint64_t c = 0; c < cols && !st; c++) out[c] *= r->times[i][k / each];
+    }
+    lq_free(row);
+    return st;
+}
+
 static lq_status read_rows(lq_ctx *ctx, lq_source *s, size_t i, uint64_t row0, uint64_t rows, void *out) {
     const reader *r = s->priv;
     const lq_entry *e = &s->entries[i];
+    if (r->times[i]) return read_multiplied(ctx, s, i, row0, rows, out);
     uint64_t row = lq_dtype_row_bytes(e->dtype, lq_entry_cols(e));
     return lq_file_read(ctx, file_of(r, r->tensor[i]), tensor_at(r, r->tensor[i])->offset + row0 * row, out, rows * row);
 }
@@ -196,6 +229,7 @@ static void close_gguf(lq_source *s) {
     lq_arena_free(&r->mem);
     lq_nameset_free(&r->names);
     lq_free(r->tensor);
+    lq_free(r->times);
     lq_free(r);
     s->priv = NULL;
     s->gguf = NULL;

@@ -7,8 +7,8 @@
  *                         w = weight_scale * weight_scale_2 * code
  *     weight U8 [N/2][K], weight_scale F16, BF16 or F32 [N][K/g]: outputs 2i (low) and 2i + 1 as signed 4-bit numbers; w = weight_scale * code
  *
- * quant_algo in config.json or hf_quant_config.json must agree; of MIXED_PRECISION "quantized_layers" says each module's. NVFP4 of activations has no place here: the weights alone are read. A
- * pre_quant_scale that is left in the checkpoint would change what a linear multiplies: refused by name. */
+ * quant_algo in config.json or hf_quant_config.json must agree; of MIXED_PRECISION "quantized_layers" says each module's. NVFP4 of activations has no place here: the weights alone are read.
+ * pre_quant_scale [K] beside integers or NVFP4: activations are multiplied by it first (o_proj, down_proj: no norm before them takes it in). */
 #include "core/pack.h"
 #include "formats/modules.h"
 #include "formats/qcodec.h"
@@ -45,10 +45,10 @@ static lq_status read_algo(lq_ctx *ctx, const json_t *q, algo *out) {
     LQ_TRY(lq_json_string(ctx, q, "quant_algo", true, &name));
     LQ_TRY(lq_json_int(ctx, q, "group_size", false, 0, 0, 1 << 20, &out->group));
     snprintf(out->name, sizeof out->name, "%s", name);
-    static const char *const known[] = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4", "W4A16_NVFP4", "W4A16_AWQ"};
+    static const char *const known[] = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4", "NVFP4_AWQ", "W4A16_NVFP4", "W4A16_AWQ"};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(name, known[i])) return LQ_OK;
-    return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "modelopt's quant_algo '%.64s' is not read; FP8, FP8_PER_CHANNEL_PER_TOKEN, NVFP4, W4A16_NVFP4, W4A16_AWQ and MIXED_PRECISION of them are", name);
+    return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "modelopt's quant_algo '%.64s' is not read; FP8, FP8_PER_CHANNEL_PER_TOKEN, NVFP4, NVFP4_AWQ, W4A16_NVFP4, W4A16_AWQ and MIXED_PRECISION of them are", name);
 }
 
 static lq_status read_settings(lq_ctx *ctx, const json_t *q, modelopt *f) {
@@ -128,25 +128,36 @@ static lq_status describe_awq(lq_ctx *ctx, const algo *a, uint8_t sig, const lq_
     return LQ_OK;
 }
 
+/* The entry's scheme with the factors of its inputs. */
+static lq_status describe_factors(lq_ctx *ctx, const lq_entry *pre, lq_entry *e) {
+    LQ_TRY(lq_entry_expect(ctx, pre, pre->dtype == LQ_F16 || pre->dtype == LQ_BF16 || pre->dtype == LQ_F32, 1, e->shape[1], 0));
+    e->scheme.extra = LQ_X_PRESCALE;
+    return LQ_OK;
+}
+
 static lq_status modelopt_describe(lq_ctx *ctx, lq_source *s, const char *name, const lq_module *m, lq_entry *e, bool *plain) {
     modelopt *f = lq_modules_priv(s);
-    const lq_entry *w = lq_modules_entry(s, m, WEIGHT), *sc = lq_modules_entry(s, m, SCALE), *step = lq_modules_entry(s, m, INPUT_SCALE);
+    const lq_entry *w = lq_modules_entry(s, m, WEIGHT), *sc = lq_modules_entry(s, m, SCALE), *step = lq_modules_entry(s, m, INPUT_SCALE), *pre = lq_modules_entry(s, m, PRE_SCALE);
     bool alone = !sc && !step && m->part[SCALE_2] < 0 && m->part[PRE_SCALE] < 0;
     if (alone && w->dtype != LQ_E4M3 && w->dtype != LQ_U8) return *plain = true, LQ_OK;
     if (!sc) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' has no weight_scale", name);
-    if (m->part[PRE_SCALE] >= 0) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "'%s' has a pre_quant_scale, which is not read", name);
     if (w->ndim != 2 || !w->shape[0] || !w->shape[1] || w->shape[0] > INT32_MAX / 2 || w->shape[1] > INT32_MAX / 2)
         return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' (%u dimensions) is no matrix", w->name, w->ndim);
     e->ndim = 2;
     algo a;
     LQ_TRY(algo_of(ctx, f, name, &a));
+    if (is_fp8(&a) && pre) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "'%s' has a pre_quant_scale beside FP8, which is not read", name);
     if (is_fp8(&a)) return describe_fp8(ctx, w, sc, step, e);
-    if (!is_nvfp4(&a)) return describe_awq(ctx, &a, f->sig, w, sc, e);
+    if (!is_nvfp4(&a)) {
+        LQ_TRY(describe_awq(ctx, &a, f->sig, w, sc, e));
+        return pre ? describe_factors(ctx, pre, e) : LQ_OK;
+    }
     if (step && !f->told) {
         f->told = true;
         lq_log(ctx, LQ_LOG_WARN, "NVFP4 of activations is not read: the weights alone are, without input_scale");
     }
-    return describe_nvfp4(ctx, w, sc, lq_modules_entry(s, m, SCALE_2), e);
+    LQ_TRY(describe_nvfp4(ctx, w, sc, lq_modules_entry(s, m, SCALE_2), e));
+    return pre ? describe_factors(ctx, pre, e) : LQ_OK;
 }
 
 /* -- data ------------------------------------------------------------------------------------------------------------ */
@@ -182,7 +193,7 @@ static lq_status modelopt_fill(lq_ctx *ctx, lq_source *s, size_t i, lq_qtensor *
     LQ_TRY(read_scales(ctx, s, i, out));
     if (e->scheme.scale.parent != LQ_NONE) LQ_TRY(lq_modules_scalar(ctx, s, i, SCALE_2, out->scale.parent));
     if (e->scheme.act.kind == LQ_ACT_STATIC) LQ_TRY(lq_modules_scalar(ctx, s, i, INPUT_SCALE, &out->act_scale));
-    return LQ_OK;
+    return out->prescale ? lq_modules_floats(ctx, s, i, PRE_SCALE, out->cols, out->prescale) : LQ_OK;
 }
 
 static const lq_module_format parts = {

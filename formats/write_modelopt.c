@@ -7,11 +7,12 @@
  *     W4A16_NVFP4                weight U8 [N][K/2], two E2M1 codes a byte, the even input low; weight_scale F8_E4M3 [N][K/16];
  *                                weight_scale_2 F32 [], a factor of all scales: amax / (6 * 448)
  *     W4A16_AWQ                  weight U8 [N/2][K], a byte holds the signed codes of outputs 2n (low) and 2n + 1 of one input;
- *                                weight_scale [N][K/g]
+ *                                weight_scale [N][K/g]; pre_quant_scale F32 [K] where activations are to be multiplied first
  *     MIXED_PRECISION            several of them: "quantized_layers" names each module's {quant_algo, group_size}
  *
  * Scales of keys and values are "<attention>.k_proj.k_scale" and ".v_proj.v_scale". The settings stand in hf_quant_config.json and, in other words,
- * in config.json. AWQ's factors are folded into the tensors before, so there is no pre_quant_scale. Runtimes ask for the producer
+ * in config.json. Our AWQ's factors are folded into the tensors before; those of a checkpoint of modelopt's own
+ * (o_proj, down_proj) come along. Runtimes ask for the producer
  * "modelopt", whose layout this is; who wrote it is in meta. Layout and config: nvidia-modelopt 0.47 (torch/export), vLLM modelopt.py. */
 #include "formats/folder.h"
 
@@ -40,7 +41,7 @@ static bool acts_are(const lq_act *a, lq_act_kind kind) {
 static algo algo_of(const lq_scheme *s) {
     const lq_plane_desc *d = &s->scale;
     bool plain = d->parent == LQ_NONE, floats = d->dtype == LQ_F16 || d->dtype == LQ_BF16 || d->dtype == LQ_F32;
-    if (s->extra || s->zero_kind != LQ_ZERO_NONE || s->grid.vec != 1) return NONE;
+    if (s->extra & ~(s->grid.kind == LQ_GRID_INT ? (uint32_t)LQ_X_PRESCALE : 0) || s->zero_kind != LQ_ZERO_NONE || s->grid.vec != 1) return NONE;
     if (s->grid.kind == LQ_GRID_E4M3 && plain && plane_is(d, LQ_F32, 0, 0) && acts_are(&s->act, LQ_ACT_STATIC)) return FP8;
     if (s->grid.kind == LQ_GRID_E4M3 && plain && plane_is(d, LQ_F32, 1, 0) && acts_are(&s->act, LQ_ACT_DYNAMIC)) return FP8_ROWS;
     if (s->grid.kind == LQ_GRID_E2M1 && d->parent == LQ_F32 && !d->span && plane_is(d, LQ_E4M3, 1, 16) && acts_are(&s->act, LQ_ACT_NONE)) return NVFP4;
@@ -75,6 +76,7 @@ static size_t modelopt_parts(const lq_sink *s, const lq_row *r, lq_part_spec out
     out[1] = a == FP8        ? (lq_part_spec){".weight_scale", LQ_F32, 0, {0}}
              : a == FP8_ROWS ? (lq_part_spec){".weight_scale", LQ_F32, 1, {rows}}
                              : (lq_part_spec){".weight_scale", r->scheme.scale.dtype, 2, {rows, groups}};
+    if (a == AWQ && r->scheme.extra) return out[2] = (lq_part_spec){".pre_quant_scale", LQ_F32, 1, {cols}}, 3;
     out[2] = (lq_part_spec){a == FP8 ? ".input_scale" : ".weight_scale_2", LQ_F32, 0, {0}};
     return a == FP8 || a == NVFP4 ? 3 : 2;
 }
@@ -96,6 +98,7 @@ static lq_status modelopt_pack(const lq_sink *s, const lq_row *r, const lq_qtens
     if (i == 0 && a == AWQ) pack_pairs(q, out);
     else if (i == 0) lq_folder_codes(q, out);
     else if (i == 1) memcpy(out, q->scale.v, lq_plane_count(&q->sch.scale, q->rows, q->cols) * lq_dtypes[q->sch.scale.dtype].bytes);
+    else if (a == AWQ) memcpy(out, q->prescale, (size_t)q->cols * 4);
     else memcpy(out, a == FP8 ? (const void *)&q->act_scale : q->scale.parent, sizeof(float));
     return LQ_OK;
 }
@@ -117,11 +120,11 @@ static lq_status modelopt_check(lq_sink *s) {
     for (size_t i = 0; i < s->cat->n; i++) {
         const lq_row *r = &s->cat->rows[i];
         if (!r->quantize) continue;
-        if (!first) first = r;
+        if (!first) f->base = (first = r)->scheme;
         f->mixed |= !alike(&first->scheme, &r->scheme);
+        f->base.extra |= r->scheme.extra;
     }
     LQ_TRY(lq_folder_kept_apart(s));
-    if (first) f->base = first->scheme;
     return lq_folder_check(s);
 }
 
@@ -161,7 +164,7 @@ static json_t *algo_config(const lq_scheme *s) {
     algo a = algo_of(s);
     json_t *q = json_pack("{s:s?}", "quant_algo", algo_names[a]);
     if (q && (a == NVFP4 || a == AWQ)) json_object_set_new(q, "group_size", json_integer(s->scale.tile_c));
-    if (q && a == AWQ) json_object_update_new(q, json_pack("{s:b, s:b}", "has_zero_point", 0, "pre_quant_scale", 0));
+    if (q && a == AWQ) json_object_update_new(q, json_pack("{s:b, s:b}", "has_zero_point", 0, "pre_quant_scale", (int)(s->extra != 0)));
     return q;
 }
 

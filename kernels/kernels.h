@@ -45,6 +45,11 @@ typedef struct lq_kernels {
      * sum over segments g in ascending order of step[g] (s sum - z' ones), z' = s z or a MIN's z, each operation rounded to fp64. Rows behind the
      * last give 0. All variants give the same bits. */
     void (*packed_idot)(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
+    /* The largest |x| as the bits of a float: from 0x7f800000 on when some x is infinite or NaN. n = 0: 0. */
+    uint32_t (*absmax)(const float *x, size_t n);
+    /* code = x inv to the nearest whole number, ties to even, at most 127 either way; x inv no NaN. Returns the sum of the codes. */
+    int32_t (*round8)(const float *x, float inv, size_t n, int8_t *code);
+    void (*narrow)(const double *x, float *y, size_t n);
     /* n floats, a multiple of 16, as digits (lq_packed_d): d[n / 4][4][4], the sum of each, the step; are they near? */
     lq_digits_fn digits;
     /* packed_gemv of activations in digits, where lq_packed_whole() says so: sums of a block exact, S0 of A(code) d0 and M of A(code) (256 d1 + d2), then

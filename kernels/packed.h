@@ -90,6 +90,10 @@ size_t lq_packed_x_bytes(const lq_packed *p, uint32_t n);
 lq_packed_x lq_packed_x_make(const lq_packed *p, const float *x, uint32_t n, void *scratch);
 /* The same of rounded activations that are whole floats in stored order, steps per tile of the scheme's act [n][tiles]. */
 size_t lq_packed_i_bytes(const lq_packed *p, uint32_t n);
+typedef struct lq_packed_token { int8_t *x; int32_t *sum; float *step; } lq_packed_token; /* [ld], [segs], [segs]: where token t of n is written */
+lq_packed_token lq_packed_i_token(const lq_packed *p, uint32_t n, void *scratch, uint32_t t);
+void lq_packed_i_put(const lq_packed *p, const float *code, const float *step, lq_packed_token to);
+lq_packed_i lq_packed_i_of(const lq_packed *p, uint32_t n, void *scratch, uint32_t t0, uint32_t some); /* tokens [t0, t0 + some) of the n */
 lq_packed_i lq_packed_i_make(const lq_packed *p, const float *code, const float *step, uint32_t n, void *scratch);
 /* Digits: where A(code) times lq_packed_whole() is a whole number below 256, whole activations or not; 0: it is not. */
 float lq_packed_whole(const lq_packed *p);

@@ -44,23 +44,32 @@ lq_packed_x lq_packed_x_make(const lq_packed *p, const float *x, uint32_t n, voi
 
 size_t lq_packed_i_bytes(const lq_packed *p, uint32_t n) { return aligned((size_t)n * lq_packed_ld(p)) + 2 * aligned((size_t)n * p->segs * 4); }
 
-lq_packed_i lq_packed_i_make(const lq_packed *p, const float *code, const float *step, uint32_t n, void *scratch) {
-    uint32_t ld = lq_packed_ld(p), cols = p->q.cols, tile = p->q.sch.act.tile, tiles = tile ? (cols + tile - 1) / tile : 1;
-    int8_t *x = scratch;
-    int32_t *sum = (int32_t *)(void *)((char *)scratch + aligned((size_t)n * ld));
-    float *steps = (float *)(void *)((char *)sum + aligned((size_t)n * p->segs * 4));
-    for (uint32_t t = 0; t < n; t++) {
-        int8_t *to = x + (size_t)t * ld;
-        for (uint32_t c = 0; c < cols; c++) to[c] = (int8_t)code[(size_t)t * cols + c];
-        memset(to + cols, 0, ld - cols);
-        for (uint32_t g = 0; g < p->segs; g++) {
-            int32_t s = 0;
-            for (uint32_t c = g * p->seg; c < seg_end(p, g); c++) s += to[c];
-            sum[(size_t)t * p->segs + g] = s;
-            steps[(size_t)t * p->segs + g] = step[(size_t)t * tiles + (tile ? g * p->seg / tile : 0)];
-        }
+lq_packed_token lq_packed_i_token(const lq_packed *p, uint32_t n, void *scratch, uint32_t t) {
+    char *sums = (char *)scratch + aligned((size_t)n * lq_packed_ld(p)), *steps = sums + aligned((size_t)n * p->segs * 4);
+    return (lq_packed_token){(int8_t *)scratch + (size_t)t * lq_packed_ld(p), (int32_t *)(void *)sums + (size_t)t * p->segs, (float *)(void *)steps + (size_t)t * p->segs};
+}
+
+lq_packed_i lq_packed_i_of(const lq_packed *p, uint32_t n, void *scratch, uint32_t t0, uint32_t some) {
+    lq_packed_token first = lq_packed_i_token(p, n, scratch, t0);
+    return (lq_packed_i){some, first.x, first.sum, first.step};
+}
+
+void lq_packed_i_put(const lq_packed *p, const float *code, const float *step, lq_packed_token to) {
+    uint32_t cols = p->q.cols, tile = p->q.sch.act.tile;
+    for (uint32_t c = 0; c < cols; c++) to.x[c] = (int8_t)code[c];
+    memset(to.x + cols, 0, lq_packed_ld(p) - cols);
+    for (uint32_t g = 0; g < p->segs; g++) {
+        int32_t s = 0;
+        for (uint32_t c = g * p->seg; c < seg_end(p, g); c++) s += to.x[c];
+        to.sum[g] = s;
+        to.step[g] = step[tile ? g * p->seg / tile : 0];
     }
-    return (lq_packed_i){n, x, sum, steps};
+}
+
+lq_packed_i lq_packed_i_make(const lq_packed *p, const float *code, const float *step, uint32_t n, void *scratch) {
+    uint32_t tile = p->q.sch.act.tile, tiles = tile ? (p->q.cols + tile - 1) / tile : 1;
+    for (uint32_t t = 0; t < n; t++) lq_packed_i_put(p, code + (size_t)t * p->q.cols, step + (size_t)t * tiles, lq_packed_i_token(p, n, scratch, t));
+    return lq_packed_i_of(p, n, scratch, 0, n);
 }
 
 static uint32_t blocks_per(const lq_packed *p) { return (p->seg < p->q.cols ? p->seg - 1 : p->q.cols - 1) / LQ_DIGIT_BLOCK + 1; }

@@ -151,6 +151,7 @@ static void fill(lq_run *run, const args *a, const command *c) {
     p->leave_output = a->leave_output;
     p->no_fallback = a->no_fallback;
     p->no_requantize = !a->requantize;
+    p->requantize = a->requantize;
 }
 
 static lq_status quantize(lq_ctx *ctx, const args *a, const command *c) {

@@ -84,7 +84,7 @@ static int tile_cost(const search *s, const lq_plane_desc *a, const lq_plane_des
 }
 
 static int extra_cost(const lq_scheme *a, const lq_scheme *b) {
-    const uint32_t added = LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK;
+    const uint32_t added = LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK | LQ_X_PRESCALE;
     if (b->extra & ~a->extra & added || (b->extra & LQ_X_LOWRANK && a->rank != b->rank)) return NEVER;
     if (a->extra & ~b->extra & added) return VALUES + 300;
     if (b->extra & ~a->extra & LQ_X_PERM) return 5;

@@ -230,7 +230,8 @@ static lq_status settle(lq_ctx *ctx, lq_plan *p, lq_row *row, const lq_plan_opts
         return LQ_OK;
     }
     if (o->no_requantize && lq_dtypes[row->dtype].block > 1) return copied(ctx, p, row, o, w);
-    if (row->dtype == LQ_NONE) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: is quantized already", row->name);
+    if (row->dtype == LQ_NONE && !o->requantize)
+        return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: is quantized already%s", row->name, o->no_requantize ? "; --allow-requantize does it again, and costs quality" : "");
     if (row->slot.role == LQ_R_EMBED && !p->format->ext) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "%s: embeddings stay in their source type", row->name);
     row->quantize = true;
     row->why_kept = NULL;

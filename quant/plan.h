@@ -22,6 +22,7 @@ typedef struct lq_plan_opts {
     int pure, no_fallback, leave_output;
     bool imatrix;            /* not an option: there is one */
     bool no_requantize;      /* not an option: what the input has in blocks is copied or refused */
+    bool requantize;         /* not an option: what the input has in codes is quantized again */
     const lq_format *const *also; /* not an option: further formats that must accept every scheme; NULL ends; NULL: none */
     int dtype;               /* index of lq_float_choices: type of kept tensors the source holds in no float type */
 } lq_plan_opts;

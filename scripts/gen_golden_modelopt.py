@@ -3,10 +3,10 @@
 # Copyright the lquant authors
 """Small modelopt checkpoints by nvidia-modelopt's own packers, and the weights by its own dequantizers.
 
-  gen_golden_modelopt.py OUT_DIR        (tests/golden/modelopt)
+  gen_golden_modelopt.py OUT_DIR [--awq-pre]       (tests/golden/modelopt; that one alone)
 
-fp8, fp8_kv (with scales of keys and values) and nvfp4: a tiny random Llama quantized by mtq.quantize and exported by export_hf_checkpoint,
-as a user would; awq: two matrices packed by to_quantized_weight. Made with nvidia-modelopt 0.47.0, transformers 5.23.0, torch 2.13.0+cpu (scripts/requirements-modelopt.txt).
+fp8, fp8_kv (with scales of keys and values), nvfp4 and awq_pre (AWQ with the factors it leaves before o_proj and down_proj): a tiny random Llama
+quantized by mtq.quantize and exported by export_hf_checkpoint, as a user would; awq: two matrices packed by to_quantized_weight. Made with nvidia-modelopt 0.47.0, transformers 5.23.0, torch 2.13.0+cpu (scripts/requirements-modelopt.txt).
 """
 import copy
 import json
@@ -19,15 +19,15 @@ import torch
 from safetensors.torch import load_file
 
 
-def export(algo):
+def export(algo, hidden=64, ffn=96):
     import modelopt.torch.quantization as mtq
     from modelopt.torch.export import export_hf_checkpoint
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(5)
-    config = LlamaConfig(vocab_size=32, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+    config = LlamaConfig(vocab_size=32, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
                          max_position_embeddings=32, dtype="bfloat16", architectures=["LlamaForCausalLM"])
     model = LlamaForCausalLM(config).bfloat16().eval()
-    settings = copy.deepcopy({"fp8": mtq.FP8_DEFAULT_CFG, "fp8_kv": mtq.FP8_DEFAULT_CFG, "nvfp4": getattr(mtq, "W4A16_NVFP4_CFG", None)}[algo])
+    settings = copy.deepcopy({"fp8": mtq.FP8_DEFAULT_CFG, "fp8_kv": mtq.FP8_DEFAULT_CFG, "nvfp4": getattr(mtq, "W4A16_NVFP4_CFG", None), "awq_pre": mtq.INT4_AWQ_CFG}[algo])
     if algo == "fp8_kv":
         kv = mtq.FP8_KV_CFG["quant_cfg"]
         settings["quant_cfg"] = settings["quant_cfg"] + kv if isinstance(settings["quant_cfg"], list) else {**settings["quant_cfg"], **kv}
@@ -70,7 +70,26 @@ def awq():
     return stored, weights, {"model_type": "llama", "quantization_config": quant}, beside
 
 
+def signed(packed):
+    """[N/2][K] of pairs of outputs to [N][K]."""
+    pair = torch.stack([packed & 15, packed >> 4], 1).reshape(-1, packed.shape[1]).to(torch.int8)
+    return torch.where(pair > 7, pair - 16, pair).float()
+
+
+def awq_pre(stored, name):
+    scale = stored[name + "_scale"].float()
+    codes = signed(stored[name])
+    w = codes * scale.repeat_interleave(codes.shape[1] // scale.shape[1], 1)
+    pre = stored.get(name.replace(".weight", ".pre_quant_scale"))
+    return w if pre is None else w * pre.float()
+
+
 def main():
+    stored, config, beside = export("awq_pre", 128, 128)
+    weights = {n: awq_pre(stored, n) for n in stored if n + "_scale" in stored}
+    golden_folder.write(os.path.join(sys.argv[1], "awq_pre"), config, stored, weights, {"hf_quant_config.json": beside})
+    if "--awq-pre" in sys.argv:
+        return
     for algo, decode in (("fp8", fp8), ("fp8_kv", fp8), ("nvfp4", nvfp4)):
         stored, config, beside = export(algo)
         weights = {n: decode(stored, n).bfloat16() for n in stored if n + "_scale" in stored}

@@ -285,6 +285,33 @@ static void kv_values_have_the_bits_of_c(void **state) {
     }
 }
 
+static void activations_are_rounded_as_c(void **state) {
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
+    for (size_t i = 0; i < 2 * WIDTHS; i++) {
+        size_t n = ck_widths[i / 2];
+        float *x = ck_exact(4 * n), *narrow = ck_guarded(4 * n), inv = i % 2 ? 1e30f : 3.5f;
+        int8_t *want = ck_exact(n), *got = ck_guarded(n);
+        double *wide = ck_exact(8 * n);
+        ck_floats(x, n, &rng, i % 2);
+        x[n / 2] = 2.5f / 3.5f, x[0] = -(float)n; /* a tie */
+        assert_int_equal(p->v->k.absmax(x, n), lq_absmax_c(x, n));
+        assert_int_equal(p->v->k.round8(x, inv, n, got), lq_round8_c(x, inv, n, want));
+        assert_memory_equal(got, want, n);
+        ck_note(got, n);
+        for (size_t j = 0; j < n; j++) wide[j] = (double)x[j] * 1.0000001;
+        p->v->k.narrow(wide, narrow, n);
+        for (size_t j = 0; j < n; j++) assert_true(lq_f32_bits(narrow[j]) == lq_f32_bits((float)wide[j]));
+        x[n - 1] = i % 2 ? -INFINITY : NAN;
+        assert_true(p->v->k.absmax(x, n) >= 0x7f800000u);
+        ck_release(got, n);
+        ck_release(narrow, 4 * n);
+        free(wide);
+        free(want);
+        free(x);
+    }
+}
+
 static void same_turn(const ck_probe *p, const float *x, uint32_t heads, uint32_t dim, uint32_t rot, const float *c, const float *s) {
     size_t n = (size_t)heads * dim;
     float *want = ck_exact(4 * n), *got = ck_guarded(4 * n);
@@ -446,6 +473,7 @@ static void add_variant(const ck_variant *v) {
     ck_packed_add(v);
     if (k->dot != b->dot || k->rmsnorm != b->rmsnorm || k->add != b->add || k->layernorm != b->layernorm) ck_add(norms_and_sums_have_the_bits_of_c, "norm", v, NULL, LQ_NONE);
     if (k->kv8 != b->kv8 || k->kv4 != b->kv4) ck_add(kv_values_have_the_bits_of_c, "kv", v, NULL, LQ_NONE);
+    if (k->absmax != b->absmax || k->round8 != b->round8 || k->narrow != b->narrow) ck_add(activations_are_rounded_as_c, "acts", v, NULL, LQ_NONE);
     if (k->rope != b->rope || k->rope_pairs != b->rope_pairs) ck_add(rope_turns_pairs, "rope", v, NULL, LQ_NONE);
     if (k->glu != b->glu) ck_add(glu_has_the_bits_of_c_and_is_accurate, "glu", v, NULL, LQ_NONE);
     if (k->softmax != b->softmax || k->logsumexp != b->logsumexp) ck_add(softmax_and_logsumexp_have_the_bits_of_c, "softmax", v, NULL, LQ_NONE);

@@ -57,6 +57,7 @@ const ck_scheme ck_schemes[] = {
     {"bf16_sparse", {.grid = {LQ_GRID_BF16, 16, 1, 0}, .extra = LQ_X_OUTLIERS, .sparse = 300}},
     {"f32", GRID(LQ_GRID_F32, 32, 0, LQ_NONE, 0)},
     {"lut3_sparse", {.grid = {LQ_GRID_LUT, 3, 1, 0}, .extra = LQ_X_LUT_PER_ROW | LQ_X_OUTLIERS, .sparse = 300}},
+    {"i4sym_g32_prescale", {.grid = {LQ_GRID_INT, 4, 1, 8}, .scale = {.dtype = LQ_F16, .tile_r = 1, .tile_c = 32}, .extra = LQ_X_PRESCALE}},
     {"i4sym_g32_rank1", {.grid = {LQ_GRID_INT, 4, 1, 8}, .scale = {.dtype = LQ_F16, .tile_r = 1, .tile_c = 32}, .extra = LQ_X_LOWRANK, .rank = 1}},
     {"i3min_rank70_sparse", {.grid = {LQ_GRID_INT, 3, 1, 0}, .zero_kind = LQ_ZERO_MIN, .scale = {.dtype = LQ_F16, .tile_r = 1}, .zero = {.dtype = LQ_F16, .tile_r = 1},
                              .extra = LQ_X_LOWRANK | LQ_X_OUTLIERS, .rank = 70, .sparse = 100}},
@@ -173,6 +174,7 @@ static void fill_kept(lq_qtensor *q, lq_rng *rng) {
 }
 
 static void fill_extras(lq_qtensor *q, lq_rng *rng) {
+    for (uint32_t c = 0; q->prescale && c < q->cols; c++) q->prescale[c] = 0.5f + fabsf(lq_rng_normal(rng));
     for (size_t i = 0; i < (size_t)q->sch.rank * q->rows; i++) q->lr.a[i] = half(rng);
     for (size_t i = 0; i < (size_t)q->sch.rank * q->cols; i++) q->lr.b[i] = half(rng);
     if (q->sch.extra & LQ_X_OUTLIERS) fill_sparse(q, rng);

@@ -352,6 +352,7 @@ static const lq_act acts[] = {
     {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = 2.0f},
     {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = 2.0f, .scope = 1},
     {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .scope = 1},
+    {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = 32, .scope = 2},
 };
 enum { ACTS = sizeof acts / sizeof *acts, TOKENS = 5 };
 
@@ -360,22 +361,24 @@ typedef struct rounded { float *seen, *code, *step, *rest; uint8_t *mark; void *
 /* What lq_act_run does before it multiplies (calib/act_run.c). */
 static rounded round_here(const lq_packed *m, const lq_act *a, float fixed, const uint8_t *apart, const float *x) {
     const uint32_t cols = m->q.cols, tiles = lq_act_tiles(a, cols);
-    rounded r = {floats((size_t)TOKENS * cols), floats((size_t)TOKENS * cols), floats((size_t)TOKENS * tiles), floats((size_t)TOKENS * cols), ck_exact(cols),
+    rounded r = {floats((size_t)TOKENS * cols), floats((size_t)TOKENS * cols), floats((size_t)TOKENS * tiles), floats(2 * (size_t)TOKENS * cols), ck_exact(cols),
                  lq_alloc(lq_packed_i_bytes(m, TOKENS)), {0}};
     float *mine = floats(cols);
     memset(r.mark, 0, cols);
     for (size_t i = 0; i < (size_t)TOKENS * cols; i++) {
         float h = lq_f16_f32(lq_f32_f16(x[i]));
-        r.seen[i] = a->scope && !isinf(h) ? h : x[i];
-        r.mark[i % cols] |= a->scope && a->outlier > 0 && !(apart && apart[i % cols]) && fabsf(r.seen[i]) >= a->outlier;
+        r.seen[i] = a->scope == 1 && !isinf(h) ? h : x[i];
+        r.mark[i % cols] |= a->scope == 1 && a->outlier > 0 && !(apart && apart[i % cols]) && fabsf(r.seen[i]) >= a->outlier;
     }
     for (uint32_t t = 0; t < TOKENS; t++) {
         const float *seen = r.seen + (size_t)t * cols;
         bool whole = lq_act_quantize(a, fixed, apart, seen, cols, mine, r.step + (size_t)t * tiles) == cols;
         for (uint32_t i = 0; i < tiles && !whole; i++) r.step[(size_t)t * tiles + i] = NAN;
         for (uint32_t i = 0; i < cols; i++) {
-            bool out = a->scope ? r.mark[i] : a->outlier > 0 && !(apart && apart[i]) && fabsf(seen[i]) >= a->outlier;
-            r.rest[(size_t)t * cols + i] = out ? x[(size_t)t * cols + i] : 0;
+            bool out = a->scope == 1 ? r.mark[i] : a->outlier > 0 && !(apart && apart[i]) && fabsf(seen[i]) >= a->outlier;
+            float v = x[(size_t)t * cols + i], half = lq_f16_f32(lq_f32_f16(fminf(fmaxf(v, -65504), 65504)));
+            r.rest[(size_t)t * cols + i] = out ? half : 0;
+            r.rest[(size_t)(TOKENS + t) * cols + i] = out ? v - half : 0;
             if (out || !whole) mine[i] = 0;
         }
         for (uint32_t i = 0; i < cols; i++) r.code[(size_t)t * cols + i] = mine[m->q.perm ? m->q.perm[i] : i];
@@ -398,7 +401,7 @@ static void same_steps(ckd *c, const float *got, const float *want, size_t n) {
 static void one_round(ckd *c, const lq_packed *m, const lq_act *a, bool bad) {
     const uint32_t cols = m->q.cols, ld = lq_packed_ld(m);
     const size_t nx = (size_t)TOKENS * cols, segs = (size_t)TOKENS * m->segs;
-    float *x = floats(nx), *step = floats(segs), *rest = floats(nx), fixed = 0.013f;
+    float *x = floats(nx), *step = floats(segs), *rest = floats(2 * nx), fixed = 0.013f;
     int8_t *code = ck_exact((size_t)TOKENS * ld);
     int32_t *sum = ck_exact(segs * 4);
     uint8_t *apart = ck_exact(cols);
@@ -410,19 +413,19 @@ static void one_round(ckd *c, const lq_packed *m, const lq_act *a, bool bad) {
     const bool parted = lq_rng_below(&c->rng, 2);
     rounded want = round_here(m, a, fixed, parted ? apart : NULL, x);
     assert_true(lq_device_put(c->d, m, &dm));
-    float *drest = ckd_out(c, nx * 4), *dstep = ckd_out(c, segs * 4);
+    float *drest = ckd_out(c, 2 * nx * 4), *dstep = ckd_out(c, segs * 4);
     int8_t *dcode = ckd_out(c, (size_t)TOKENS * ld);
     int32_t *dsum = ckd_out(c, segs * 4);
-    lq_device_round o = {*a, fixed, parted ? ckd_in(c, apart, cols) : NULL, a->outlier > 0 ? drest : NULL, a->scope ? ckd_out(c, cols) : NULL};
+    lq_device_round o = {*a, fixed, parted ? ckd_in(c, apart, cols) : NULL, a->outlier > 0 ? drest : NULL, a->scope == 1 ? ckd_out(c, cols) : NULL};
     ckd_run(c, c->d->ops->round(&dm, &o, ckd_in(c, x, nx * 4), TOKENS, dcode, dstep, dsum), "round");
     ckd_get(c, dcode, (size_t)TOKENS * ld, code);
     ckd_get(c, dstep, segs * 4, step);
     ckd_get(c, dsum, segs * 4, sum);
-    ckd_get(c, drest, nx * 4, rest);
+    ckd_get(c, drest, 2 * nx * 4, rest);
     assert_memory_equal(code, want.x.x, (size_t)TOKENS * ld);
     assert_memory_equal(sum, want.x.sum, segs * 4);
     same_steps(c, step, want.x.step, segs);
-    if (a->outlier > 0) assert_memory_equal(rest, want.rest, nx * 4);
+    if (a->outlier > 0) assert_memory_equal(rest, want.rest, 2 * nx * 4);
     lq_device_drop(c->d, &dm);
     drop_rounded(&want);
     ckd_release(c);

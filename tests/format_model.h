@@ -92,6 +92,7 @@ static inline void zero_column(lq_qtensor *q, uint32_t col) {
 }
 
 static inline void fill_extras(lq_rng *rng, lq_qtensor *q) {
+    for (uint32_t c = 0; q->prescale && c < q->cols; c++) q->prescale[c] = 0.5f + (float)lq_rng_below(rng, 1000) / 700;
     const lq_scheme *s = &q->sch;
     if (s->act.kind == LQ_ACT_STATIC) q->act_scale = 0.03f;
     if (s->extra & LQ_X_OUTLIERS) fill_sparse(rng, q);

@@ -49,6 +49,7 @@ static size_t extra_schemes(lq_scheme *out) {
     out[n] = lq_scheme_int(8, -1, true), out[n].extra = LQ_X_OUTLIER_COLS, out[n++].sparse = 7;
     out[n] = lq_scheme_int(3, 32, false), out[n].extra = LQ_X_LOWRANK, out[n++].rank = 5;
     out[n] = lq_scheme_int(2, 32, true), out[n].extra = LQ_X_LOWRANK | LQ_X_OUTLIERS, out[n].sparse = 1, out[n++].rank = 1; /* too small for one value */
+    out[n] = lq_scheme_int(4, 32, true), out[n++].extra = LQ_X_PRESCALE;
     out[n] = lq_scheme_int(8, -1, true), out[n++].act = (lq_act){.kind = LQ_ACT_STATIC, .dtype = LQ_I8};
     out[n] = lq_scheme_int(4, 32, true), out[n++].act = (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_BOOL};
     return n;

@@ -55,6 +55,33 @@ static void decoding_token_by_token_equals_prefill(void **state) {
     }
 }
 
+/* The matrix of another panel split sums in another order: a few roundings of the logits. */
+static void scores_are_those_of_the_logits(void **state) {
+    (void)state;
+    for (size_t v = 0; v < n_variants; v++) {
+        fixture f;
+        open_golden(&f, variants[v]);
+        uint32_t vocab = f.m->par.vocab, n = f.n - 1;
+        float *hidden = run_steps(&f, f.n, true), *logits = LQ_NEWN(float, (size_t)f.n * vocab), most = 0;
+        double nll[256], again[256];
+        OK(&f, lq_logits(&f.ctx, f.m, hidden, f.n, logits));
+        lq_threads_set(3);
+        OK(&f, lq_score(&f.ctx, f.m, hidden, n, f.ids + 1, nll));
+        lq_threads_set(1);
+        OK(&f, lq_score(&f.ctx, f.m, hidden, n, f.ids + 1, again));
+        lq_threads_set(0);
+        assert_memory_equal(nll, again, n * sizeof *nll);
+        for (size_t i = 0; i < (size_t)f.n * vocab; i++) most = fmaxf(most, fabsf(logits[i]));
+        for (uint32_t t = 0; t < n; t++) {
+            const float *row = logits + (size_t)t * vocab;
+            double want = f.m->k->logsumexp(row, vocab) - row[f.ids[t + 1]];
+            if (!(fabs(nll[t] - want) <= 1e-5 * (1 + most))) fail_msg("%s: token %u scores %.9g, its logits say %.9g", variants[v], t, nll[t], want);
+        }
+        lq_free(hidden), lq_free(logits);
+        close_golden(&f);
+    }
+}
+
 /* ---- every field of the parameters matters: switched off, the golden logits are missed by more than 1e-2 ---- */
 
 static void no_bias(fixture *f, lq_role a, lq_role b, lq_role c) {
@@ -430,6 +457,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_equal_transformers_for_every_variant),
         cmocka_unit_test(decoding_token_by_token_equals_prefill),
+        cmocka_unit_test(scores_are_those_of_the_logits),
         cmocka_unit_test(every_switched_off_field_moves_the_logits),
         cmocka_unit_test(sequences_decoded_together_get_what_each_gets_alone),
         cmocka_unit_test(the_thread_count_changes_no_bit),

@@ -220,13 +220,39 @@ static void expect_refused(maker *m, lq_status want, const char *word) {
     lq_source_free(&s);
 }
 
+/* llama-quantize makes other blocks of NVFP4 and leaves the number where it was. */
+static void a_scale_beside_other_blocks_is_multiplied(void **state) {
+    (void)state;
+    maker m = {0};
+    lq_source *s;
+    float times[2] = {0.75f, -3}, want[32], got[2 * 3 * 32];
+    uint8_t blocks[2 * 3 * 34];
+    add(&m, "x.weight", LQ_Q8_0, 3, 32, 3, 2);
+    for (size_t i = 0; i < sizeof blocks; i++) m.data.v[i] = (char)(i % 34 == 0 ? i % 7 : i % 34 == 1 ? 0x3c : i * 11 % 256);
+    memcpy(blocks, m.data.v, sizeof blocks);
+    add(&m, "x.scale", LQ_F32, 1, 2, 1, 1);
+    memcpy(m.data.v + m.data.n - 8, times, 8);
+    finish(&m, path);
+    assert_int_equal(lq_source_open(NULL, path, &s), LQ_OK);
+    assert_int_equal(s->n, 1);
+    assert_true(s->entries[0].dtype == LQ_F32 && s->entries[0].bytes == sizeof got);
+    assert_int_equal(lq_source_read(NULL, s, 0, 0, 6, got), LQ_OK);
+    for (size_t r = 0; r < 6; r++) {
+        lq_dtype_decode(LQ_Q8_0, blocks + 34 * r, want, 32);
+        for (size_t c = 0; c < 32; c++) assert_true(got[32 * r + c] == want[c] * times[r / 3] && want[c] == want[c]);
+    }
+    assert_int_equal(lq_source_read(NULL, s, 0, 5, 1, got), LQ_OK); /* the last alone */
+    assert_true(got[31] == want[31] * times[1]);
+    lq_source_free(&s);
+}
+
 static void broken_scales_are_refused_by_name(void **state) {
     (void)state;
     for (int kind = 0; kind < 4; kind++) {
         maker m = {0};
         uint16_t inf = 0x7c00;
         float nan = NAN;
-        add(&m, "x.weight", kind == 0 ? LQ_Q4_K : kind == 3 ? LQ_Q8_0 : LQ_NVFP4, 2, 256, 3, 1);
+        add(&m, "x.weight", kind == 0 ? LQ_Q4_K : kind == 3 ? LQ_I8 : LQ_NVFP4, 2, 256, 3, 1);
         if (kind == 0) memcpy(m.data.v + 144, &inf, 2);
         if (kind) add(&m, "x.scale", LQ_F32, 1, kind == 2 ? 2 : 1, 1, 1);
         if (kind == 1) memcpy(m.data.v + m.data.n - 4, &nan, 4);
@@ -283,6 +309,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(rows_are_the_same_as_blocks_and_as_codes, fresh, gone),
         cmocka_unit_test_setup_teardown(a_scale_beside_the_blocks_is_part_of_the_weights, fresh, gone),
+        cmocka_unit_test_setup_teardown(a_scale_beside_other_blocks_is_multiplied, fresh, gone),
         cmocka_unit_test_setup_teardown(a_model_in_parts_is_one_model, fresh, gone),
         cmocka_unit_test_setup_teardown(broken_scales_are_refused_by_name, fresh, gone),
     };

@@ -146,6 +146,34 @@ static void exports_of_modelopt_read_and_are_written_again(void **state) {
     }
 }
 
+/* AWQ leaves factors before o_proj and down_proj; they come along, in F32. */
+static void factors_of_inputs_are_read_and_written(void **state) {
+    (void)state;
+    static const char *const with[] = {"model.layers.0.self_attn.o_proj.weight", "model.layers.0.mlp.down_proj.weight"};
+    lq_source *s, *again;
+    golden_reads("modelopt/awq_pre");
+    golden_open("modelopt/awq_pre", &s);
+    assert_int_equal(unlink(in(out_dir, "weights.safetensors")), 0);
+    rewrite(s, "modelopt");
+    GOOD_ST(lq_source_open(&ctx, dir, &again));
+    for (size_t i = 0; i < s->n; i++) {
+        lq_qtensor a, b;
+        bool pre = !strcmp(s->entries[i].name, with[0]) || !strcmp(s->entries[i].name, with[1]);
+        if (s->entries[i].dtype != LQ_NONE) continue;
+        GOOD_ST(lq_source_read_q(&ctx, s, i, &a));
+        GOOD_ST(lq_source_read_q(&ctx, again, (size_t)lq_source_find(again, s->entries[i].name), &b));
+        assert_true(lq_qtensor_eq(&a, &b) && pre == (a.prescale != NULL) && a.sch.extra == (pre ? LQ_X_PRESCALE : 0u));
+        if (pre) assert_true(a.prescale[0] != a.prescale[1]);
+        lq_qtensor_free(&a);
+        lq_qtensor_free(&b);
+    }
+    lq_source_free(&s);
+    lq_source_free(&again);
+    json_t *c = written_config(dir, "quantization_config");
+    assert_string_equal(json_string_value(json_object_get(c, "quant_algo")), "W4A16_AWQ");
+    json_decref(c);
+}
+
 /* -- reader ---------------------------------------------------------------------------------------------------------- */
 
 #define CONFIG(algo) "{\"quantization_config\": {\"quant_method\": \"modelopt\", \"quant_algo\": \"" algo "\"}}"
@@ -181,7 +209,9 @@ static void false_files_are_refused_by_name(void **state) {
         {CONFIG("NVFP4"), {{"m.weight", LQ_U8, 2, N, 9}, {"m.weight_scale", LQ_E4M3, 2, N, 1}, {"m.weight_scale_2", LQ_F32, 0, 0, 0}}, LQ_ERR_FORMAT, "18 inputs"},
         {CONFIG("W4A16_AWQ"), {{"m.weight", LQ_U8, 2, N / 2, K}, {"m.weight_scale", LQ_F32, 2, N, 5}}, LQ_ERR_FORMAT, "m.weight_scale"},
         {CONFIG("W4A16_AWQ"), {{"m.weight", LQ_U8, 2, N / 2, K}, {"m.weight_scale", LQ_F32, 2, N - 2, 2}}, LQ_ERR_FORMAT, "expected [4, 2]"},
-        {CONFIG("W4A16_AWQ"), {{"m.weight", LQ_U8, 2, N / 2, K}, {"m.weight_scale", LQ_F32, 2, N, 2}, {"m.pre_quant_scale", LQ_F32, 1, 4, 0}}, LQ_ERR_UNSUPPORTED, "pre_quant_scale"},
+        {CONFIG("W4A16_AWQ"), {{"m.weight", LQ_U8, 2, N / 2, K}, {"m.weight_scale", LQ_F32, 2, N, 2}, {"m.pre_quant_scale", LQ_F32, 1, 4, 0}}, LQ_ERR_FORMAT, "'m.pre_quant_scale' is [4"},
+        {CONFIG("W4A16_AWQ"), {{"m.weight", LQ_U8, 2, N / 2, K}, {"m.weight_scale", LQ_F32, 2, N, 2}, {"m.pre_quant_scale", LQ_E4M3, 1, K, 0}}, LQ_ERR_FORMAT, "'m.pre_quant_scale' is of type"},
+        {CONFIG("FP8"), {{"m.weight", LQ_E4M3, 2, N, K}, {"m.weight_scale", LQ_F32, 0, 0, 0}, {"m.pre_quant_scale", LQ_F32, 1, K, 0}}, LQ_ERR_UNSUPPORTED, "beside FP8"},
         {CONFIG("MIXED_PRECISION"), {{"m.weight", LQ_E4M3, 2, N, K}, {"m.weight_scale", LQ_F32, 0, 0, 0}}, LQ_ERR_FORMAT, "no quantized_layers"},
         {MIXED("\"q\": {\"quant_algo\": \"FP8\"}"), {{"m.weight", LQ_E4M3, 2, N, K}, {"m.weight_scale", LQ_F32, 0, 0, 0}}, LQ_ERR_FORMAT, "quantized_layers does not name it"},
         {MIXED("\"m\": {\"quant_algo\": \"MXFP8\"}"), {{"m.weight", LQ_E4M3, 2, N, K}, {"m.weight_scale", LQ_F32, 0, 0, 0}}, LQ_ERR_UNSUPPORTED, "'MXFP8' is not read"},
@@ -264,7 +294,7 @@ int main(void) {
         IN_FOLDERS(fp8_has_scalars_or_a_scale_per_row),
         IN_FOLDERS(scales_of_keys_are_named_after_the_projection),
         IN_FOLDERS(refusals_name_what_fits),
-        IN_FOLDERS(exports_of_modelopt_read_and_are_written_again),
+        IN_FOLDERS(exports_of_modelopt_read_and_are_written_again), IN_FOLDERS(factors_of_inputs_are_read_and_written),
         IN_FOLDERS(false_files_are_refused_by_name),
         IN_FOLDERS(layers_of_mixed_precision_are_of_their_own_algorithms),
         IN_FOLDERS(weights_of_w4a4_are_read_alone),

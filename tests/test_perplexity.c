@@ -217,7 +217,7 @@ static void a_model_does_not_diverge_from_itself(void **state) {
     lq_ppl_free(&b);
     assert_int_equal(lq_ppl_run(NULL, m, NULL, &t, &plan, false, &p, other, &b, &k), LQ_OK);
     alone = run(other, &t, "gptq-2048", 40, false);
-    assert_true(b.nll == alone.nll);
+    assert_true(fabs(b.nll - alone.nll) <= 1e-6); /* alone, sums are of panels of the vocabulary */
     assert_true(k.mean > 0.01 && k.top1 < 1 && k.p99 <= k.p999 && k.p999 <= k.max && k.median <= k.p99);
     assert_int_equal(k.tokens, 5 * 39);
     lq_ppl_free(&p);

@@ -65,11 +65,13 @@ static const char *put(const lq_device_kv *kv, const float *k, const float *v, c
 struct layout { uint32_t group, rows, keys, span, spans; size_t bytes; }; /* query heads of a kv head, rows of a block, keys of a tile, positions of a span */
 
 struct stage {
-    float *q, *o;              /* [rows][dim] */
+    float *q, *o;              /* [rows][wide], wide: dim rounded up to fours, the rest 0 */
+    float *kv;                 /* [keys][wide + 4] */
     float *score;              /* [rows][keys] */
-    float *kv;                 /* [keys][dim + 1] */
     float *max, *sum, *fade;   /* [rows] */
 };
+
+static __host__ __device__ __forceinline__ uint32_t wide_of(uint32_t dim) { return (dim + 3) / 4 * 4; }
 
 static __device__ __forceinline__ float stored(int dtype, const void *v, size_t i) {
     switch (dtype) {
@@ -84,10 +86,11 @@ static __device__ __forceinline__ void load_tile(const lq_device_kv &kv, bool va
     const void *v = values ? kv.values : kv.keys;
     const float *steps = values ? kv.value_step : kv.key_step, fixed = kv.dtype == LQ_F32 || kv.dtype == LQ_F16 ? 1 : values ? kv.value_fixed : kv.key_fixed;
     const bool stepped = steps && kv.dtype != LQ_F32 && kv.dtype != LQ_F16;
-    for (uint32_t i = threadIdx.x; i < n * kv.dim; i += THREADS) {
-        uint32_t j = i / kv.dim, d = i % kv.dim;
+    const uint32_t wide = wide_of(kv.dim);
+    for (uint32_t i = threadIdx.x; i < n * wide; i += THREADS) {
+        uint32_t j = i / wide, d = i % wide;
         size_t row = ((size_t)seq * kv.room + from + j) * kv.heads + head;
-        tile[j * (kv.dim + 1) + d] = (stepped ? steps[row] : fixed) * stored(kv.dtype, v, row * kv.dim + d);
+        tile[j * (wide + 4) + d] = d < kv.dim ? (stepped ? steps[row] : fixed) * stored(kv.dtype, v, row * kv.dim + d) : 0;
     }
 }
 
@@ -97,20 +100,36 @@ static __device__ __forceinline__ query query_of(const lq_device_attn &a, const 
     return query{p, a.window && p + 1 > a.window ? p + 1 - a.window : 0};
 }
 
+static __device__ __forceinline__ float4 four(const float *p) { return *(const float4 *)(const void *)p; }
+
+/* Two rows and up to four keys a thread. */
 static __device__ __forceinline__ void score_tile(const lq_device_attn &a, uint32_t dim, const layout &l, uint32_t from, uint32_t n, uint32_t r0, uint32_t r1, const uint32_t *pos, uint32_t base,
                                                   const stage &st) {
-    for (uint32_t i = threadIdx.x; i < (r1 - r0) * l.keys; i += THREADS) {
-        uint32_t r = r0 + i / l.keys, j = i % l.keys;
-        const query q = query_of(a, pos, (base + r) / l.group);
-        float s = -INFINITY;
-        if (j < n && from + j >= q.begin && from + j <= q.pos) {
-            const float *x = st.q + r * dim, *k = st.kv + j * (dim + 1);
-            s = 0;
-            for (uint32_t d = 0; d < dim; d++) s += x[d] * k[d];
-            s *= a.scale;
-            if (a.cap > 0) s = a.cap * tanhf(s / a.cap);
+    const uint32_t wide = wide_of(dim), j0 = threadIdx.x % 16, row0 = r0 + threadIdx.x / 16 * 2;
+    float s[2][4] = {};
+    for (uint32_t d = 0; row0 < r1 && d < wide; d += 4) {
+        const float4 x[2] = {four(st.q + row0 * wide + d), four(st.q + (row0 + 1 < r1 ? row0 + 1 : row0) * wide + d)};
+        LQ_UNROLL
+        for (uint32_t i = 0; i < 4; i++) {
+            if (j0 + 16 * i >= n) break;
+            const float4 k = four(st.kv + (j0 + 16 * i) * (wide + 4) + d);
+            LQ_UNROLL
+            for (int h = 0; h < 2; h++) {
+                s[h][i] += x[h].x * k.x;
+                s[h][i] += x[h].y * k.y;
+                s[h][i] += x[h].z * k.z;
+                s[h][i] += x[h].w * k.w;
+            }
         }
-        st.score[r * l.keys + j] = s;
+    }
+    LQ_UNROLL
+    for (uint32_t e = 0; e < 8; e++) {
+        const uint32_t r = row0 + e / 4, j = j0 + 16 * (e % 4);
+        if (r >= r1 || j >= l.keys) continue;
+        const query q = query_of(a, pos, (base + r) / l.group);
+        float v = s[e / 4][e % 4] * a.scale;
+        if (a.cap > 0) v = a.cap * tanhf(v / a.cap);
+        st.score[r * l.keys + j] = j < n && from + j >= q.begin && from + j <= q.pos ? v : -INFINITY;
     }
 }
 
@@ -136,12 +155,30 @@ static __device__ __forceinline__ void soften(const layout &l, uint32_t r0, uint
     }
 }
 
+/* Four rows and four dims a thread at a time. */
 static __device__ __forceinline__ void add_values(uint32_t dim, const layout &l, uint32_t n, uint32_t r0, uint32_t r1, const stage &st) {
-    for (uint32_t i = threadIdx.x; i < (r1 - r0) * dim; i += THREADS) {
-        uint32_t r = r0 + i / dim, d = i % dim;
-        float o = st.o[r * dim + d] * st.fade[r];
-        for (uint32_t j = 0; j < n; j++) o += st.score[r * l.keys + j] * st.kv[j * (dim + 1) + d];
-        st.o[r * dim + d] = o;
+    const uint32_t wide = wide_of(dim), fours = wide / 4;
+    for (uint32_t i = threadIdx.x; i < (r1 - r0 + 3) / 4 * fours; i += THREADS) {
+        const uint32_t row = r0 + i / fours * 4, d = i % fours * 4;
+        float4 o[4];
+        LQ_UNROLL
+        for (uint32_t h = 0; h < 4; h++) {
+            const uint32_t r = row + h < r1 ? row + h : row;
+            const float fade = st.fade[r];
+            o[h] = four(st.o + r * wide + d);
+            o[h].x *= fade, o[h].y *= fade, o[h].z *= fade, o[h].w *= fade;
+        }
+        for (uint32_t j = 0; j < n; j++) {
+            const float4 v = four(st.kv + j * (wide + 4) + d);
+            LQ_UNROLL
+            for (uint32_t h = 0; h < 4; h++) {
+                const float p = st.score[(row + h < r1 ? row + h : row) * l.keys + j];
+                o[h].x += p * v.x, o[h].y += p * v.y, o[h].z += p * v.z, o[h].w += p * v.w;
+            }
+        }
+        LQ_UNROLL
+        for (uint32_t h = 0; h < 4; h++)
+            if (row + h < r1) *(float4 *)(void *)(st.o + (row + h) * wide + d) = o[h];
     }
 }
 
@@ -175,12 +212,12 @@ static __device__ __forceinline__ void attend(const lq_device_attn &a, const lq_
 static __device__ __forceinline__ stage stage_of(const layout &l, uint32_t dim) {
     stage st;
     st.q = (float *)(void *)lq_shared();
-    st.o = st.q + l.rows * dim;
-    st.score = st.o + l.rows * dim;
+    st.o = st.q + l.rows * wide_of(dim);
+    st.kv = st.o + l.rows * wide_of(dim);
+    st.score = st.kv + l.keys * (wide_of(dim) + 4);
     st.max = st.score + l.rows * l.keys;
     st.sum = st.max + l.rows;
     st.fade = st.sum + l.rows;
-    st.kv = st.fade + l.rows;
     return st;
 }
 
@@ -188,9 +225,10 @@ __global__ void __launch_bounds__(THREADS)
     run(const lq_device_attn a, const lq_device_kv kv, const float *q, uint32_t n, const uint32_t *pos, const uint32_t *seq, const layout l, float *out, float *partial) {
     const stage st = stage_of(l, kv.dim);
     const uint32_t all = n * l.group, base = blockIdx.x * l.rows, mine = all - base < l.rows ? all - base : l.rows;
-    for (uint32_t i = threadIdx.x; i < mine * kv.dim; i += THREADS) {
-        uint32_t r = base + i / kv.dim, d = i % kv.dim;
-        st.q[i] = q[((size_t)(r / l.group) * a.heads + blockIdx.y * l.group + r % l.group) * kv.dim + d];
+    const uint32_t wide = wide_of(kv.dim);
+    for (uint32_t i = threadIdx.x; i < mine * wide; i += THREADS) {
+        uint32_t r = base + i / wide, d = i % wide;
+        st.q[i] = d < kv.dim ? q[((size_t)(r / l.group) * a.heads + blockIdx.y * l.group + r % l.group) * kv.dim + d] : 0;
         st.o[i] = 0;
     }
     for (uint32_t r = threadIdx.x; r < mine; r += THREADS) st.max[r] = -INFINITY, st.sum[r] = 0;
@@ -204,8 +242,8 @@ __global__ void __launch_bounds__(THREADS)
     for (uint32_t i = threadIdx.x; i < mine * kv.dim; i += THREADS) {
         uint32_t r = i / kv.dim, d = i % kv.dim, head = blockIdx.y * l.group + (base + r) % l.group;
         size_t row = (size_t)((base + r) / l.group) * a.heads + head;
-        if (l.spans == 1) out[row * kv.dim + d] = st.o[i] / st.sum[r];
-        else partial[(row * l.spans + blockIdx.z) * (kv.dim + 2) + d] = st.o[i];
+        if (l.spans == 1) out[row * kv.dim + d] = st.o[r * wide + d] / st.sum[r];
+        else partial[(row * l.spans + blockIdx.z) * (kv.dim + 2) + d] = st.o[r * wide + d];
     }
     for (uint32_t r = threadIdx.x; r < mine && l.spans > 1; r += THREADS) {
         size_t row = (size_t)((base + r) / l.group) * a.heads + blockIdx.y * l.group + (base + r) % l.group;
@@ -234,7 +272,16 @@ __global__ void __launch_bounds__(THREADS) join_run(const float *partial, uint32
     }
 }
 
-static size_t bytes_of(const layout &l, uint32_t dim) { return ((size_t)2 * l.rows * dim + (size_t)l.rows * (l.keys + 3) + (size_t)l.keys * (dim + 1)) * sizeof(float); }
+struct spread { uint32_t span, spans; };
+
+/* Spans of at least SPAN positions, as many as fill a device where `blocks` blocks share one span. */
+static spread spread_of(uint32_t blocks, uint32_t reach) {
+    const uint32_t most = reach / SPAN + 1, want = (ENOUGH + blocks - 1) / blocks, spans = want < most ? want : most;
+    const uint32_t span = (reach / spans + SPAN) / SPAN * SPAN;
+    return spread{span, reach / span + 1};
+}
+
+static size_t bytes_of(const layout &l, uint32_t dim) { return ((size_t)2 * l.rows * wide_of(dim) + (size_t)l.rows * (l.keys + 3) + (size_t)l.keys * (wide_of(dim) + 4)) * sizeof(float); }
 
 static layout layout_of(const lq_device_attn *a, const lq_device_kv *kv, const lq_device_tokens *at) {
     layout l = {a->heads / kv->heads, ROWS, 64, 0, 1, 0};
@@ -243,10 +290,9 @@ static layout layout_of(const lq_device_attn *a, const lq_device_kv *kv, const l
     while (bytes_of(l, kv->dim) > SHARED && l.keys > 8) l.keys /= 2;
     while (bytes_of(l, kv->dim) > SHARED && l.rows > 1) l.rows = (l.rows + 1) / 2;
     l.bytes = bytes_of(l, kv->dim);
-    const uint32_t blocks = (at->n * l.group + l.rows - 1) / l.rows * kv->heads, most = at->reach / SPAN + 1, want = (ENOUGH + blocks - 1) / blocks;
-    l.spans = want < most ? want : most;
-    l.span = ((at->reach + l.spans) / l.spans + SPAN - 1) / SPAN * SPAN;
-    l.spans = at->reach / l.span + 1;
+    const spread p = spread_of((at->n * l.group + l.rows - 1) / l.rows * kv->heads, at->reach);
+    l.span = p.span;
+    l.spans = p.spans;
     return l;
 }
 

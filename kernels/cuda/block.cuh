@@ -86,7 +86,7 @@ static __device__ __forceinline__ float element(int dtype, const void *w, size_t
 
 enum { EACH = 4 }; /* elements of a thread */
 
-template <typename F> __global__ void __launch_bounds__(THREADS) each_run(const F f, uint64_t n) {
+template <typename F> __global__ void __launch_bounds__(THREADS) each_run(const __grid_constant__ F f, uint64_t n) {
     LQ_UNROLL
     for (uint32_t j = 0; j < EACH; j++) {
         uint64_t i = (uint64_t)blockIdx.x * (THREADS * EACH) + j * THREADS + threadIdx.x;
@@ -97,7 +97,7 @@ template <typename F> static const char *each(const char *name, const F &f, uint
     return lq_launch(name, each_run<F>, dim3((unsigned)((n + THREADS * EACH - 1) / (THREADS * EACH))), dim3(THREADS), 0, f, n);
 }
 
-template <typename F> __global__ void __launch_bounds__(THREADS) each_token_run(const F f, uint32_t width) {
+template <typename F> __global__ void __launch_bounds__(THREADS) each_token_run(const __grid_constant__ F f, uint32_t width) {
     LQ_UNROLL
     for (uint32_t j = 0; j < EACH; j++) {
         uint32_t i = blockIdx.y * (THREADS * EACH) + j * THREADS + threadIdx.x;

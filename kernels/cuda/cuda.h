@@ -79,7 +79,8 @@ typedef struct lq_device_round {           /* how activations are rounded: lq_ac
     lq_act act;                            /* dtype I8 or BOOL */
     float fixed;                           /* the step of LQ_ACT_STATIC */
     const uint8_t *apart;                  /* [cols] 1: code 0, in no absmax; NULL: no such column */
-    float *rest;                           /* act.outlier > 0: [n][cols], weight-column order, receives the x left out of the codes for it, 0 elsewhere */
+    float *rest;                           /* act.outlier > 0: [2][n][cols], weight-column order: x left out of the codes for it as halves (within +-65504), then
+                                            * what those leave of x; 0 elsewhere */
     uint8_t *mark;                         /* act.scope 1: [cols] scratch (a column with an outlier in one of the n tokens is left out of all; codes are of x
                                             * rounded to F16, where that is finite; rest is of x) */
 } lq_device_round;

@@ -7,6 +7,8 @@
 
 #include <cstdio>
 
+cudaStream_t lq_stream; /* NULL until the device was asked for */
+
 static bool available() {
     int n = 0, major = 0;
     return cudaGetDeviceCount(&n) == cudaSuccess && n && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess && major >= 7;
@@ -25,6 +27,18 @@ static void *take(size_t n) {
     return cudaMalloc(&p, n ? n : 1) == cudaSuccess ? p : nullptr;
 }
 static void release(void *p) { cudaFree(p); }
+
+/* Recorded passes may still use what was outgrown; rooms double, so all of them together are no more than the last. */
+void *lq_scratch(size_t n) {
+    static void *room;
+    static size_t has;
+    if (n <= has) return room;
+    size_t more = n > 2 * has ? n : 2 * has;
+    void *p = nullptr;
+    if (cudaMalloc(&p, more) != cudaSuccess) return nullptr;
+    has = more;
+    return room = p;
+}
 
 /* ---- one stream for everything ---- */
 

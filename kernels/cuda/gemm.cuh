@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Y = W X for many tokens: every warp of a block owns a row tile and decodes each of its codes once, the A operand of mma for 64 tokens, whose
+/* Y = W X for many tokens: every warp of a block owns two row tiles (one where a code has two fields) and decodes each of their codes once, the A operand of mma for 32 tokens, whose
  * activations all warps share as halves, a panel of columns at a time. The formula is gemv's (gemv.cuh); a flush is due where a segment
  * ends, or where there are sums to subtract. Sums are fp32 in column order. */
 #ifndef LQ_GEMM_CUH
@@ -10,43 +10,50 @@
 namespace gemm {
 
 using namespace tile;
-using gemv::kind;
-enum { EIGHTS = 8, MANY = 8 * EIGHTS, PAD = 16, PANEL = 256 }; /* tokens of a block; columns of a panel */
+enum { EIGHTS = 4, MANY = 8 * EIGHTS, PAD = 16, PANEL = 256, LD = PANEL + PAD }; /* tokens of a block; columns of a panel, of its rows in memory */
+
+/* Row tiles of a warp, as many as registers hold; are the next chunk's words loaded ahead? */
+template <int F0, int F1> struct work { enum { TILES = shape<F0, F1>::LOADS == 1 ? 2 : 1, AHEAD = shape<F0, F1>::LOADS == 1 }; };
 
 struct stage {
     uint32_t *table; /* [entries][LANES] */
     float *sum;      /* [flushes of a panel][MANY] */
-    uint16_t *x;     /* [MANY][ld] halves, in fours: k0 k2 k1 k3 */
+    uint16_t *x;     /* [MANY][LD] halves, in fours: k0 k2 k1 k3 */
 };
-struct layout { uint32_t panel, ld, sums, entries; size_t bytes; };
+struct layout { uint32_t sums, entries; bool wide; size_t bytes; }; /* wide: activations lie in fours at multiples of 16 bytes */
 
-static __device__ __forceinline__ void load_panel(const lq_device_matrix &m, const float *x, uint32_t n, uint32_t k0, const layout &l, const stage &st) {
-    for (uint32_t i = threadIdx.x; i < MANY * l.panel; i += WARPS * LANES) {
-        uint32_t t = i / l.panel, c = i % l.panel, k = k0 + c, to = (c & ~3u) + (c & 1) * 2 + (c >> 1 & 1);
-        st.x[t * l.ld + to] = lq_half(t < n && k < m.cols ? x[(size_t)t * m.cols + (m.perm ? m.perm[k] : k)] : 0);
+static __device__ __forceinline__ void load_panel(const lq_device_matrix &m, const float *x, uint32_t n, uint32_t k0, bool wide, const stage &st) {
+    for (uint32_t i = threadIdx.x; wide && i < MANY * PANEL / 4; i += WARPS * LANES) {
+        uint32_t t = i / (PANEL / 4), c = i % (PANEL / 4) * 4;
+        float4 v = {0, 0, 0, 0};
+        if (t < n && k0 + c < m.cols) v = *(const float4 *)(const void *)(x + (size_t)t * m.cols + k0 + c);
+        *(uint2 *)(void *)(st.x + t * LD + c) = uint2{lq_pair(lq_half(v.x), lq_half(v.z)), lq_pair(lq_half(v.y), lq_half(v.w))};
+    }
+    for (uint32_t i = threadIdx.x; !wide && i < MANY * PANEL; i += WARPS * LANES) {
+        uint32_t t = i / PANEL, c = i % PANEL, k = k0 + c, to = (c & ~3u) + (c & 1) * 2 + (c >> 1 & 1);
+        st.x[t * LD + to] = lq_half(t < n && k < m.cols ? x[(size_t)t * m.cols + (m.perm ? m.perm[k] : k)] : 0);
     }
 }
 
-static __device__ __forceinline__ void sum_panel(uint32_t unit, const layout &l, const stage &st) {
-    for (uint32_t i = threadIdx.x; i < l.sums * MANY; i += WARPS * LANES) {
+static __device__ __forceinline__ void sum_panel(uint32_t unit, const stage &st) {
+    for (uint32_t i = threadIdx.x; i < PANEL / unit * MANY; i += WARPS * LANES) {
         uint32_t u = i / MANY, t = i % MANY;
         float sum = 0;
-        for (uint32_t c = 0; c < unit; c++) sum += lq_float(st.x[t * l.ld + u * unit + c]);
+        for (uint32_t c = 0; c < unit; c++) sum += lq_float(st.x[t * LD + u * unit + c]);
         st.sum[i] = sum;
     }
 }
 
-static __device__ __forceinline__ void flush(const lq_device_matrix &m, const segment &v, const float *sum, float part[EIGHTS][4], float acc[EIGHTS][4]) {
-    const bool sums = has_sums(m), min = m.zero_kind == LQ_ZERO_MIN;
+/* sum: of token 0 of these eight. */
+static __device__ __forceinline__ void flush(const lq_device_matrix &m, const segment &v, bool sums, const float *sum, float part[4], float acc[4]) {
+    const bool min = m.zero_kind == LQ_ZERO_MIN;
     const int q = threadIdx.x % 4;
     LQ_UNROLL
-    for (int j = 0; j < EIGHTS; j++)
-        LQ_UNROLL
-        for (int i = 0; i < 4; i++) {
-            float zero = sums ? v.z[i / 2] * sum[8 * j + 2 * q + i % 2] : 0;
-            acc[j][i] += min ? v.s[i / 2] * part[j][i] - zero : v.s[i / 2] * (part[j][i] - zero);
-            part[j][i] = 0;
-        }
+    for (int i = 0; i < 4; i++) {
+        float zero = sums ? v.z[i / 2] * sum[2 * q + i % 2] : 0;
+        acc[i] += min ? v.s[i / 2] * part[i] - zero : v.s[i / 2] * (part[i] - zero);
+        part[i] = 0;
+    }
 }
 
 static __device__ __forceinline__ segment segment_at(const lq_device_matrix &m, uint32_t tile, uint32_t k, int g) {
@@ -56,73 +63,92 @@ static __device__ __forceinline__ segment segment_at(const lq_device_matrix &m, 
 template <int F0, int F1, int KIND, bool FINE>
 __global__ void __launch_bounds__(WARPS *LANES, 2) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n_all, layout l, float *y) {
     typedef shape<F0, F1> S;
+    enum { TILES = work<F0, F1>::TILES, AHEAD = work<F0, F1>::AHEAD };
     const uint32_t t0 = blockIdx.y * MANY, n = n_all - t0 < MANY ? n_all - t0 : (uint32_t)MANY, eights = (n + 7) / 8;
-    const uint32_t tile = blockIdx.x * WARPS + threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    const uint32_t tile0 = (blockIdx.x * WARPS + threadIdx.x / LANES) * TILES, lane = threadIdx.x % LANES;
     const int g = (int)lane / 4, q = (int)lane % 4;
-    const bool mine = tile < m.tiles, sums = has_sums(m);
+    const bool mine = tile0 < m.tiles, sums = has_sums(m);
     stage st;
     st.table = (uint32_t *)(void *)lq_shared();
     st.sum = (float *)(void *)(st.table + l.entries * LANES);
     st.x = (uint16_t *)(void *)(st.sum + l.sums * MANY);
-    float acc[EIGHTS][4] = {}, part[EIGHTS][4] = {};
-    uint32_t w[S::WORDS], next[S::WORDS] = {};
+    float acc[TILES][EIGHTS][4] = {}, part[TILES][FINE ? 1 : (int)EIGHTS][4] = {};
+    uint32_t w[TILES][S::WORDS], next[TILES][AHEAD ? (int)S::WORDS : 1] = {}, tile[TILES];
     for (uint32_t i = threadIdx.x; i < l.entries * LANES; i += WARPS * LANES) st.table[i] = lq_pair(m.table[i / LANES & 15], m.table[i / LANES >> 4]);
-    if (mine) load_chunk_of<F0, F1>(m, tile, 0, next);
+    LQ_UNROLL
+    for (int t = 0; t < TILES; t++) {
+        tile[t] = tile0 + t < m.tiles ? tile0 + t : m.tiles - 1; /* the last twice rather than none */
+        if (AHEAD) load_chunk_of<F0, F1>(m, tile[t], 0, next[t]);
+    }
     x += (size_t)t0 * m.cols;
-    for (uint32_t k0 = 0; k0 < m.chunks * S::CHUNK; k0 += l.panel) {
+    for (uint32_t k0 = 0; k0 < m.chunks * S::CHUNK; k0 += PANEL) {
         __syncthreads();
-        load_panel(m, x, n, k0, l, st);
+        load_panel(m, x, n, k0, l.wide, st);
         __syncthreads();
         if (sums) {
-            sum_panel(FINE ? (uint32_t)STEP : (uint32_t)S::CHUNK, l, st);
+            sum_panel(FINE ? (uint32_t)STEP : (uint32_t)S::CHUNK, st);
             __syncthreads();
         }
-        for (uint32_t k = k0; mine && k < k0 + l.panel && k < m.chunks * S::CHUNK; k += S::CHUNK) {
+        for (uint32_t k = k0; mine && k < k0 + PANEL && k < m.chunks * S::CHUNK; k += S::CHUNK) {
             const uint32_t chunk = k / S::CHUNK, at = k - k0;
-            for (int i = 0; i < S::WORDS; i++) w[i] = next[i];
-            if (chunk + 1 < m.chunks) load_chunk_of<F0, F1>(m, tile, chunk + 1, next);
-            segment v = segment_at(m, tile, k, g);
-            gemv::offsets z = gemv::offsets_of<KIND>(m, v);
+            segment v[TILES];
+            gemv::offsets z[TILES];
+            LQ_UNROLL
+            for (int t = 0; t < TILES; t++) {
+                if (AHEAD) {
+                    for (int i = 0; i < S::WORDS; i++) w[t][i] = next[t][AHEAD ? i : 0];
+                    if (chunk + 1 < m.chunks) load_chunk_of<F0, F1>(m, tile[t], chunk + 1, next[t]);
+                } else load_chunk_of<F0, F1>(m, tile[t], chunk, w[t]);
+                v[t] = segment_at(m, tile[t], k, g);
+                z[t] = gemv::offsets_of<KIND>(m, v[t]);
+            }
+            const bool due = sums || (k + S::CHUNK) % m.seg == 0 || chunk + 1 == m.chunks;
             LQ_UNROLL
             for (int s = 0; s < S::STEPS; s++) {
-                if (FINE && s) {
-                    v = segment_at(m, tile, k + s * STEP, g);
-                    z = gemv::offsets_of<KIND>(m, v);
-                }
-                uint32_t a[4];
-                gemv::operands<F0, F1, KIND>(w, s, z, st.table + lane, a);
-                const uint16_t *from = st.x + g * l.ld + at + s * STEP + 4 * q;
+                uint32_t a[TILES][4];
                 LQ_UNROLL
-                for (uint32_t j = 0; j < EIGHTS; j++)
-                    if (j < eights) {
-                        uint2 b = *(const uint2 *)(const void *)(from + 8 * j * l.ld);
-                        lq_mma_f16(part[j], a, b.x, b.y);
+                for (int t = 0; t < TILES; t++) {
+                    if (FINE && s) {
+                        v[t] = segment_at(m, tile[t], k + s * STEP, g);
+                        z[t] = gemv::offsets_of<KIND>(m, v[t]);
                     }
-                if (FINE) flush(m, v, st.sum + (at / STEP + s) * MANY, part, acc);
+                    gemv::operands<F0, F1, KIND>(w[t], s, z[t], st.table + lane, a[t]);
+                }
+                const uint16_t *from = st.x + g * LD + at + s * STEP + 4 * q;
+                LQ_UNROLL
+                for (uint32_t j = 0; j < EIGHTS; j++) {
+                    if (j >= eights) break;
+                    uint2 b = *(const uint2 *)(const void *)(from + 8 * j * LD);
+                    LQ_UNROLL
+                    for (int t = 0; t < TILES; t++) {
+                        lq_mma_f16(part[t][FINE ? 0 : j], a[t], b.x, b.y);
+                        if (FINE) flush(m, v[t], sums, st.sum + (at / STEP + s) * MANY + 8 * j, part[t][0], acc[t][j]);
+                    }
+                }
             }
-            if (!FINE && (sums || (k + S::CHUNK) % m.seg == 0 || chunk + 1 == m.chunks)) flush(m, v, st.sum + at / S::CHUNK * MANY, part, acc);
+            LQ_UNROLL
+            for (int i = 0; i < TILES * EIGHTS; i++)
+                if (!FINE && due) flush(m, v[i / EIGHTS], sums, st.sum + at / S::CHUNK * MANY + 8 * (i % EIGHTS), part[i / EIGHTS][FINE ? 0 : i % EIGHTS], acc[i / EIGHTS][i % EIGHTS]);
         }
     }
     const float factor = KIND == gemv::E4M3 ? 256.0f : 1.0f;
     LQ_UNROLL
-    for (int j = 0; j < EIGHTS; j++)
-        LQ_UNROLL
-        for (int i = 0; i < 4; i++) {
-            uint32_t t = 8 * j + 2 * q + i % 2, r = tile * 16 + g + i / 2 * 8;
-            if (t < n && r < m.rows) y[(size_t)(t0 + t) * m.rows + r] = acc[j][i] * factor;
-        }
+    for (int e = 0; e < TILES * EIGHTS * 4; e++) {
+        const int i = e % 4;
+        uint32_t t = 8 * (e / 4 % EIGHTS) + 2 * q + i % 2, r = (tile0 + e / 4 / EIGHTS) * 16 + g + i / 2 * 8;
+        if (t < n && r < m.rows) y[(size_t)(t0 + t) * m.rows + r] = acc[e / 4 / EIGHTS][e / 4 % EIGHTS][i] * factor;
+    }
 }
 
 template <int F0, int F1, int KIND, bool FINE> static const char *start(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
     typedef shape<F0, F1> S;
+    const uint32_t rows = WARPS * work<F0, F1>::TILES;
     layout l;
-    l.panel = (int)S::CHUNK > PANEL ? (uint32_t)S::CHUNK : (uint32_t)PANEL;
-    if (KIND == gemv::TABLE && (int)S::CHUNK <= PANEL / 2) l.panel = PANEL / 2; /* Turing has 64 KiB, the table takes half */
-    l.ld = l.panel + PAD;
-    l.sums = has_sums(m) ? l.panel / (FINE ? (uint32_t)STEP : (uint32_t)S::CHUNK) : 0;
+    l.wide = !m.perm && m.cols % 4 == 0 && (uintptr_t)x % 16 == 0;
+    l.sums = has_sums(m) ? PANEL / (FINE ? (uint32_t)STEP : (uint32_t)S::CHUNK) : 0;
     l.entries = KIND == gemv::TABLE ? 17 * ((1u << m.bits) - 1) + 1 : 0;
-    l.bytes = (size_t)l.entries * LANES * 4 + (size_t)l.sums * MANY * 4 + (size_t)MANY * l.ld * 2;
-    return lq_launch("gemm", run<F0, F1, KIND, FINE>, dim3((m.tiles + WARPS - 1) / WARPS, (n + MANY - 1) / MANY), dim3(WARPS * LANES), l.bytes, m, x, n, l, y);
+    l.bytes = (size_t)l.entries * LANES * 4 + (size_t)l.sums * MANY * 4 + (size_t)MANY * LD * 2;
+    return lq_launch("gemm", run<F0, F1, KIND, FINE>, dim3((m.tiles + rows - 1) / rows, (n + MANY - 1) / MANY), dim3(WARPS * LANES), l.bytes, m, x, n, l, y);
 }
 
 template <int F0, int F1, int KIND> static const char *pick_flush(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {

@@ -5,24 +5,13 @@
 #define LQ_LAUNCH_H
 #include "kernels/cuda/cu.h"
 
-#include <cstdlib>
-
 #ifdef LQ_EMU
 template <typename Kernel, typename... Args> const char *lq_launch(const char *name, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
     auto run = [&] { kernel(args...); };
     return emu::launch(name, grid, block, shared, [](const void *f) { (*(decltype(run) const *)f)(); }, &run);
 }
-
-static void *lq_device_take(size_t n) { return malloc(n); }
-static void lq_device_outgrown(void *p) { free(p); }
 #else
-static cudaStream_t lq_stream; /* NULL until the device was asked for */
-
-static void *lq_device_take(size_t n) {
-    void *p = nullptr;
-    return cudaMalloc(&p, n) == cudaSuccess ? p : nullptr;
-}
-static void lq_device_outgrown(void *) {} /* recorded passes may still use it; rooms double, so all of them together are no more than the last */
+extern cudaStream_t lq_stream; /* device.cu */
 
 template <typename Kernel, typename... Args> const char *lq_launch(const char *, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
     cudaError_t e = shared > 48 << 10 ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) : cudaSuccess;
@@ -34,17 +23,6 @@ template <typename Kernel, typename... Args> const char *lq_launch(const char *,
 }
 #endif
 
-/* At least n bytes that hold until the next kernel asks; NULL: no memory. Launches follow each other, so one room serves all. */
-static void *lq_scratch(size_t n) {
-    static void *room;
-    static size_t has;
-    if (n <= has) return room;
-    size_t more = n > 2 * has ? n : 2 * has;
-    void *p = lq_device_take(more);
-    if (!p) return nullptr;
-    lq_device_outgrown(room);
-    room = p;
-    has = more;
-    return p;
-}
+/* At least n bytes that hold until the next kernel asks; NULL: no memory. Launches follow each other, so one room serves all. The device's own file has it. */
+void *lq_scratch(size_t n);
 #endif

@@ -3,7 +3,7 @@
 /* Everything of lq_device_ops on this device. */
 #ifndef LQ_OPS_CUH
 #define LQ_OPS_CUH
-#include "kernels/cuda/attn.cuh"
+#include "kernels/cuda/attn_mma.cuh"
 #include "kernels/cuda/dense.cuh"
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/ops_elementwise.cuh"
@@ -27,7 +27,7 @@ static const lq_device_ops table = {
     elementwise::token_gate,
     elementwise::split,
     attn::put,
-    attn::start,
+    attn::any,
     score::start,
     rounding::start,
     elementwise::scale,

@@ -65,6 +65,13 @@ LQ_OP float lq_sub(float a, float b) { return __fsub_rn(a, b); }
 LQ_OP uint32_t lq_bits_of(float v) { return __float_as_uint(v); }
 LQ_OP float lq_of_bits(uint32_t u) { return __uint_as_float(u); }
 
+/* Lane 4 g + q has elements 2 q, 2 q + 1 of row g of an 8 x 8 matrix of halves, and gets those of column g. */
+LQ_OP uint32_t lq_transpose(uint32_t v) {
+    uint32_t d;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(v));
+    return d;
+}
+
 LQ_OP void lq_mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
 #if __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

@@ -22,7 +22,7 @@ struct job { /* of all tokens */
 
 /* What is rounded: bitsandbytes takes codes from halves. */
 static __device__ __forceinline__ float seen(const lq_device_round &o, float x) {
-    if (!o.act.scope) return x;
+    if (o.act.scope != 1) return x;
     float h = lq_float(lq_half(x));
     return isinf(h) ? x : h;
 }
@@ -45,7 +45,8 @@ struct worth { float step, inverse; };
 static __device__ __forceinline__ worth worth_of(const lq_device_round &o, float max) {
     const float top = 127;
     if (o.act.kind == LQ_ACT_STATIC) return worth{o.fixed, o.fixed > 1e-30f ? 1 / o.fixed : 0};
-    return worth{max / top, max > 1e-30f ? top / max : 0};
+    const float step = max / top;
+    return worth{o.act.scope == 2 ? lq_float(lq_half(step)) : step, max > 1e-30f ? top / max : 0};
 }
 
 /* Signs: the mean of what counts, added up in column order by one thread, as its definition says. */
@@ -95,7 +96,7 @@ static __device__ __forceinline__ int code_of(const job &j, float v, float inver
 }
 
 static __device__ void write_codes(const job &j, const float *x, const worth *w, bool bad, int8_t *out) {
-    const bool batch = j.o.act.scope && j.o.act.outlier > 0;
+    const bool batch = j.o.act.scope == 1 && j.o.act.outlier > 0;
     for (uint32_t i = threadIdx.x; i < j.ld; i += THREADS) {
         uint32_t c = i < j.cols && j.perm ? j.perm[i] : i;
         int code = 0;
@@ -107,10 +108,14 @@ static __device__ void write_codes(const job &j, const float *x, const worth *w,
     }
 }
 
+/* A half, and what it leaves: products with both are within 2^-22. */
 static __device__ void write_rest(const job &j, const float *x, float *rest) {
+    const size_t second = (size_t)gridDim.x * j.cols;
     for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS) {
-        bool out = j.o.act.scope ? j.o.mark[c] : is_out(j.o, x[c], c);
-        rest[c] = out ? x[c] : 0;
+        bool out = j.o.act.scope == 1 ? j.o.mark[c] : is_out(j.o, x[c], c);
+        float half = lq_float(lq_half(fminf(fmaxf(x[c], -65504.0f), 65504.0f)));
+        rest[c] = out ? half : 0;
+        rest[second + c] = out ? lq_sub(x[c], half) : 0;
     }
 }
 
@@ -151,7 +156,7 @@ static const char *start(const lq_device_matrix *m, const lq_device_round *o, co
     if (o->act.dtype != LQ_I8 && o->act.dtype != LQ_BOOL) return "no kernel that rounds activations to this type";
     uint32_t tile = o->act.tile && o->act.tile < m->cols ? o->act.tile : m->cols;
     job j = {*o, m->cols, m->seg, m->segs, (m->cols + LQ_UNIT - 1) / LQ_UNIT * LQ_UNIT, tile, (m->cols + tile - 1) / tile, m->perm, x, codes, step, sum};
-    if (o->act.scope && o->act.outlier > 0) {
+    if (o->act.scope == 1 && o->act.outlier > 0) {
         const char *why = o->mark ? each("mark outliers", mark_one{j, n}, m->cols) : "outliers of a batch need room for their marks";
         if (why) return why;
     }

@@ -69,7 +69,7 @@ static __device__ __forceinline__ segment load_segment(const lq_device_matrix &m
 }
 
 /* What is left to subtract after the codes' own zeros. */
-static __device__ __forceinline__ bool has_sums(const lq_device_matrix &m) { return m.zero_kind == LQ_ZERO_MIN || (m.zero_kind == LQ_ZERO_CODE && m.zero != LQ_U8); }
+static __host__ __device__ __forceinline__ bool has_sums(const lq_device_matrix &m) { return m.zero_kind == LQ_ZERO_MIN || (m.zero_kind == LQ_ZERO_CODE && m.zero != LQ_U8); }
 
 template <int F0, int F1> static __device__ __forceinline__ void load_chunk_of(const lq_device_matrix &m, uint32_t tile, uint32_t chunk, uint32_t w[]) {
     typedef shape<F0, F1> S;

@@ -3,10 +3,15 @@
 /* Matrix times vector, summed in fp64 in column order, rounded once. */
 #include "kernels/ref/ref.h"
 
+static float factor(const lq_qtensor *q, uint32_t c) { return q->prescale ? q->prescale[c] : 1; }
+
 void lq_gemv_c(const lq_qtensor *q, uint32_t r0, uint32_t nr, const float *x, float *y) {
     for (uint32_t r = 0; r < nr; r++) {
         double sum = 0;
-        for (uint32_t c = 0; c < q->cols; c++) sum += (double)lq_qtensor_code_weight(q, r0 + r, c) * (double)x[q->perm ? q->perm[c] : c];
+        for (uint32_t c = 0; c < q->cols; c++) {
+            uint32_t col = q->perm ? q->perm[c] : c;
+            sum += (double)(lq_qtensor_code_weight(q, r0 + r, c) * factor(q, col)) * (double)x[col];
+        }
         y[r] = (float)sum;
     }
     if (q->sch.extra & LQ_X_ADDED) lq_gemv_extras(q, r0, nr, x, y);

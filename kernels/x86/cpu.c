@@ -22,6 +22,9 @@ static void use_avx2(lq_kernels *k) {
     k->kv4 = lq_kv4_avx2;
     k->packed_dequant = lq_packed_dequant_avx2;
     k->packed_gemv = lq_packed_gemv_avx2;
+    k->absmax = lq_absmax_avx2;
+    k->round8 = lq_round8_avx2;
+    k->narrow = lq_narrow_avx2;
     k->packed_idot = lq_packed_idot_avx2;
 }
 
@@ -39,6 +42,9 @@ static void use_avx512(lq_kernels *k) {
     k->softmax = lq_softmax_avx512;
     k->logsumexp = lq_logsumexp_avx512;
     k->packed_gemv = lq_packed_gemv_avx512;
+    k->absmax = lq_absmax_avx512;
+    k->round8 = lq_round8_avx512;
+    k->narrow = lq_narrow_avx512;
 }
 
 static void use_avx512vnni(lq_kernels *k) {

@@ -63,7 +63,7 @@ def token_ids(a, path):
         raw = text.encode()
         open(part, "wb").write(raw)
         open(case, "wb").write(struct.pack("<Q", len(raw)) + raw)
-        theirs = json.loads(common.run([os.path.join(a.bin, "llama-tokenize"), "-m", path, "-f", part, "--ids", "--no-bos", "--no-parse-special", "--log-disable"]))
+        theirs = json.loads(common.run([os.path.join(a.bin, "llama-tokenize"), "-m", path, "-f", part, "--ids", "--no-bos", "--no-parse-special", "--no-escape", "--log-disable"]))
         ours = [int(x) for x in common.run([tool, "-p", path, case]).split()]
         others = {"lquant": ours}
         if a.folder:

@@ -20,6 +20,17 @@ static void *take(size_t n) {
 static void release(void *p) { free(p); }
 static bool copy(void *to, const void *from, size_t n) { return n ? memcpy(to, from, n) != nullptr : true; }
 
+void *lq_scratch(size_t n) {
+    static void *room;
+    static size_t has;
+    if (n > has) {
+        free(room);
+        room = take(has = n);
+        if (!room) has = 0;
+    }
+    return room;
+}
+
 static const char *wait() { return nullptr; } /* a launch returns when it is done */
 
 extern "C" const lq_device *lq_device_emu(void) {

@@ -74,6 +74,19 @@ template <typename T> LQ_OP T lq_shuffle_xor(T v, int lanes) {
     return x.got;
 }
 
+struct lq_emu_turn { uint32_t v, got; };
+LQ_OP void lq_emu_transpose_all(void *const lane[32], unsigned) {
+    for (int l = 0; l < 32; l++) {
+        uint32_t lo = ((lq_emu_turn *)lane[l % 4 * 8 + l / 8])->v, hi = ((lq_emu_turn *)lane[l % 4 * 8 + 4 + l / 8])->v;
+        ((lq_emu_turn *)lane[l])->got = lq_emu_two((uint16_t)(lo >> 16 * (l / 4 % 2)), (uint16_t)(hi >> 16 * (l / 4 % 2)));
+    }
+}
+LQ_OP uint32_t lq_transpose(uint32_t v) {
+    lq_emu_turn x = {v, v};
+    emu::meet(0xffffffffu, "a transposition", &x, lq_emu_transpose_all);
+    return x.got;
+}
+
 LQ_OP float lq_mul(float a, float b) { return a * b; }
 LQ_OP float lq_add(float a, float b) { return a + b; }
 LQ_OP float lq_sub(float a, float b) { return a - b; }

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* A model's tensors on a device (kernels/cuda/cuda.h): what ops_device.c multiplies with. */
+#ifndef LQ_HELD_H
+#define LQ_HELD_H
+#include "calib/run.h"
+#include "kernels/cuda/cuda.h"
+
+typedef struct lq_held_linear {
+    uint32_t rows, cols;
+    bool packed;             /* m, else w */
+    lq_device_matrix m;
+    lq_device_dense w;
+    lq_device_sparse extra;  /* rows 0: none */
+    lq_device_round round;   /* act.kind NONE: activations are not rounded; rest and mark are the run's */
+    float *bias;             /* [rows] or NULL */
+} lq_held_linear;
+
+typedef struct lq_held_layer {
+    lq_held_linear lin[LQ_R_N], *experts; /* as in lq_layer */
+    float *norm[LQ_R_N], *shift[LQ_R_N];
+} lq_held_layer;
+
+typedef struct lq_held {
+    const lq_device *d;
+    lq_held_layer *layers, outer;
+    uint32_t n_layers;
+    void **own;              /* every pointer to device memory */
+    size_t n_own, room;
+    uint64_t bytes, step_bytes; /* on the device; what a step of decoding reads */
+    uint32_t decoded;        /* matrices held as floats that are stored in codes */
+    struct { uint32_t ld, segs, cols, rows; } round; /* largest of the linears that round their activations */
+    lq_run *head;            /* for lq_logits; NULL until then */
+} lq_held;
+
+/* Every tensor of the model to a device, block by block: no more than one block is in the host's memory; nothing loaded is left there. Matrices of codes lie
+ * as the device multiplies them; those that it has no kernel for are decoded to F16 (F32 where that is too small), and the log says how many. m->held is
+ * then set: lq_state_new and lq_logits run there. LQ_ERR_UNSUPPORTED: no such device here, rounded activations that it cannot round. */
+lq_status lq_model_hold(lq_ctx *ctx, lq_model *m, const lq_device *d);
+void lq_held_free(lq_held **h); /* part of lq_model_free */
+/* Device memory that h owns: n bytes, of `from` unless NULL. */
+lq_status lq_held_take(lq_ctx *ctx, lq_held *h, const void *from, size_t n, void **out);
+
+/* Keys and values on a device, of one or several sequences. */
+typedef struct lq_held_kv {
+    const lq_device *d;
+    uint32_t refs, layers, sequences;
+    size_t row_bytes;        /* of keys (or values) of a token of one layer, without steps */
+    lq_device_kv kv[];       /* [layers] */
+} lq_held_kv;
+lq_status lq_held_kv_new(lq_ctx *ctx, const lq_model *m, lq_kv_kind kind, bool fixed, uint32_t layers, uint32_t room, uint32_t sequences, lq_held_kv **out);
+void lq_held_kv_free(lq_held_kv **kv); /* one reference */
+uint64_t lq_held_kv_bytes(const lq_held_kv *kv); /* of a sequence */
+/* The first n positions of a sequence, through the host. */
+lq_status lq_held_kv_copy(lq_ctx *ctx, lq_held_kv *dst, uint32_t to, const lq_held_kv *src, uint32_t from, uint32_t n);
+
+lq_status lq_held_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits);
+/* nll[n] of the targets. */
+lq_status lq_held_nll(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, const int32_t *target, double *nll);
+#endif

@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* A device's operations: each queues kernels of kernels/cuda/cuda.h. The host waits where it must know something: experts are chosen there, and a pass
+ * ends there. What went wrong is kept until check or end. */
+#include "calib/held.h"
+#include "calib/ops.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { HEAD_TOKENS = 64 };
+
+typedef struct lq_device_run {
+    const lq_device *d;
+    lq_held *h;
+    const char *fault;
+    int32_t *ids, *places, *target; /* of a pass, on the device; places[i]: row of the learned positions */
+    uint32_t *pos, *seq;            /* [room] */
+    uint32_t room;                  /* tokens of ids .. seq */
+    uint32_t stream_room, reach;
+    float *stream;                  /* [stream_room][hidden] */
+    uint32_t *host;                 /* [4][room] ids .. seq before they are put */
+    struct { float *cos, *sin; } turn[2];
+    int8_t *codes;                  /* rounded activations of a chunk, for idot */
+    float *step, *rest, *product;
+    int32_t *sum;
+    uint8_t *mark;
+    float *p, *weight;              /* of experts: scores; gains of the choices */
+    int32_t *token;                 /* their rows */
+    float *logits;                  /* of HEAD_TOKENS tokens: the head's run alone */
+    double *nll;
+    void *pass;                     /* recorded, of `key` */
+    uint64_t key, seen;
+    bool recording;
+} lq_device_run;
+
+static const lq_device *device(const lq_run *r) { return r->m->held->d; }
+static const lq_device_ops *table(const lq_run *r) { return r->m->held->d->ops; }
+
+static void did(lq_run *r, const char *wrong) {
+    if (wrong && !r->dev->fault) r->dev->fault = wrong;
+}
+
+static float *dev_alloc(lq_run *r, uint64_t n) { return n <= SIZE_MAX / sizeof(float) ? device(r)->alloc((size_t)n * sizeof(float)) : NULL; }
+
+static void dev_release(lq_run *r, float *p) {
+    if (p) device(r)->release(p);
+}
+
+static lq_status room_for(lq_ctx *ctx, const lq_device *d, size_t n, void *p) {
+    void *got = d->alloc(n ? n : 1);
+    memcpy(p, &got, sizeof got);
+    return got ? LQ_OK : lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: no room for %zu bytes of activations", d->name, n);
+}
+
+static lq_status open_turn(lq_ctx *ctx, lq_run *r, const lq_rope *rope, uint32_t positions, int i) {
+    const lq_device *d = device(r);
+    float *c = NULL, *s = NULL;
+    size_t n = (size_t)positions * (rope->dim / 2) * sizeof(float);
+    lq_status st = lq_rope_table(ctx, rope, positions, &c, &s);
+    if (!st) st = room_for(ctx, d, n, &r->dev->turn[i].cos);
+    if (!st) st = room_for(ctx, d, n, &r->dev->turn[i].sin);
+    if (!st && n && !(d->put(r->dev->turn[i].cos, c, n) && d->put(r->dev->turn[i].sin, s, n))) st = lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: rotary tables cannot be copied to it", d->name);
+    lq_free(c);
+    lq_free(s);
+    return st;
+}
+
+static lq_status open_rounding(lq_ctx *ctx, lq_run *r) {
+    lq_device_run *a = r->dev;
+    const lq_held *h = a->h;
+    size_t n = r->chunk;
+    if (!h->round.ld) return LQ_OK;
+    LQ_TRY(room_for(ctx, a->d, n * h->round.ld, &a->codes));
+    LQ_TRY(room_for(ctx, a->d, n * h->round.segs * 4, &a->step));
+    LQ_TRY(room_for(ctx, a->d, n * h->round.segs * 4, &a->sum));
+    if (!h->round.cols) return LQ_OK;
+    LQ_TRY(room_for(ctx, a->d, 2 * n * h->round.cols * 4, &a->rest));
+    LQ_TRY(room_for(ctx, a->d, 2 * n * h->round.rows * 4, &a->product));
+    return room_for(ctx, a->d, h->round.cols, &a->mark);
+}
+
+static lq_status open_experts(lq_ctx *ctx, lq_run *r) {
+    lq_device_run *a = r->dev;
+    if (!r->par->n_experts) return LQ_OK;
+    LQ_TRY(room_for(ctx, a->d, (size_t)r->chunk * r->par->n_experts * 4, &a->p));
+    LQ_TRY(room_for(ctx, a->d, (size_t)r->chunk * r->par->top_k * 4, &a->token));
+    return room_for(ctx, a->d, (size_t)r->chunk * r->par->top_k * 4, &a->weight);
+}
+
+static lq_status dev_open(lq_ctx *ctx, lq_run *r, uint32_t positions) {
+    r->dev = LQ_NEW(lq_device_run);
+    if (!r->dev) return lq_oom(ctx, sizeof *r->dev);
+    *r->dev = (lq_device_run){.d = device(r), .h = r->m->held};
+    LQ_TRY(open_turn(ctx, r, &r->par->rope, positions, 0));
+    if (r->par->two_ropes) LQ_TRY(open_turn(ctx, r, &r->par->local_rope, positions, 1));
+    LQ_TRY(open_experts(ctx, r));
+    return open_rounding(ctx, r);
+}
+
+static void drop_pass(lq_device_run *a) {
+    const void *const mem[] = {a->ids, a->places, a->target, a->pos, a->seq};
+    for (size_t i = 0; i < sizeof mem / sizeof *mem; i++)
+        if (mem[i]) a->d->release((void *)mem[i]);
+    lq_free(a->host);
+    if (a->pass) a->d->forget(a->pass);
+    a->ids = a->places = a->target = NULL;
+    a->pos = a->seq = a->host = NULL;
+    a->pass = NULL;
+    a->seen = a->room = 0;
+}
+
+static void dev_close(lq_run *r) {
+    lq_device_run *a = r->dev;
+    if (!a) return;
+    drop_pass(a);
+    const void *const mem[] = {a->stream, a->turn[0].cos, a->turn[0].sin, a->turn[1].cos, a->turn[1].sin, a->codes, a->step, a->rest, a->product, a->sum, a->mark,
+                               a->p, a->weight, a->token, a->logits, a->nll};
+    for (size_t i = 0; i < sizeof mem / sizeof *mem; i++)
+        if (mem[i]) a->d->release((void *)mem[i]);
+    lq_free(a);
+    r->dev = NULL;
+}
+
+static lq_status dev_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l) {
+    (void)ctx, (void)r, (void)l;
+    return LQ_OK;
+}
+
+static lq_status dev_check(lq_ctx *ctx, lq_run *r) {
+    const char *wrong = r->dev->fault;
+    r->dev->fault = NULL;
+    return wrong ? lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: %s", r->dev->d->name, wrong) : LQ_OK;
+}
+
+/* ---- a pass ---- */
+
+static lq_status fit_pass(lq_ctx *ctx, lq_run *r, uint32_t n) {
+    lq_device_run *a = r->dev;
+    if (a->room < n) {
+        drop_pass(a);
+        LQ_TRY(room_for(ctx, a->d, (size_t)n * 4, &a->ids));
+        LQ_TRY(room_for(ctx, a->d, (size_t)n * 4, &a->places));
+        LQ_TRY(room_for(ctx, a->d, (size_t)n * 4, &a->target));
+        LQ_TRY(room_for(ctx, a->d, (size_t)n * 4, &a->pos));
+        LQ_TRY(room_for(ctx, a->d, (size_t)n * 4, &a->seq));
+        if (!(a->host = LQ_NEWN(uint32_t, 4 * (size_t)n))) return lq_oom(ctx, 16 * (size_t)n);
+        a->room = n;
+    }
+    if (a->stream_room >= n) return LQ_OK;
+    if (a->pass) a->d->forget(a->pass); /* it knows where the stream was */
+    if (a->stream) a->d->release(a->stream);
+    a->pass = NULL;
+    a->stream = NULL;
+    a->seen = a->stream_room = 0;
+    LQ_TRY(room_for(ctx, a->d, (size_t)n * r->par->hidden * 4, &a->stream));
+    a->stream_room = n;
+    return LQ_OK;
+}
+
+static lq_status dev_begin(lq_ctx *ctx, lq_run *r, const int32_t *ids, const lq_span *spans, uint32_t n_spans, uint32_t n, float *hidden) {
+    lq_device_run *a = r->dev;
+    (void)hidden;
+    LQ_TRY(fit_pass(ctx, r, n));
+    uint32_t *place = a->host, *pos = place + a->room, *seq = pos + a->room;
+    a->reach = 0;
+    for (const lq_span *s = spans; s < spans + n_spans; s++)
+        for (uint32_t i = 0; i < s->n; i++) {
+            uint32_t t = s->first + i;
+            pos[t] = s->pos + i;
+            place[t] = r->par->pos_offset + pos[t];
+            seq[t] = s->slot;
+            if (pos[t] > a->reach) a->reach = pos[t];
+        }
+    size_t bytes = (size_t)n * 4;
+    bool ok = a->d->put(a->ids, ids, bytes) && a->d->put(a->places, place, bytes) && a->d->put(a->pos, pos, bytes) && a->d->put(a->seq, seq, bytes);
+    r->ids = a->ids;
+    r->places = a->places;
+    r->stream = a->stream;
+    return ok ? LQ_OK : lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: %u tokens cannot be copied to it", a->d->name, n);
+}
+
+static lq_status dev_end(lq_ctx *ctx, lq_run *r, uint32_t n, float *hidden) {
+    lq_device_run *a = r->dev;
+    LQ_TRY(dev_check(ctx, r));
+    did(r, a->d->wait());
+    LQ_TRY(dev_check(ctx, r));
+    if (!hidden || a->d->get(hidden, a->stream, (size_t)n * r->par->hidden * sizeof *hidden)) return LQ_OK;
+    return lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: hidden states of %u tokens cannot be copied from it", a->d->name, n);
+}
+
+/* The first pass of its kind runs as it is, so that whatever is sized or chosen once is; the second is recorded. */
+static bool dev_again(lq_run *r, uint64_t key) {
+    lq_device_run *a = r->dev;
+    if (!key || !a->d->record || r->par->n_experts) return false; /* experts are chosen on the host */
+    if (a->pass && a->key == key) {
+        did(r, a->d->replay(a->pass));
+        return true;
+    }
+    if (a->seen != key) {
+        a->seen = key;
+        return false;
+    }
+    if (a->pass) a->d->forget(a->pass);
+    a->pass = NULL;
+    const char *wrong = a->d->record();
+    did(r, wrong);
+    a->recording = !wrong;
+    a->key = key;
+    return false;
+}
+
+static void dev_passed(lq_run *r) {
+    lq_device_run *a = r->dev;
+    if (!a->recording) return;
+    a->recording = false;
+    const char *wrong = a->d->end(&a->pass);
+    did(r, wrong);
+    if (!wrong) did(r, a->d->replay(a->pass));
+}
+
+/* ---- operations ---- */
+
+static const lq_held_layer *layer_of(const lq_run *r) { return r->layer < 0 ? &r->dev->h->outer : &r->dev->h->layers[r->layer]; }
+
+static const lq_held_linear *linear_of(const lq_run *r, lq_role role) {
+    const lq_held_layer *l = layer_of(r);
+    if (lq_role_is_expert(role)) return &l->experts[(size_t)r->expert * LQ_EXPERT_ROLES + (role - LQ_R_EXPERT_GATE)];
+    return &l->lin[role == LQ_R_HEAD && r->par->tied ? LQ_R_EMBED : role];
+}
+
+static void dev_norm(lq_run *r, lq_role role, const float *x, uint32_t d, uint32_t n, float *y) {
+    const lq_held_layer *l = layer_of(r);
+    did(r, table(r)->norm(&(lq_device_norm){l->norm[role], l->shift[role], r->par->norm_eps, r->par->layernorm}, x, d, n, y));
+}
+
+static const char *multiply(const lq_run *r, const lq_held_linear *l, const float *x, uint32_t n, float *y) {
+    if (!l->packed) return table(r)->dense(&l->w, x, n, y);
+    return n <= LQ_DEVICE_N ? device(r)->gemv(&l->m, x, n, y) : table(r)->gemm(&l->m, x, n, y);
+}
+
+static void multiply_rounded(lq_run *r, const lq_held_linear *l, const float *x, uint32_t n, float *y) {
+    lq_device_run *a = r->dev;
+    lq_device_round o = l->round;
+    bool splits = o.act.outlier > 0;
+    o.rest = splits ? a->rest : NULL;
+    o.mark = splits && o.act.scope == 1 ? a->mark : NULL;
+    did(r, table(r)->round(&l->m, &o, x, n, a->codes, a->step, a->sum));
+    did(r, a->d->idot(&l->m, a->codes, a->step, a->sum, n, y));
+    if (!splits) return;
+    did(r, multiply(r, l, a->rest, 2 * n, a->product)); /* one pass over the weights for both parts of up to four tokens */
+    did(r, table(r)->add(y, a->product, 1, (uint64_t)n * l->rows));
+    did(r, table(r)->add(y, a->product + (size_t)n * l->rows, 1, (uint64_t)n * l->rows));
+}
+
+static void apply(lq_run *r, const lq_held_linear *l, const float *bias, const float *x, uint32_t n, float *y) {
+    if (l->round.act.kind) multiply_rounded(r, l, x, n, y);
+    else did(r, multiply(r, l, x, n, y));
+    if (l->extra.rows) did(r, table(r)->sparse(&l->extra, x, n, y));
+    if (bias) did(r, table(r)->bias(y, bias, l->rows, n));
+}
+
+static void dev_linear(lq_run *r, lq_role role, const float *x, uint32_t n, float *y) {
+    const lq_held_linear *l = linear_of(r, role);
+    apply(r, l, role == LQ_R_HEAD ? layer_of(r)->lin[role].bias : l->bias, x, n, y);
+}
+
+static void dev_embed(lq_run *r, lq_role role, const int32_t *ids, uint32_t n, float *y) {
+    const lq_held_linear *l = linear_of(r, role);
+    did(r, l->packed ? table(r)->embed_packed(&l->m, ids, n, y) : table(r)->embed(&l->w, ids, n, y));
+}
+
+static void dev_split(lq_run *r, const lq_op *op, const float *x, uint32_t n, float *y) {
+    const lq_params *p = r->par;
+    uint32_t rows = lq_part_rows(p, op->role), run = rows, first = lq_split_row(p, op->kind, op->role, 0);
+    if (op->kind == LQ_OP_SPLIT_HEADS) run = op->role == LQ_R_Q ? rows / p->n_kv_heads : p->head_dim;
+    uint32_t step = run < rows ? lq_split_row(p, op->kind, op->role, run) - first : run;
+    did(r, table(r)->split(x, r->width[op->in[0]], first, run, step, rows, n, y));
+}
+
+static lq_device_tokens tokens_at(const lq_run *r, uint32_t from, uint32_t n) {
+    const lq_device_run *a = r->dev;
+    return (lq_device_tokens){.n = n, .pos = a->pos + r->at + from, .reach = a->reach};
+}
+
+static void dev_rope(lq_run *r, float *x, uint32_t width, uint32_t n, const lq_span *spans) {
+    const lq_rope *rope = lq_params_rope(r->par, (uint32_t)r->layer);
+    int i = rope != &r->par->rope;
+    lq_device_tokens at = tokens_at(r, 0, n);
+    (void)spans;
+    did(r, table(r)->rope(x, width / r->par->head_dim, r->par->head_dim, rope->dim, rope->pairs, r->dev->turn[i].cos, r->dev->turn[i].sin, &at));
+}
+
+/* Keys and values of tokens that belong to one slab; those of one sequence begin there. */
+static void attend(lq_run *r, const lq_op *op, const lq_span *s, const lq_device_tokens *at, uint32_t first, const float *q, float *out) {
+    const lq_params *p = r->par;
+    const lq_held_kv *h = s->far;
+    lq_device_kv kv = h->kv[h->layers > 1 ? s->layer : 0];
+    if (!at->seq) {
+        size_t rows = (size_t)s->slot * kv.room;
+        kv.keys = (char *)kv.keys + rows * h->row_bytes;
+        kv.values = (char *)kv.values + rows * h->row_bytes;
+        if (kv.key_step) kv.key_step += rows * kv.heads;
+        if (kv.value_step) kv.value_step += rows * kv.heads;
+    }
+    lq_device_attn a = {.heads = p->n_heads, .window = lq_params_window(p, (uint32_t)r->layer), .cap = p->attn_cap};
+    a.scale = p->attn_scale > 0 ? p->attn_scale : 1 / sqrtf((float)p->head_dim);
+    did(r, table(r)->kv_put(&kv, r->t[op->in[1]] + (size_t)first * r->width[op->in[1]], r->t[op->in[2]] + (size_t)first * r->width[op->in[2]], at));
+    did(r, table(r)->attn(&a, &kv, q + (size_t)first * r->width[op->in[0]], at, out + (size_t)first * r->width[T_A]));
+}
+
+static void dev_attn(lq_run *r, const lq_op *op, float *q, uint32_t n, float *out, const lq_span *spans, uint32_t n_spans) {
+    lq_device_run *a = r->dev;
+    bool together = true;
+    for (uint32_t i = 1; i < n_spans; i++) together &= spans[i].far == spans[0].far;
+    for (uint32_t i = 0; i < n_spans; i++) {
+        lq_device_tokens at = tokens_at(r, spans[i].first, spans[i].n);
+        if (n_spans > 1 && together) {
+            at.n = n;
+            at.seq = a->seq + r->at;
+        }
+        if (a->recording) at.reach = spans->far->kv[0].room - 1;
+        attend(r, op, &spans[i], &at, spans[i].first, q, out);
+        if (together) return;
+    }
+}
+
+static void dev_glu(lq_run *r, const float *gate, const float *up, uint32_t width, uint32_t n, float *y) {
+    did(r, table(r)->glu((int)r->par->act, gate, up, y, (uint64_t)n * width));
+}
+static void dev_add(lq_run *r, float *y, float *x, float scale, uint32_t width, uint32_t n) { did(r, table(r)->add(y, x, scale > 0 ? scale : 1, (uint64_t)n * width)); }
+static void dev_clamp(lq_run *r, const float *x, float most, uint32_t width, uint32_t n, float *y) { did(r, table(r)->clamp(x, most, y, (uint64_t)n * width)); }
+static void dev_token_gate(lq_run *r, const float *x, const float *gate, uint32_t width, uint32_t n, float *y) { did(r, table(r)->token_gate(x, gate, width, n, y)); }
+static void dev_scale(lq_run *r, float *x, float times, uint32_t width, uint32_t n) { did(r, table(r)->scale(x, times, 0, (uint64_t)n * width)); }
+static void dev_cap(lq_run *r, float *x, float div, float cap, uint32_t width, uint32_t n) { did(r, table(r)->scale(x, div > 0 ? 1 / div : 1, cap, (uint64_t)n * width)); }
+
+static void dev_scores(lq_run *r, lq_role role, const float *x, uint32_t n) {
+    lq_device_run *a = r->dev;
+    const lq_held_linear *l = linear_of(r, role);
+    apply(r, l, l->bias, x, n, a->p);
+    did(r, a->d->wait());
+    memset(r->routing.p, 0, (size_t)n * l->rows * sizeof *r->routing.p);
+    if (!a->d->get(r->routing.p, a->p, (size_t)n * l->rows * sizeof *r->routing.p)) did(r, "a router's scores cannot be copied from it");
+}
+
+static void dev_routed(lq_run *r, uint32_t n) {
+    lq_device_run *a = r->dev;
+    lq_routing *g = &r->routing;
+    size_t bytes = (size_t)n * g->k * 4;
+    for (size_t i = 0; r->par->resid_scale > 0 && i < (size_t)n * g->k; i++) g->weight[i] *= r->par->resid_scale;
+    if (!a->d->put(a->token, g->token, bytes) || !a->d->put(a->weight, g->weight, bytes)) did(r, "the choice of experts cannot be copied to it");
+}
+
+static void dev_gather(lq_run *r, const float *x, uint32_t first, uint32_t n, uint32_t width, float *y) {
+    if (n) did(r, table(r)->embed(&(lq_device_dense){.rows = r->chunk, .cols = width, .dtype = LQ_F32, .w = x}, r->dev->token + first, n, y));
+}
+static void dev_scatter(lq_run *r, const float *x, uint32_t first, uint32_t n, uint32_t width, float *y) {
+    did(r, table(r)->scatter(y, x, r->dev->token + first, r->dev->weight + first, width, n));
+}
+
+const lq_ops lq_ops_device = {
+    .name = "device", .far = true, .open = dev_open, .close = dev_close, .alloc = dev_alloc, .release = dev_release, .fit = dev_fit, .begin = dev_begin, .end = dev_end,
+    .again = dev_again, .passed = dev_passed, .check = dev_check, .norm = dev_norm, .linear = dev_linear, .embed = dev_embed, .split = dev_split, .rope = dev_rope,
+    .attn = dev_attn, .glu = dev_glu, .add = dev_add, .clamp = dev_clamp, .token_gate = dev_token_gate, .scale = dev_scale, .cap = dev_cap, .scores = dev_scores,
+    .routed = dev_routed, .gather = dev_gather, .scatter = dev_scatter,
+};
+
+/* ---- the head ---- */
+
+static lq_status head_open(lq_ctx *ctx, const lq_model *m) {
+    lq_held *h = m->held;
+    lq_run *r = LQ_NEW(lq_run);
+    if (!r) return lq_oom(ctx, sizeof *r);
+    lq_run_bare(r, m);
+    r->ops = &lq_ops_device;
+    r->chunk = HEAD_TOKENS;
+    lq_status st = dev_open(ctx, r, 0);
+    size_t mid = (size_t)HEAD_TOKENS * lq_run_mid(r) * 4;
+    if (!st && mid) st = room_for(ctx, h->d, mid, &r->mid);
+    if (!st) st = room_for(ctx, h->d, (size_t)HEAD_TOKENS * m->par.vocab * 4, &r->dev->logits);
+    if (!st) st = room_for(ctx, h->d, HEAD_TOKENS * sizeof(double), &r->dev->nll);
+    if (!st) st = fit_pass(ctx, r, HEAD_TOKENS);
+    h->head = r;
+    if (!st) return LQ_OK;
+    lq_run_free(r);
+    lq_free(r);
+    h->head = NULL;
+    return st;
+}
+
+/* Logits of at most HEAD_TOKENS tokens, left on the device. */
+static lq_status head_of(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n) {
+    if (!m->held->head) LQ_TRY(head_open(ctx, m));
+    lq_run *r = m->held->head;
+    if (!r->dev->d->put(r->dev->stream, hidden, (size_t)n * m->par.hidden * sizeof *hidden)) return lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: %u hidden states cannot be copied to it", r->dev->d->name, n);
+    lq_run_head(r, r->dev->stream, n, r->dev->logits);
+    return LQ_OK;
+}
+
+static lq_status fetch(lq_ctx *ctx, lq_run *r, void *to, const void *from, size_t bytes) {
+    did(r, r->dev->d->wait());
+    LQ_TRY(dev_check(ctx, r));
+    return r->dev->d->get(to, from, bytes) ? LQ_OK : lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: %zu bytes cannot be copied from it", r->dev->d->name, bytes);
+}
+
+lq_status lq_held_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits) {
+    for (uint32_t i = 0; i < n; i += HEAD_TOKENS) {
+        uint32_t k = n - i < HEAD_TOKENS ? n - i : HEAD_TOKENS;
+        LQ_TRY(head_of(ctx, m, hidden + (size_t)i * m->par.hidden, k));
+        LQ_TRY(fetch(ctx, m->held->head, logits + (size_t)i * m->par.vocab, m->held->head->dev->logits, (size_t)k * m->par.vocab * sizeof *logits));
+    }
+    return LQ_OK;
+}
+
+lq_status lq_held_nll(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, const int32_t *target, double *nll) {
+    for (uint32_t i = 0; i < n; i += HEAD_TOKENS) {
+        uint32_t k = n - i < HEAD_TOKENS ? n - i : HEAD_TOKENS;
+        LQ_TRY(head_of(ctx, m, hidden + (size_t)i * m->par.hidden, k));
+        lq_run *r = m->held->head;
+        if (!r->dev->d->put(r->dev->target, target + i, k * sizeof *target)) did(r, "targets cannot be copied to it");
+        did(r, table(r)->score(r->dev->logits, m->par.vocab, k, r->dev->target, r->dev->nll, NULL));
+        LQ_TRY(fetch(ctx, r, nll + i, r->dev->nll, k * sizeof *nll));
+    }
+    return LQ_OK;
+}
