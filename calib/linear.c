@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* y = x W^T + b on whatever the linear holds. One token, or a few and a packed matrix: GEMV on the stored form. More: panels of rows are
+/* y = x W^T + b on whatever the linear holds. One token, or a few and a packed matrix: GEMV on the stored form, blocks of tokens one after the other. More: panels of rows are
  * decoded into cache-sized scratch, each once, and multiplied with all tokens; panels are the parallel split and follow from the shape. */
 #include "calib/forward.h"
 #include "calib/run.h"
@@ -9,7 +9,7 @@
 #include <string.h>
 
 enum { PANEL = 128 << 10, PANEL_MIN = 32, PANEL_MAX = 128, GEMV_ROWS = 64 }; /* floats; rows */
-enum { FEW = 8, FEW_FLOATS = 4, FEW_DIGITS = 2 }; /* tokens that packed codes, floats multiply as they are; that become digits */
+enum { BLOCK = 128, FEW_FLOATS = 4, FEW_DIGITS = 2 }; /* tokens prepared at once for packed codes; that floats multiply as they are; that become digits */
 
 static uint32_t panel_rows(const lq_linear *lin) {
     uint32_t want = PANEL / lin->cols;
@@ -41,7 +41,7 @@ static size_t acts_bytes(const lq_packed *p, uint32_t n) {
 
 size_t lq_linear_shared(const lq_linear *lin, uint32_t n) {
     if (lin->q && lin->q->sch.act.kind) return lq_act_shared(lin, n);
-    if (n > FEW) n = FEW;
+    if (n > BLOCK) n = BLOCK;
     return !lin->packed ? 0 : acts_bytes(lin->packed, n) + (size_t)n * rank_of(lin->q) * sizeof(double);
 }
 
@@ -132,6 +132,8 @@ static void gemv_slice(void *arg, size_t i) {
     }
 }
 
+static uint32_t block_rows(uint32_t n) { return n > LQ_TILE ? GEMV_ROWS / 2 : GEMV_ROWS; }
+
 static void low_slice(void *arg, size_t k) {
     const apply *a = arg;
     const lq_qtensor *q = a->lin->q;
@@ -141,11 +143,11 @@ static void low_slice(void *arg, size_t k) {
 }
 
 static void tile_slice(void *arg, size_t i) {
-    enum { TILES = GEMV_ROWS / LQ_TILE };
     const apply *a = arg;
+    const uint32_t rows = block_rows(a->n), tiles = rows / LQ_TILE;
     const lq_packed *p = a->lin->packed;
     const lq_qtensor *q = a->lin->q;
-    uint32_t t0 = (uint32_t)i * TILES, nt = p->tiles - t0 < TILES ? p->tiles - t0 : TILES, r0 = t0 * LQ_TILE, nr = q->rows - r0 < GEMV_ROWS ? q->rows - r0 : GEMV_ROWS;
+    uint32_t t0 = (uint32_t)i * tiles, nt = p->tiles - t0 < tiles ? p->tiles - t0 : tiles, r0 = t0 * LQ_TILE, nr = q->rows - r0 < rows ? q->rows - r0 : rows;
     if (a->digits.near) a->k->packed_digits(p, t0, nt, &a->digits, a->y, q->rows);
     else a->k->packed_gemv(p, t0, nt, &a->px, a->y, q->rows);
     for (uint32_t t = 0; q->sch.extra & LQ_X_ADDED && t < a->n; t++) {
@@ -155,15 +157,33 @@ static void tile_slice(void *arg, size_t i) {
     }
 }
 
-static void few_tokens(apply *a, uint64_t work) {
+static void x_slice(void *arg, size_t t) {
+    const apply *a = arg;
+    lq_packed_x_put(a->lin->packed, a->x, (uint32_t)t, &a->px);
+}
+
+static void block_tokens(apply *a) {
     const lq_packed *p = a->lin->packed;
     uint32_t rank = rank_of(&p->q);
     bool digits = a->n <= FEW_DIGITS && a->k->packed_digits != lq_packed_digits_c && lq_packed_whole(p) > 0; /* the definition is the slower one */
     if (digits) a->digits = lq_packed_d_make(p, a->k->digits, a->x, a->n, a->work->shared);
-    if (!a->digits.near) a->px = lq_packed_x_make(p, a->x, a->n, a->work->shared);
     a->low = rank ? (double *)(void *)((char *)a->work->shared + acts_bytes(p, a->n)) : NULL;
+    if (!a->digits.near) {
+        a->px = lq_packed_x_of(p, a->x, a->n, a->work->shared);
+        if (a->px.x != a->x || a->px.sum) lq_spread(a->n, (uint64_t)a->n * p->q.cols, x_slice, a);
+    }
     if (rank) lq_spread(rank, (uint64_t)rank * a->n * p->q.cols, low_slice, a);
-    lq_spread((p->q.rows + GEMV_ROWS - 1) / GEMV_ROWS, work * a->n, tile_slice, a);
+    lq_spread((p->q.rows + block_rows(a->n) - 1) / block_rows(a->n), (uint64_t)p->q.rows * p->q.cols * a->n, tile_slice, a);
+}
+
+static void packed_tokens(const apply *a) {
+    for (uint32_t t0 = 0; t0 < a->n; t0 += BLOCK) {
+        apply b = *a;
+        b.n = a->n - t0 < BLOCK ? a->n - t0 : BLOCK;
+        b.x += (size_t)t0 * a->lin->cols;
+        b.y += (size_t)t0 * a->lin->rows;
+        block_tokens(&b);
+    }
 }
 
 static void panel_slice(void *arg, size_t i) {
@@ -186,7 +206,7 @@ void lq_linear_run(const lq_kernels *k, const lq_work *w, const lq_linear *lin, 
     apply a = {.k = k, .work = w, .lin = lin, .x = x, .y = y, .n = n, .panel = panel_rows(lin)};
     uint64_t work = (uint64_t)lin->rows * lin->cols;
     if (lin->q && lin->q->sch.act.kind) lq_act_run(k, w, lin, a.panel, x, n, y);
-    else if (lin->packed && n <= FEW) few_tokens(&a, work);
+    else if (lin->packed && n <= k->few) packed_tokens(&a);
     else if (n <= (lin->q ? 1 : FEW_FLOATS)) lq_spread((lin->rows + GEMV_ROWS - 1) / GEMV_ROWS, work * n, gemv_slice, &a);
     else if (!lin->q && lin->dtype == LQ_F32) lq_matmul(x, lin->cols, lin->w, lin->cols, y, lin->rows, n, lin->rows, lin->cols);
     else lq_spread((lin->rows + a.panel - 1) / a.panel, work * n, panel_slice, &a);

@@ -12,6 +12,7 @@ extern const char *const lq_actfn_names[LQ_ACTFN_N]; /* as in hidden_act: "silu"
 
 typedef struct lq_kernels {
     const char *name;   /* "c", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod" */
+    uint32_t few;       /* up to so many tokens packed_gemv is faster than packed_dequant and OpenBLAS's sgemm */
     /* Rows [r0, r0+nr) of q into out[nr][cols], weight-column order; bit-equal to lq_qtensor_decode_row (NaN payloads apart). */
     void (*dequant)(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out);
     /* n stored weights to float; bit-equal to lq_dtype_decode (the payload of a NaN may differ). */

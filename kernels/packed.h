@@ -88,6 +88,9 @@ typedef struct lq_packed_d {
 /* Bytes of scratch, and x made of n tokens [n][cols] in weight-column order in it (or borrowed where it is already so). */
 size_t lq_packed_x_bytes(const lq_packed *p, uint32_t n);
 lq_packed_x lq_packed_x_make(const lq_packed *p, const float *x, uint32_t n, void *scratch);
+/* The same in parts: what it will be, and token t of it. */
+lq_packed_x lq_packed_x_of(const lq_packed *p, const float *x, uint32_t n, void *scratch);
+void lq_packed_x_put(const lq_packed *p, const float *x, uint32_t t, const lq_packed_x *to);
 /* The same of rounded activations that are whole floats in stored order, steps per tile of the scheme's act [n][tiles]. */
 size_t lq_packed_i_bytes(const lq_packed *p, uint32_t n);
 typedef struct lq_packed_token { int8_t *x; int32_t *sum; float *step; } lq_packed_token; /* [ld], [segs], [segs]: where token t of n is written */

@@ -22,23 +22,34 @@ static void arrange(const lq_packed *p, const float *x, float *out) {
 
 static void add_up(const lq_packed *p, const float *x, float *sum) {
     for (uint32_t g = 0; g < p->segs; g++) {
-        double s = 0;
-        for (uint32_t c = g * p->seg; c < seg_end(p, g); c++) s += (double)x[c];
-        sum[g] = (float)s;
+        double s[8] = {0};
+        uint32_t c = g * p->seg, end = seg_end(p, g);
+        for (; c + 8 <= end; c += 8)
+            for (int i = 0; i < 8; i++) s[i] += (double)x[c + (uint32_t)i];
+        for (; c < end; c++) s[0] += (double)x[c];
+        sum[g] = (float)(((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7])));
     }
 }
 
-lq_packed_x lq_packed_x_make(const lq_packed *p, const float *x, uint32_t n, void *scratch) {
-    uint32_t ld = lq_packed_ld(p), cols = p->q.cols;
-    lq_packed_x out = {n, x, NULL};
-    if (p->q.perm || ld != cols) {
-        for (uint32_t t = 0; t < n; t++) arrange(p, x + (size_t)t * cols, (float *)scratch + (size_t)t * ld);
-        out.x = scratch;
+lq_packed_x lq_packed_x_of(const lq_packed *p, const float *x, uint32_t n, void *scratch) {
+    bool copy = p->q.perm || lq_packed_ld(p) != p->q.cols;
+    void *sum = (char *)scratch + aligned((size_t)n * lq_packed_ld(p) * sizeof(float));
+    return (lq_packed_x){n, copy ? scratch : x, wants_sums(p) ? sum : NULL};
+}
+
+void lq_packed_x_put(const lq_packed *p, const float *x, uint32_t t, const lq_packed_x *to) {
+    const float *in = x + (size_t)t * p->q.cols;
+    if (to->x != x) {
+        float *copy = (float *)(uintptr_t)to->x + (size_t)t * lq_packed_ld(p); /* its own scratch */
+        arrange(p, in, copy);
+        in = copy;
     }
-    if (!wants_sums(p)) return out;
-    float *sum = (float *)(void *)((char *)scratch + aligned((size_t)n * ld * sizeof(float)));
-    for (uint32_t t = 0; t < n; t++) add_up(p, out.x + (size_t)t * ld, sum + (size_t)t * p->segs);
-    out.sum = sum;
+    if (to->sum) add_up(p, in, (float *)(uintptr_t)to->sum + (size_t)t * p->segs);
+}
+
+lq_packed_x lq_packed_x_make(const lq_packed *p, const float *x, uint32_t n, void *scratch) {
+    lq_packed_x out = lq_packed_x_of(p, x, n, scratch);
+    for (uint32_t t = 0; (out.x != x || out.sum) && t < n; t++) lq_packed_x_put(p, x, t, &out);
     return out;
 }
 

@@ -5,12 +5,20 @@
 #define LQ_LAUNCH_H
 #include "kernels/cuda/cu.h"
 
+/* lq_shared_most: bytes of shared memory a block of this device may have. */
 #ifdef LQ_EMU
+static inline size_t lq_shared_most() { return emu::most_shared; }
+
 template <typename Kernel, typename... Args> const char *lq_launch(const char *name, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
     auto run = [&] { kernel(args...); };
     return emu::launch(name, grid, block, shared, [](const void *f) { (*(decltype(run) const *)f)(); }, &run);
 }
 #else
+static inline size_t lq_shared_most() {
+    int device = 0, n = 0;
+    return cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&n, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess ? (size_t)n : 0;
+}
+
 extern cudaStream_t lq_stream; /* device.cu */
 
 template <typename Kernel, typename... Args> const char *lq_launch(const char *, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {

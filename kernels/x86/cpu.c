@@ -5,6 +5,7 @@
 
 static void use_avx2(lq_kernels *k) {
     k->name = "avx2";
+    k->few = UINT32_MAX;
     k->dequant = lq_dequant_avx2;
     k->decode = lq_decode_avx2;
     k->gemv = lq_gemv_avx2;
