@@ -65,7 +65,7 @@ typedef struct lq_device_attn {
     float scale, cap;                      /* scores are scale q k, then cap tanh(s / cap) where cap > 0 */
 } lq_device_attn;
 
-typedef struct lq_device_sparse {          /* what is added to a matrix: CSR entries, kept columns, a low-rank product; counts 0: none */
+typedef struct lq_device_sparse {          /* what is added to a matrix: CSR entries, kept columns, a low-rank product; counts 0: none. Columns are x's own */
     uint32_t rows, cols, kept, rank;
     uint64_t nnz;
     const uint32_t *start, *col;           /* [rows + 1], [nnz] */

@@ -9,13 +9,14 @@
 #include "kernels/cuda/ops_elementwise.cuh"
 #include "kernels/cuda/round.cuh"
 #include "kernels/cuda/score.cuh"
+#include "kernels/cuda/sparse.cuh"
 
 namespace ops {
 
 static const lq_device_ops table = {
     dense::start,
     gemm::pick,
-    nullptr, /* sparse */
+    sparse::start,
     elementwise::embed,
     elementwise::embed_packed,
     elementwise::norm,
