@@ -21,6 +21,7 @@ void ck_fill(lq_qtensor *q, const lq_scheme *s, uint32_t rows, uint32_t cols, lq
 void ck_floats(float *x, size_t n, lq_rng *rng, bool hostile);
 void ck_bench(void);
 void ck_thread_bench(void); /* checkkern_threads.c */
+int ck_device_bench(const char *device); /* checkkern_device_bench.c; 77: there is none, 1: something went wrong */
 void ck_packed_bench(const char *only); /* checkkern_packed_bench.c; only: one type, NULL: several */
 
 /* ---- what checks share ---- */

@@ -122,4 +122,25 @@ static void device_adds_what_is_kept_beside_codes(void **state) {
     ckd_close(&c);
 }
 
-void ck_device_sparse_add(const ck_variant *v, lq_dtype t) { ck_add(device_adds_what_is_kept_beside_codes, "device_sparse", v, NULL, t); }
+static void device_moves_every_byte(void **state) {
+    static const size_t sizes[] = {16, 4096 + 16, 3 * 256 * 8 * 16 + 48};
+    ckd c = ckd_open(*state);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        float *from = ck_exact(sizes[i]), *to = ck_exact(sizes[i]);
+        const float *in = ckd_floats(&c, from, sizes[i] / 4);
+        void *out = ckd_out(&c, sizes[i]);
+        ckd_run(&c, c.d->ops->move(out, in, sizes[i]), "move");
+        ckd_run(&c, c.d->ops->move(NULL, in, sizes[i]), "read");
+        ckd_get(&c, out, sizes[i], to);
+        assert_memory_equal(from, to, sizes[i]);
+        ckd_release(&c);
+        free(from);
+        free(to);
+    }
+    ckd_close(&c);
+}
+
+void ck_device_sparse_add(const ck_variant *v, lq_dtype t) {
+    ck_add(device_adds_what_is_kept_beside_codes, "device_sparse", v, NULL, t);
+    ck_add(device_moves_every_byte, "device_move", v, NULL, t);
+}

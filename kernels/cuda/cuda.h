@@ -113,6 +113,7 @@ typedef struct lq_device_ops {
     const char *(*round)(const lq_device_matrix *m, const lq_device_round *o, const float *x, uint32_t n, int8_t *codes, float *step, int32_t *sum);
     const char *(*scale)(float *x, float times, float cap, uint64_t n); /* in place: times x, then cap tanh(x / cap) where cap > 0 */
     const char *(*scatter)(float *y, const float *x, const int32_t *ids, const float *weight, uint32_t width, uint32_t n); /* y[ids[i]] += weight[i] x[i], ids distinct */
+    const char *(*move)(void *to, const void *from, uint64_t bytes); /* a copy of a multiple of 16; to NULL: only reads them */
 } lq_device_ops;
 
 typedef struct lq_device {
