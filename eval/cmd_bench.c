@@ -14,6 +14,7 @@ typedef struct args {
     lq_common common;
     const char *ctx, *batch;
     int64_t steps, prompts, seed;
+    int ggml;
     lq_kv_opts kv;
 } args;
 
@@ -25,6 +26,7 @@ static const lq_opt options[] = {
     {"repetitions", "r", LQ_OPT_INT, OFF(prompts), "N", "3", NULL, 1, 1 << 16, 0, "prompts timed"},
     {"kv", "kv-cache-dtype,cache-type", LQ_OPT_CHOICE, OFF(kv.kind), NULL, "f32", LQ_KV_CHOICES, 0, 0, 0, "type keys and values are stored in"},
     {"kv-scales", NULL, LQ_OPT_SET, OFF(kv.fixed), NULL, NULL, NULL, 0, 0, 1, "--kv int8, fp8: the scales stored with the model, not one per token"},
+    {"activations", NULL, LQ_OPT_CHOICE, OFF(ggml), NULL, "as-stored", "as-stored|ggml", 0, 0, 0, "ggml: round what a GGUF's blocks multiply, as llama.cpp's CPU kernels do"},
     {"seed", "s", LQ_OPT_INT, OFF(seed), "N", "0", NULL, 0, 9e15, 0, "of the token ids"},
     {0}};
 
@@ -36,7 +38,8 @@ static void help(const lq_optset *sets) {
     printf("\nexamples:\n"
            "  lquant bench SmolLM2-4bit\n"
            "  lquant bench SmolLM2-4bit --ctx 1024,8000 --batch 1,2,4,8 --json > b.json\n"
-           "  lquant bench m.gguf --ctx 64 --kv int8 -t 1\n");
+           "  lquant bench m.gguf --ctx 64 --kv int8 -t 1\n"
+           "  lquant bench m.gguf --activations ggml\n");
 }
 
 /* "1,2,4" */
@@ -98,7 +101,7 @@ static json_t *row_json(const lq_bench_row *r) {
     return v;
 }
 
-static lq_status show_json(lq_ctx *ctx, const lq_bench *b, const lq_loaded *l, const char *model) {
+static lq_status show_json(lq_ctx *ctx, const lq_bench *b, const lq_loaded *l, const char *model, bool ggml) {
     json_t *rows = json_array(), *load = json_array();
     for (uint32_t i = 0; i < b->n; i++) json_array_append_new(rows, row_json(&b->row[i]));
     for (int i = 0; i < 3 && b->load[0] >= 0; i++) json_array_append_new(load, json_real(b->load[i]));
@@ -106,6 +109,7 @@ static lq_status show_json(lq_ctx *ctx, const lq_bench *b, const lq_loaded *l, c
                           l->m->k->name, "weight_bytes_per_step", (json_int_t)b->weights, "read_bandwidth", b->read, "read_touch", b->loop[0], "read_memchr", b->loop[1],
                           "load_average", load, "rows", rows);
     lq_buf out = {0};
+    if (v && ggml) json_object_set_new(v, "activations", json_string("ggml"));
     lq_status st = v ? lq_json_dump(ctx, v, &out) : lq_oom(ctx, 1024);
     if (!st && fwrite(out.v, 1, out.n, stdout) != out.n) st = lq_fail(ctx, LQ_ERR_IO, "stdout: cannot write");
     json_decref(v);
@@ -119,9 +123,10 @@ static lq_status measure(lq_ctx *ctx, const args *a, const lq_bench_opts *o, con
     if (!b) return lq_oom(ctx, sizeof *b);
     lq_status st = lq_loaded_open(ctx, model, false, &l);
     if (!st) {
-        st = lq_loaded_read(ctx, &l, a->common.device);
+        if (a->ggml) st = lq_model_round_like_ggml(ctx, l.m);
+        if (!st) st = lq_loaded_read(ctx, &l, a->common.device);
         if (!st) st = lq_bench_run(ctx, l.m, o, b);
-        if (!st && a->common.json) st = show_json(ctx, b, &l, model);
+        if (!st && a->common.json) st = show_json(ctx, b, &l, model, a->ggml);
         else if (!st) show(b, &l, model);
         lq_loaded_close(&l);
     }
