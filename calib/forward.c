@@ -152,7 +152,7 @@ lq_status lq_forward(lq_ctx *ctx, lq_state *s, const int32_t *ids, uint32_t n, f
     LQ_TRY(s->run.ops->begin(ctx, &s->run, ids, &(lq_span){.n = n, .pos = s->pos}, 1, n, hidden));
     if (!s->run.ops->again(&s->run, n == 1 ? 1 : 0)) {
         lq_status st = run_pass(ctx, s, n);
-        s->run.ops->passed(&s->run);
+        s->run.ops->passed(&s->run, !st);
         if (st) return st;
     }
     LQ_TRY(s->run.ops->end(ctx, &s->run, n, hidden));
@@ -246,7 +246,7 @@ lq_status lq_forward_batch(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, 
     if (!st) st = r->ops->begin(ctx, r, ids, spans, n, n, hidden);
     if (!st && !r->ops->again(r, batch_key(s, n))) {
         st = run_batch(ctx, s, n, rows);
-        r->ops->passed(r);
+        r->ops->passed(r, !st);
     }
     if (!st) st = r->ops->end(ctx, r, n, hidden);
     for (uint32_t i = 0; i < n && !st; i++) s[i]->pos++;

@@ -19,9 +19,9 @@ struct lq_ops {
      * the stream holds; check is part of it. */
     lq_status (*begin)(lq_ctx *ctx, lq_run *r, const int32_t *ids, const lq_span *spans, uint32_t n_spans, uint32_t n, float *hidden);
     lq_status (*end)(lq_ctx *ctx, lq_run *r, uint32_t n, float *hidden);
-    /* Is this the pass that was recorded under key? It is queued again then. Else it is to be queued, which `passed` ends. Key 0: never. */
+    /* Is this the pass that was recorded under key? It is queued again then. Else it is to be queued, which `passed` ends (whole: all of it was). Key 0: never. */
     bool (*again)(lq_run *r, uint64_t key);
-    void (*passed)(lq_run *r);
+    void (*passed)(lq_run *r, bool whole);
     lq_status (*check)(lq_ctx *ctx, lq_run *r); /* the first fault since the last call */
 
     void (*norm)(lq_run *r, lq_role role, const float *x, uint32_t d, uint32_t n, float *y); /* y may be x */

@@ -89,7 +89,7 @@ static bool cpu_again(lq_run *r, uint64_t key) {
     (void)r, (void)key;
     return false;
 }
-static void cpu_passed(lq_run *r) { (void)r; }
+static void cpu_passed(lq_run *r, bool whole) { (void)r, (void)whole; }
 
 static lq_status cpu_check(lq_ctx *ctx, lq_run *r) { return lq_work_check(ctx, &r->work); }
 

@@ -210,13 +210,16 @@ static bool dev_again(lq_run *r, uint64_t key) {
     return false;
 }
 
-static void dev_passed(lq_run *r) {
+static void dev_passed(lq_run *r, bool whole) {
     lq_device_run *a = r->dev;
     if (!a->recording) return;
     a->recording = false;
-    const char *wrong = a->d->end(&a->pass);
-    did(r, wrong);
-    if (!wrong) did(r, a->d->replay(a->pass));
+    did(r, a->d->end(&a->pass));
+    if (whole && !a->fault) did(r, a->d->replay(a->pass));
+    if ((!whole || a->fault) && a->pass) {
+        a->d->forget(a->pass);
+        a->pass = NULL;
+    }
 }
 
 /* ---- operations ---- */

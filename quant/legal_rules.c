@@ -71,6 +71,7 @@ static bool mixed(const lq_piece *p, const lq_piece *o) {
     }
     return false;
 }
+ASK(mixed_experts, lq_role_is_expert((lq_role)p->row->slot.role) && mixed(p, o) && p->s->grid.kind != LQ_GRID_E2M1 && (p->s->grid.kind != LQ_GRID_E4M3 || p->s->scale.tile_r))
 ASK(asym_alone, weights_alone(p->s) && !is_sym(p->s))
 ASK(integer_act_experts, is_int(p->s) && has_act(p->s) && lq_role_is_expert((lq_role)p->row->slot.role))
 ASK(any_experts, lq_role_is_expert((lq_role)p->row->slot.role))
@@ -105,6 +106,7 @@ const lq_rule lq_rules[] = {
     {V, "compressed-tensors|fp8|modelopt", NULL, LQ_OF_LINEAR, splits_blocks, "blocks of 128 x 128 divide every device's slice and every merged part (q, k, v; gate, up)",
      "fp8_utils.py: validate_fp8_block_shape"},
     {V, "modelopt", NULL, LQ_OF_LINEAR, asym_or_awq, "FP8 and NVFP4 (its reader has no W4A16_AWQ)", "modelopt.py: LINEAR_ALGOS"},
+    {V, "modelopt", NULL, LQ_OF_LINEAR, mixed_experts, "experts in a mixture: FP8 of one scale, or NVFP4", "modelopt.py: ModelOptMixedPrecisionConfig.get_quant_method"},
     {V, "*", NULL, LQ_OF_LINEAR, not_whole, "tp divides a matrix's split side", "layers/linear.py: divide"},
     {V, "*", NULL, LQ_OF_FUSED, unlike, "q, k and v are of one type, and gate and up: they are one matrix there", "gptq_utils.py: is_layer_gptq_quantized"},
     {V, "*", NULL, LQ_OF_EXPERTS, unlike, "the experts of a layer are of one type", "auto_gptq.py: get_moe_quant_method"},

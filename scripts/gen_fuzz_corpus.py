@@ -102,6 +102,7 @@ MODULES = {
     "fp8_block_0": folder("fp8", [(".weight", "F8_E4M3", 32, 64), (".weight_scale_inv", "F32", 1, 1)], weight_block_size="[0, 128]"),
     "fp8_block_three": folder("fp8", [(".weight", "F8_E4M3", 32, 64), (".weight_scale_inv", "F32", 1, 1)], weight_block_size="[128, 128, 128]"),
     "modelopt_group_3": folder("modelopt", [(".weight", "U8", 16, 64), (".weight_scale", "F32", 32, 2), (".pre_quant_scale", "F16", 64)], quant_algo='"W4A16_AWQ"', group_size=3),
+    "modelopt_factors": folder("modelopt", [(".weight", "U8", 16, 64), (".weight_scale", "F32", 32, 1), (".pre_quant_scale", "BF16", 64)], quant_algo='"W4A16_AWQ"', group_size=64),
     "modelopt_nan": folder("modelopt", [(".weight", "U8", 32, 32), (".weight_scale", "F8_E4M3", 32, 4), (".weight_scale_2", "F32")], b"\x7f", quant_algo='"NVFP4"', group_size=16),
     "bnb_shape_wraps": folder("bitsandbytes", *state(STATE % (64, 1 << 32, 1 << 32)), load_in_4bit="true"),
     "bnb_block_0": folder("bitsandbytes", *state(STATE % (0, 32, 32)), load_in_4bit="true"),

@@ -31,9 +31,11 @@ static void build(model *m, const char *format, const char *type, const char *ar
     for (int i = 0; i < ROWS; i++)
         m->rows[i] = (lq_row){.slot = {0, (uint16_t)roles[i], (int16_t)(i == 3 ? 0 : -1)}, .name = names[i], .dtype = LQ_F32, .out_dtype = LQ_F32, .ndim = 2, .linear = true,
                               .shape = {i == 3 ? ffn : hidden, i == 2 ? ffn : hidden}, .fuse = i < 2 ? 0 : -1, .stage = 0, .quantize = !w.keep, .scheme = w.scheme};
-    char *kind = strchr(strcpy(m->arch, arch), ':'); /* "llama:dense": no experts; ":mixed": of two types; ":window": one shorter than the context */
+    char *kind = strchr(strcpy(m->arch, arch), ':'); /* "llama:dense": no experts; ":mixed": of two types; ":window": one shorter than the context; ":experts": these of another type */
     if (kind) *kind++ = 0;
-    if (kind) m->rows[3].slot = (lq_slot){1, LQ_R_UP, -1};
+    bool experts = kind && !strcmp(kind, "experts");
+    if (experts) m->rows[3].scheme.scale.tile_r = 1, m->rows[3].scheme.act = (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_E4M3};
+    else if (kind) m->rows[3].slot = (lq_slot){1, LQ_R_UP, -1};
     if (kind && !strcmp(kind, "mixed")) m->rows[3].scheme.grid.bits = 8, m->rows[3].scheme.grid.bias = 128;
     m->c = (lq_legal_case){&m->cat, format, m->arch, 32, 8, kind && !strcmp(kind, "window") ? 4096 : 0};
 }
@@ -55,6 +57,7 @@ static const bad bads[] = {
     {LQ_RT_VLLM, 2, "fp8", "FP8-block", "llama", 4096, 8320, "blocks of 128 x 128 divide"},
     {LQ_RT_VLLM, 1, "fp8", "FP8-block", "llama", 576, 8192, "blocks of 128 x 128 divide"},
     {LQ_RT_VLLM, 1, "modelopt", "int4", "llama", 4096, 8192, "no W4A16_AWQ"},
+    {LQ_RT_VLLM, 1, "modelopt", "FP8-tensor-static", "mixtral:experts", 4096, 8192, "experts in a mixture"},
     {LQ_RT_VLLM, 8, "safetensors", "bf16", "llama", 4096, 8196, "tp divides a matrix"},
     {LQ_RT_VLLM, 1, "safetensors", "bf16", "bitnet", 4096, 8192, "no BitNet architecture"},
     {LQ_RT_VLLM, 1, "bitsandbytes", "NF4", "llama", 4096, 8192, "vllm-bnb-plugin"},

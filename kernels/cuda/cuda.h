@@ -7,7 +7,7 @@
  * sixteen, and of each step of 16 columns the four from 4 q on. For a field of f bits (kernels/packed.h) a tile covers 256 / f
  * columns:
  *
- *   bits of row g + 8 h, column 16 s + 4 q + b:   word P / (8 / f), from bit 8 b + f (P mod (8 / f)) on, P = 2 s + h
+ *   bits of row g + 8 h, column 16 s + 4 q + b:   word s / (4 / f), from bit 8 b + f (s mod (4 / f)) + 4 h on;  8 bits: word 2 s + h, bit 8 b
  *
  * so one word holds operands of mma for halves and for bytes alike. A chunk is the columns of a tile of the narrowest field: its
  * tiles of the first field, then that of the second. Chunks of a row tile follow each other. Scales and zeros are the packed layout's. */

@@ -4,9 +4,8 @@
  * A block owns a row tile; its warps take turns at the chunks along the columns and their sums meet in shared memory in warp
  * order, so the bits never change. Activations are rounded to halves; sums are fp32.
  *
- *   y[n][r] = sum over flushes of  s(r) (sum A(code) x  -  z(r) sum x)        a flush: a chunk, or a step of 16 columns where
- *                                                                            segments are finer or do not line up with chunks
- * Whole zeros (U8) are subtracted from the codes themselves, exactly. */
+ *   y[n][r] = sum over units of  s(r) sum A(code) x  -  z'(r) sum x,   z' = s z or the minimum
+ * FINE: a chunk has several units. Whole zeros (U8) are subtracted from the codes themselves, exactly. */
 #ifndef LQ_GEMV_CUH
 #define LQ_GEMV_CUH
 #include "kernels/cuda/tile.cuh"
@@ -14,21 +13,30 @@
 namespace gemv {
 
 using namespace tile;
-enum { PAD = 16, TABLE_BYTES = 256 * LANES * 4 };
+enum { TABLE_BYTES = 256 * LANES * 4 };
 enum kind { INT, TABLE, E4M3 };
 
-struct offsets { uint32_t minus[2], sixteenth[2]; }; /* of rows g, g + 8, as two halves: 1024 + z; -(64 + z) for codes four bits up */
+/* A code of up to 4 bits is taken where it lies in its byte: as a half, 1024 + 2^p code. What to add when 2^-p has been multiplied, as two halves. */
+struct offsets { uint32_t minus[2], plus[8]; }; /* rows g, g + 8: 1024 + z; plus[p]: -(1024 / 2^p + z), with the z of the row whose codes lie p bits up */
 
 static __device__ __forceinline__ uint32_t twice(float v) { uint16_t h = lq_half(v); return lq_pair(h, h); }
 
+/* Codes p bits up of the bytes 0 and 2 of a word. */
+template <int BITS> static __device__ __forceinline__ uint32_t lift(uint32_t w, int p, const offsets &z) {
+    const uint32_t u = lq_lop3<LQ_AND_OR>(w, 0x00010001u * ((1u << BITS) - 1) << p, 0x64006400u), scale = 0x3c003c00u - 0x04000400u * p;
+    return p ? lq_fma2(u, scale, z.plus[p]) : lq_sub2(u, z.minus[0]);
+}
+
 /* A operands (row g: k0 k2, row g + 8: k0 k2, row g: k1 k3, row g + 8: k1 k3) of step s, exact. */
-template <int F0, int F1, int KIND> static __device__ __forceinline__ void operands(const uint32_t *w, int s, const offsets &z, const uint32_t *table, uint32_t a[4]) {
-    if (KIND == INT && F0 == 4 && !F1) {
-        const uint32_t lo = w[s], hi = w[s] >> 8, sixteenth = 0x2c002c00u;
-        a[0] = lq_sub2(lq_lop3<LQ_AND_OR>(lo, 0x000f000fu, 0x64006400u), z.minus[0]);
-        a[1] = lq_fma2(lq_lop3<LQ_AND_OR>(lo, 0x00f000f0u, 0x64006400u), sixteenth, z.sixteenth[1]);
-        a[2] = lq_sub2(lq_lop3<LQ_AND_OR>(hi, 0x000f000fu, 0x64006400u), z.minus[0]);
-        a[3] = lq_fma2(lq_lop3<LQ_AND_OR>(hi, 0x00f000f0u, 0x64006400u), sixteenth, z.sixteenth[1]);
+template <int F0, int F1, int KIND> static __device__ __forceinline__ void operands(const uint32_t *w, int s, const offsets &z, const uint8_t *table, uint32_t mine, uint32_t a[4]) {
+    enum { BITS = F0 + F1 };
+    if (KIND == INT && BITS <= 4) {
+        const int p = F1 || F0 == 4 ? 0 : shift_of<F1 || F0 >= 4 ? 4 : F0>(s);
+        const uint32_t lo = F1 ? nibbles<F0, F1>(w, s) : word_of<F0 >= 4 ? 4 : F0>(w, s), hi = lo >> 8;
+        a[0] = lift<BITS>(lo, p, z);
+        a[1] = lift<BITS>(lo, p + 4, z);
+        a[2] = lift<BITS>(hi, p, z);
+        a[3] = lift<BITS>(hi, p + 4, z);
     } else if (KIND == INT) {
         for (int h = 0; h < 2; h++) {
             uint32_t u = codes<F0, F1>(w, s, h);
@@ -41,9 +49,13 @@ template <int F0, int F1, int KIND> static __device__ __forceinline__ void opera
             a[h] = (even & 0x80008000u) | (even & 0x7f007f00u) >> 1;
             a[2 + h] = (odd & 0x80008000u) | (odd & 0x7f007f00u) >> 1;
         }
-    } else { /* a byte, row g's code and row g + 8's four bits up, names a pair of values */
-        uint32_t u = F0 == 4 && !F1 ? w[s] : codes<F0, F1>(w, s, 0) | codes<F0, F1>(w, s, 1) << 4, v[4];
-        for (int b = 0; b < 4; b++) v[b] = table[(u >> 8 * b & 255) * LANES];
+    } else { /* a byte names a pair of values: 128 bytes on for each, of which a lane has its own four, from `mine` on */
+        const uint32_t u = nibbles<F0, F1>(w, s), mask = 255u << 7;
+        uint32_t v[4];
+        v[0] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u << 7, mask, mine));
+        v[1] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u >> 1, mask, mine));
+        v[2] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u >> 9, mask, mine));
+        v[3] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u >> 17, mask, mine));
         a[0] = lq_bytes(v[0], v[2], 0x5410);
         a[1] = lq_bytes(v[0], v[2], 0x7632);
         a[2] = lq_bytes(v[1], v[3], 0x5410);
@@ -51,37 +63,29 @@ template <int F0, int F1, int KIND> static __device__ __forceinline__ void opera
     }
 }
 
-template <int KIND> static __device__ __forceinline__ offsets offsets_of(const lq_device_matrix &m, const segment &v) {
-    offsets o = {};
-    for (int h = 0; h < 2 && KIND == INT; h++) {
-        float z = (float)m.bias + (m.zero_kind == LQ_ZERO_CODE && m.zero == LQ_U8 ? v.z[h] : 0);
-        o.minus[h] = twice(1024 + z);
-        o.sixteenth[h] = twice(-(64 + z));
-    }
-    return o;
-}
-
 struct stage { /* shared memory of a block */
     uint16_t *x;     /* [n][ld] halves, in fours: k0 k2 k1 k3 */
-    float *sum;      /* [flushes of a panel][TOKENS] */
+    float *steps;    /* [spans][g][4]: s, and z' or the bits of 1024 + z as two halves */
+    float *sum;      /* [units][TOKENS] */
     uint32_t *table; /* [256][LANES] pairs */
     float *part;     /* [WARPS][16][TOKENS] */
 };
 
 /* Columns [k0, k0 + wide) of every token. */
-static __device__ __forceinline__ void load_panel(const lq_device_matrix &m, const float *x, uint32_t n, uint32_t k0, uint32_t wide, uint32_t ld, const stage &st) {
-    for (uint32_t i = threadIdx.x; i < n * wide; i += WARPS * LANES) {
-        uint32_t t = i / wide, c = i % wide, k = k0 + c, to = (c & ~3u) + (c & 1) * 2 + (c >> 1 & 1);
-        float v = k < m.cols ? x[(size_t)t * m.cols + (m.perm ? m.perm[k] : k)] : 0;
-        st.x[t * ld + to] = lq_half(v);
-    }
+static __device__ __forceinline__ void load_panel(const lq_device_matrix &m, const float *x, uint32_t n, uint32_t k0, const layout &l, const stage &st) {
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t c = threadIdx.x; c < l.panel; c += WARPS * LANES) {
+            uint32_t k = k0 + c, to = (c & ~3u) + (c & 1) * 2 + (c >> 1 & 1);
+            float v = k < m.cols ? x[(size_t)t * m.cols + (m.perm ? m.perm[k] : k)] : 0;
+            st.x[t * l.ld + to] = lq_half(v);
+        }
 }
 
-static __device__ __forceinline__ void sum_panel(uint32_t n, uint32_t wide, uint32_t unit, uint32_t ld, const stage &st) {
-    for (uint32_t i = threadIdx.x; i < wide / unit * TOKENS; i += WARPS * LANES) {
-        uint32_t u = i / TOKENS, t = i % TOKENS;
+static __device__ __forceinline__ void sum_panel(uint32_t n, const layout &l, const stage &st) {
+    for (uint32_t i = threadIdx.x; i < l.units * TOKENS; i += WARPS * LANES) {
+        uint32_t u = i / TOKENS << l.unit, t = i % TOKENS;
         float sum = 0;
-        for (uint32_t c = 0; t < n && c < unit; c++) sum += lq_float(st.x[t * ld + u * unit + c]);
+        for (uint32_t c = 0; t < n && c < 1u << l.unit; c++) sum += lq_float(st.x[t * l.ld + u + c]);
         st.sum[i] = sum;
     }
 }
@@ -93,117 +97,118 @@ static __device__ __forceinline__ void fill_table(const lq_device_matrix &m, con
     }
 }
 
-static __device__ __forceinline__ void flush(const lq_device_matrix &m, const segment &v, const float *sum, float part[4], float acc[4]) {
-    bool sums = has_sums(m), min = m.zero_kind == LQ_ZERO_MIN;
-    int q = threadIdx.x % 4;
-    for (int i = 0; i < 4; i++) {
-        float zero = sums ? v.z[i / 2] * sum[2 * q + i % 2] : 0;
-        acc[i] += min ? v.s[i / 2] * part[i] - zero : v.s[i / 2] * (part[i] - zero);
-        part[i] = 0;
-    }
+/* What a panel holds for a row. */
+template <int KIND> static __device__ __forceinline__ segment step_of(const lq_device_matrix &m, bool sums, segment v) {
+    if (sums) return {v.s, m.zero_kind == LQ_ZERO_MIN ? v.z : v.s * v.z};
+    return {v.s, bits_float(twice(1024 + (float)m.bias + v.z))};
 }
 
-/* One chunk: `at` its first column in the panel, k in the matrix. */
+struct unit { /* of a lane */
+    float4 v;
+    offsets z;
+};
+
+template <int F, int KIND> static __device__ __forceinline__ unit load_unit(const float *steps, bool sums, uint32_t minus) {
+    unit u;
+    u.v = *(const float4 *)(const void *)steps;
+    if (KIND != INT) return u;
+    u.z.minus[0] = sums ? minus : float_bits(u.v.z);
+    u.z.minus[1] = sums ? minus : float_bits(u.v.w);
+LQ_UNROLL
+    for (int p = 1; p < 8; p++)
+        if (p % F == 0) u.z.plus[p] = lq_sub2((0x6000u + (512 - (1024u >> p)) * 2) * 0x10001u, u.z.minus[p / 4]); /* 1024 - 1024 / 2^p */
+    return u;
+}
+
+static __device__ __forceinline__ void flush(const unit &u, bool sums, const float *sum, float part[4], float acc[4]) {
+    acc[0] += u.v.x * part[0];
+    acc[1] += u.v.x * part[1];
+    acc[2] += u.v.y * part[2];
+    acc[3] += u.v.y * part[3];
+    part[0] = part[1] = part[2] = part[3] = 0;
+    if (!sums) return;
+    float2 x = *(const float2 *)(const void *)sum;
+    acc[0] -= u.v.z * x.x;
+    acc[1] -= u.v.z * x.y;
+    acc[2] -= u.v.w * x.x;
+    acc[3] -= u.v.w * x.y;
+}
+
+/* One chunk: x and sum from its first column on. Lanes without a token repeat token 0: what they add to is never read. */
 template <int F0, int F1, int KIND, bool FINE>
-static __device__ __forceinline__ void chunk(const lq_device_matrix &m, const uint32_t *w, uint32_t k, uint32_t at, uint32_t n, uint32_t ld, const stage &st, float acc[4]) {
+static __device__ __forceinline__ void chunk(const uint32_t *w, const uint16_t *x, const float *steps, const float *sum, const uint8_t *table, uint32_t columns, bool sums, uint32_t minus, float acc[4]) {
     typedef shape<F0, F1> S;
-    const int lane = threadIdx.x % LANES, g = lane / 4, q = lane % 4;
-    const uint16_t *x = st.x + (g < (int)n ? g : 0) * ld + at + 4 * q;
-    const uint32_t *table = st.table + lane;
+    enum { F = F1 || F0 > 4 ? 4 : F0 };
+    const uint32_t lane = threadIdx.x % LANES * 4;
     float part[4] = {0, 0, 0, 0};
-    segment v = load_segment(m, blockIdx.x, k / m.seg < m.segs ? k / m.seg : m.segs - 1, g);
-    offsets z = offsets_of<KIND>(m, v);
+    unit u = load_unit<F, KIND>(steps, sums, minus);
 LQ_UNROLL
     for (int s = 0; s < S::STEPS; s++) {
-        if (FINE && s) {
-            uint32_t seg = (k + s * STEP) / m.seg;
-            v = load_segment(m, blockIdx.x, seg < m.segs ? seg : m.segs - 1, g);
-            z = offsets_of<KIND>(m, v);
-        }
         uint32_t a[4];
-        operands<F0, F1, KIND>(w, s, z, table, a);
+        operands<F0, F1, KIND>(w, s, u.z, table, lane, a);
         uint2 b = *(const uint2 *)(const void *)(x + s * STEP);
-        if (g >= (int)n) b.x = b.y = 0;
         lq_mma_f16(part, a, b.x, b.y);
-        if (FINE) flush(m, v, st.sum + (at / STEP + s) * TOKENS, part, acc);
-    }
-    if (!FINE) flush(m, v, st.sum + at / S::CHUNK * TOKENS, part, acc);
-}
-
-/* The warps' sums in warp order. */
-static __device__ __forceinline__ void join(const lq_device_matrix &m, const float acc[4], uint32_t n, float factor, const stage &st, float *y) {
-    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, g = lane / 4, q = lane % 4;
-    for (int i = 0; i < 4; i++) st.part[(warp * 16 + g + i / 2 * 8) * TOKENS + 2 * q + i % 2] = acc[i];
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < 16 * n; i += WARPS * LANES) {
-        uint32_t t = i / 16, r = i % 16;
-        float sum = 0;
-        for (int w = 0; w < WARPS; w++) sum += st.part[(w * 16 + r) * TOKENS + t];
-        if (blockIdx.x * 16 + r < m.rows) y[(size_t)t * m.rows + blockIdx.x * 16 + r] = sum * factor;
+        if (s + 1 == S::STEPS) flush(u, sums, sum, part, acc);
+        else if (FINE && columns <= (uint32_t)(((s + 1) & -(s + 1)) * STEP)) {
+            flush(u, sums, sum, part, acc);
+            sum += TOKENS;
+            u = load_unit<F, KIND>(steps += 32, sums, minus);
+        }
     }
 }
-
-struct layout { uint32_t panel, ld, sums; size_t bytes; }; /* columns of a panel, stride of x, flushes a panel has, bytes of shared memory */
 
 template <int F0, int F1, int KIND, bool FINE>
-__global__ void __launch_bounds__(WARPS *LANES, F1 ? 2 : 3) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
-    typedef shape<F0, F1> S;
+__global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE) ? 2 : 3) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
     uint8_t *mem = lq_shared();
     stage st;
     st.table = (uint32_t *)(void *)mem;
-    st.sum = (float *)(void *)(mem + (KIND == TABLE ? TABLE_BYTES : 0));
-    st.part = st.sum + l.sums * TOKENS;
-    st.x = (uint16_t *)(void *)(st.part + WARPS * 16 * TOKENS);
-    const uint32_t warp = threadIdx.x / LANES;
+    st.part = (float *)(void *)(mem + (KIND == TABLE ? TABLE_BYTES : 0));
+    st.steps = st.part + WARPS * 16 * TOKENS;
+    st.sum = st.steps + l.spans * 32;
+    st.x = (uint16_t *)(void *)(st.sum + l.units * TOKENS);
+    const uint32_t lane = threadIdx.x % LANES, g = lane / 4, q = lane % 4, minus = twice(1024 + (float)m.bias);
+    const bool sums = has_sums(m);
+    const uint16_t *mine = st.x + (g < n ? g : 0) * l.ld + 4 * q;
     float acc[4] = {0, 0, 0, 0};
-    uint32_t ring[S::RING][S::WORDS];
     if (KIND == TABLE) fill_table(m, st);
-LQ_UNROLL
-    for (int d = 0; d < S::RING; d++)
-        if (warp + d * WARPS < m.chunks) load_chunk<F0, F1>(m, warp + d * WARPS, ring[d]);
-    for (uint32_t k0 = 0, first = warp; k0 < m.chunks * S::CHUNK; k0 += l.panel) {
-        __syncthreads(); /* the panel before is done with */
-        load_panel(m, x, n, k0, l.panel, l.ld, st);
-        __syncthreads();
-        if (has_sums(m)) {
-            sum_panel(n, l.panel, FINE ? (uint32_t)STEP : (uint32_t)S::CHUNK, l.ld, st);
+    walk<F0, F1>(
+        m, l.panel,
+        [&](uint32_t k0) {
+            load_panel(m, x, n, k0, l, st);
+            fill_steps(m, blockIdx.x, k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
             __syncthreads();
-        }
-        uint32_t end = (k0 + l.panel) / S::CHUNK < m.chunks ? (k0 + l.panel) / S::CHUNK : m.chunks;
-        for (; first < end; first += S::RING * WARPS) {
-LQ_UNROLL
-            for (int d = 0; d < S::RING; d++) {
-                uint32_t c = first + d * WARPS;
-                if (c >= m.chunks) break;
-                chunk<F0, F1, KIND, FINE>(m, ring[d], c * S::CHUNK, c * S::CHUNK - k0, n, l.ld, st, acc);
-                if (c + S::RING * WARPS < m.chunks) load_chunk<F0, F1>(m, c + S::RING * WARPS, ring[d]);
-            }
-        }
-    }
-    join(m, acc, n, KIND == E4M3 ? 256.0f : 1.0f, st, y);
+            if (!sums) return;
+            sum_panel(n, l, st);
+            __syncthreads();
+        },
+        [&](const uint32_t *w, uint32_t k, uint32_t at) {
+            const float *steps = st.steps + ((k >> l.span) - ((k - at) >> l.span)) * 32 + g * 4, *sum = st.sum + (at >> l.unit) * TOKENS + 2 * q;
+            chunk<F0, F1, KIND, FINE>(w, mine + at, steps, sum, (const uint8_t *)(const void *)st.table, 1u << l.unit, sums, minus, acc);
+        });
+    join(m, acc, n, st.part, [&](uint32_t r, uint32_t t, float sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = sum * (KIND == E4M3 ? 256.0f : 1.0f); });
 }
 
-/* Panels hold whole turns of the ring, so that a warp's place in it is the same at the start of each. */
+/* As many tokens in one pass as shared memory holds. */
 template <int F0, int F1, int KIND, bool FINE> static const char *start(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
-    typedef shape<F0, F1> S;
-    const uint32_t turn = S::CHUNK * WARPS * S::RING, all = (m.chunks * S::CHUNK + turn - 1) / turn * turn, most = (n == 1 ? 8192 : n <= 4 ? 4096 : 2048) / turn * turn;
-    layout l;
-    l.panel = all < most ? all : most ? most : turn;
-    l.ld = l.panel + PAD;
-    l.sums = l.panel / (FINE ? (uint32_t)STEP : (uint32_t)S::CHUNK);
-    l.bytes = (KIND == TABLE ? TABLE_BYTES : 0) + ((size_t)l.sums + WARPS * 16) * TOKENS * 4 + (size_t)n * l.ld * 2;
-    return lq_launch("gemv", run<F0, F1, KIND, FINE>, dim3(m.tiles), dim3(WARPS * LANES), l.bytes, m, x, n, l, y);
+    const size_t fixed = (KIND == TABLE ? TABLE_BYTES : 0) + WARPS * 16 * TOKENS * 4, most = lq_shared_most();
+    for (uint32_t t = 0, few = n; t < n; t += few) {
+        layout l;
+        while (!plan<F0, F1>(m, true, few = few < n - t ? few : n - t, 2, TOKENS * 4, fixed, most, &l))
+            if (!(few /= 2)) return "not enough shared memory for a panel of this matrix";
+        const char *why = lq_launch("gemv", run<F0, F1, KIND, FINE>, dim3(m.tiles), dim3(WARPS * LANES), l.bytes, m, x + (size_t)t * m.cols, few, l, y + (size_t)t * m.rows);
+        if (why) return why;
+    }
+    return nullptr;
 }
 
 template <int F0, int F1, int KIND> static const char *pick_flush(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
-    bool whole = m.segs == 1 || m.seg % shape<F0, F1>::CHUNK == 0;
-    return whole ? start<F0, F1, KIND, false>(m, x, n, y) : start<F0, F1, KIND, true>(m, x, n, y);
+    return is_fine<F0, F1>(m) ? start<F0, F1, KIND, true>(m, x, n, y) : start<F0, F1, KIND, false>(m, x, n, y);
 }
 
 static const char *pick(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
     const int f = m.fields[0] * 16 + m.fields[1];
     if (m.grid == LQ_GRID_E4M3) return pick_flush<8, 0, E4M3>(m, x, n, y);
-    if (m.grid == LQ_GRID_INT) switch (f) {
+    if (m.times == 1) switch (f) {
         case 0x10: return pick_flush<1, 0, INT>(m, x, n, y);
         case 0x20: return pick_flush<2, 0, INT>(m, x, n, y);
         case 0x21: return pick_flush<2, 1, INT>(m, x, n, y);

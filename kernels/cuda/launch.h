@@ -5,12 +5,22 @@
 #define LQ_LAUNCH_H
 #include "kernels/cuda/cu.h"
 
+/* lq_shared_most: bytes of shared memory a block of this device may have. */
 #ifdef LQ_EMU
+/* emu/device.cpp: launches, or keeps the n bytes at arg for a replay. */
+const char *lq_emu_queue(const char *name, dim3 grid, dim3 block, size_t shared, emu::body fn, const void *arg, size_t n);
+static inline size_t lq_shared_most() { return emu::most_shared; }
+
 template <typename Kernel, typename... Args> const char *lq_launch(const char *name, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
-    auto run = [&] { kernel(args...); };
-    return emu::launch(name, grid, block, shared, [](const void *f) { (*(decltype(run) const *)f)(); }, &run);
+    auto run = [=] { kernel(args...); };
+    return lq_emu_queue(name, grid, block, shared, [](const void *f) { (*(decltype(run) const *)f)(); }, &run, sizeof run);
 }
 #else
+static inline size_t lq_shared_most() {
+    int device = 0, n = 0;
+    return cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&n, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess ? (size_t)n : 0;
+}
+
 extern cudaStream_t lq_stream; /* device.cu */
 
 template <typename Kernel, typename... Args> const char *lq_launch(const char *, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {

@@ -152,9 +152,9 @@ static const char *embed(const lq_device_dense *w, const int32_t *ids, uint32_t 
 static __device__ __forceinline__ uint32_t code_of(const lq_device_matrix &m, const uint8_t *chunk, uint32_t r, uint32_t c) {
     uint32_t code = 0, narrow = m.fields[1] ? m.fields[1] : m.fields[0];
     for (uint32_t i = 0, done = 0; i < 2 && m.fields[i]; done += m.fields[i++]) {
-        uint32_t f = m.fields[i], wide = 256 / f, per = 8 / f, in = c % wide, at = in / 16 * 2 + r / 8;
+        uint32_t f = m.fields[i], wide = 256 / f, per = f == 8 ? 1 : 4 / f, in = c % wide, s = in / 16, h = r / 8, word = f == 8 ? 2 * s + h : s / per, up = f == 8 ? 0 : f * (s % per) + 4 * h;
         const uint8_t *tile = chunk + (i ? 512u * (m.fields[0] / narrow) : 0u) + 512u * (c / wide);
-        code |= (tile[16 * (r % 8 * 4 + in % 16 / 4) + 4 * (at / per) + in % 4] >> (f * (at % per)) & ((1u << f) - 1)) << done;
+        code |= (tile[16 * (r % 8 * 4 + in % 16 / 4) + 4 * word + in % 4] >> up & ((1u << f) - 1)) << done;
     }
     return code;
 }
@@ -164,9 +164,8 @@ static __device__ __forceinline__ float weight_of(const lq_device_matrix &m, uin
     uint32_t narrow = m.fields[1] ? m.fields[1] : m.fields[0], wide = 256 / narrow, bytes = 512u * (m.fields[0] + m.fields[1]) / narrow;
     uint32_t code = code_of(m, (const uint8_t *)m.codes + ((size_t)(r / 16) * m.chunks + c / wide) * bytes, r % 16, c % wide);
     float a = m.grid == LQ_GRID_INT ? (float)((int32_t)code - m.bias) : m.grid == LQ_GRID_E4M3 ? e4m3((uint8_t)code) : lq_float(m.table[code & 15]);
-    tile::segment v = tile::load_segment(m, r / 16, c / m.seg, (int)(r % 8));
-    float s = v.s[r % 16 / 8], z = v.z[r % 16 / 8];
-    return m.zero_kind == LQ_ZERO_MIN ? lq_sub(lq_mul(a, s), z) : lq_mul(lq_sub(a, z), s);
+    tile::segment v = tile::load_segment(m, r / 16, c / m.seg, (int)(r % 16));
+    return m.zero_kind == LQ_ZERO_MIN ? lq_sub(lq_mul(a, v.s), v.z) : lq_mul(lq_sub(a, v.z), v.s);
 }
 
 struct embed_packed_one {

@@ -23,9 +23,9 @@ typedef struct place { size_t at; uint32_t shift; } place; /* byte of a chunk, b
 
 /* Field i of row r (0 .. 15), column c of a chunk. */
 static place place_of(const lq_packed *p, int i, uint32_t r, uint32_t c) {
-    uint32_t f = p->fields[i], wide = 256 / f, per = 8 / f, in = c % wide, at = in / STEP * 2 + r / 8, lane = r % 8 * 4 + in % STEP / 4;
+    uint32_t f = p->fields[i], wide = 256 / f, in = c % wide, s = in / STEP, h = r / 8, lane = r % 8 * 4 + in % STEP / 4;
     size_t tile = (size_t)TILE_BYTES * (i ? (size_t)p->fields[0] / narrow(p) : 0) + (size_t)TILE_BYTES * (c / wide);
-    return (place){tile + 16 * lane + 4 * (at / per) + in % 4, f * (at % per)};
+    return f == 8 ? (place){tile + 16 * lane + 4 * (2 * s + h) + in % 4, 0} : (place){tile + 16 * lane + 4 * (s / (4 / f)) + in % 4, f * (s % (4 / f)) + 4 * h};
 }
 
 typedef struct job { const lq_packed *p; uint8_t *out; const uint8_t *in; lq_packed *back; } job;

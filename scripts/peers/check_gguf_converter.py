@@ -36,6 +36,8 @@ def prepared(folder, name):
     shutil.rmtree(copy, ignore_errors=True)
     os.makedirs(copy)
     shutil.copy(f"{folder}/model.safetensors", copy)
+    for beside in glob.glob(f"{folder}/tokenizer*"):
+        shutil.copy(beside, copy)
     given = json.load(open(f"{folder}/config.json"))
     config = AutoConfig.from_pretrained(folder).to_dict()
     if given.get("multi_query") and not given.get("new_decoder_architecture"):

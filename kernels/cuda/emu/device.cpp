@@ -20,20 +20,79 @@ static void *take(size_t n) {
 static void release(void *p) { free(p); }
 static bool copy(void *to, const void *from, size_t n) { return n ? memcpy(to, from, n) != nullptr : true; }
 
+/* Old rooms stay, each behind the pointer to the one before: a recorded pass may know them. */
 void *lq_scratch(size_t n) {
-    static void *room;
+    enum { HEAD = 256 };
+    static char *room;
     static size_t has;
-    if (n > has) {
-        free(room);
-        room = take(has = n);
-        if (!room) has = 0;
-    }
-    return room;
+    if (n <= has && room) return room + HEAD;
+    char *more = (char *)take(HEAD + 2 * n);
+    if (!more) return nullptr;
+    memcpy(more, &room, sizeof room);
+    room = more;
+    has = 2 * n;
+    return room + HEAD;
 }
 
 static const char *wait() { return nullptr; } /* a launch returns when it is done */
 
+/* ---- recorded passes: launches in order, their arguments by value as a graph has them ---- */
+
+struct recorded {
+    recorded *next;
+    const char *name;
+    dim3 grid, block;
+    size_t shared;
+    emu::body fn;
+    alignas(16) uint64_t bytes; /* of its argument, which follows */
+};
+static struct { bool on; const char *wrong; recorded *first, **last; } tape;
+
+const char *lq_emu_queue(const char *name, dim3 grid, dim3 block, size_t shared, emu::body fn, const void *arg, size_t n) {
+    if (!tape.on) return emu::launch(name, grid, block, shared, fn, arg);
+    recorded *r = (recorded *)malloc(sizeof *r + n);
+    if (!r) return tape.wrong = "no memory to record a pass in";
+    r->next = nullptr;
+    r->name = name;
+    r->grid = grid;
+    r->block = block;
+    r->shared = shared;
+    r->fn = fn;
+    r->bytes = n;
+    memcpy(r + 1, arg, n);
+    *tape.last = r;
+    tape.last = &r->next;
+    return nullptr;
+}
+
+static const char *record() {
+    tape = {true, nullptr, nullptr, &tape.first};
+    return nullptr;
+}
+
+static void forget(void *pass) {
+    for (recorded *r = (recorded *)pass, *next; r; r = next) {
+        next = r->next;
+        free(r);
+    }
+}
+
+static const char *end(void **pass) {
+    tape.on = false;
+    *pass = tape.wrong ? nullptr : tape.first;
+    if (tape.wrong) forget(tape.first);
+    return tape.wrong;
+}
+
+static const char *replay(void *pass) {
+    for (const recorded *r = (const recorded *)pass; r; r = r->next) {
+        const char *why = emu::launch(r->name, r->grid, r->block, r->shared, r->fn, r + 1);
+        if (why) return why;
+    }
+    return nullptr;
+}
+
 extern "C" const lq_device *lq_device_emu(void) {
-    static const lq_device d = {"emu", available, describe, take, release, copy, copy, nullptr, nullptr, nullptr, nullptr, wait, gemv::all_tokens, idot::all_tokens, &ops::table};
+    static const lq_device d = {"emu", available, describe, take, release, copy, copy, record, end, replay, forget, wait, gemv::all_tokens, idot::all_tokens, &ops::table};
     return &d;
 }

@@ -294,7 +294,7 @@ const char *launch(const char *kernel, dim3 grid, dim3 block, size_t shared_byte
     grid_job j = {kernel, grid, block, shared_bytes, fn, arg, order.fetch_add(0x632be59bd9b4e019u), {0}, {0}};
     size_t threads = (size_t)block.x * block.y * block.z;
     if (!threads || threads > MAX_THREADS) return "a block of no or more than 1024 threads";
-    if (shared_bytes > 227 << 10) return "a block with more than 227 KiB of shared memory";
+    if (shared_bytes > (size_t)most_shared) return "a block with more than 64 KiB of shared memory";
     lq_parallel_for((size_t)grid.x * grid.y * grid.z, one_block, &j);
     if (!j.failed) return nullptr;
     snprintf(last_fault, sizeof last_fault, "%s", j.fault);

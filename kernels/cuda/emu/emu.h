@@ -35,6 +35,7 @@ void sync_threads();
 
 typedef void (*body)(const void *arg);
 /* Runs every block. NULL, or what went wrong (valid until the next launch of this thread). */
+enum { most_shared = 64 << 10 };                     /* what the smallest GPU that has kernels gives a block */
 const char *launch(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes, body fn, const void *arg);
 void seed(uint64_t s);                               /* of the order of warps in launches to come */
 
