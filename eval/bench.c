@@ -5,6 +5,7 @@
 #define _DEFAULT_SOURCE
 #include "eval/bench.h"
 
+#include "calib/held.h"
 #include "core/num.h"
 #include "core/os.h"
 #include "eval/bandwidth.h"
@@ -81,6 +82,7 @@ static lq_status bench_prompt(lq_ctx *ctx, bench *b, uint32_t n) {
 }
 
 static lq_status step(lq_ctx *ctx, bench *b, uint32_t n, int32_t *next) {
+    if (b->m->held) return lq_held_next(ctx, b->state, next, n, next);
     LQ_TRY(lq_forward_batch(ctx, b->state, next, n, b->hidden));
     return head(ctx, b, b->hidden, n, next);
 }
