@@ -2,7 +2,7 @@
  * Copyright the lquant authors */
 /* Every kernel of every variant this machine can run against its definition: bit for bit where the header promises the
  * bits, else against a sum in fp64 within k eps sum |w x|, k stated. Outputs lie between guard bytes, inputs end where
- * their memory ends. checkkern [--seed N] [--only PART_OF_A_NAME] [--bench | --bench-packed [TYPE] | --bench-threads] */
+ * their memory ends. checkkern [--seed N] [--only PART_OF_A_NAME] [--bench | --bench-packed [TYPE] | --bench-device [cuda | emu] | --bench-threads] */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -486,6 +486,7 @@ int main(int argc, char **argv) {
             ck_thread_bench();
             return 0;
         }
+        if (!strcmp(argv[i], "--bench-device")) return ck_device_bench(i + 1 < argc ? argv[i + 1] : "cuda");
         if (!strcmp(argv[i], "--bench-packed")) {
             ck_packed_bench(i + 1 < argc ? argv[i + 1] : NULL);
             return 0;

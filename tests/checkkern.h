@@ -21,6 +21,7 @@ void ck_fill(lq_qtensor *q, const lq_scheme *s, uint32_t rows, uint32_t cols, lq
 void ck_floats(float *x, size_t n, lq_rng *rng, bool hostile);
 void ck_bench(void);
 void ck_thread_bench(void); /* checkkern_threads.c */
+int ck_device_bench(const char *device); /* checkkern_device_bench.c; 77: there is none, 1: something went wrong */
 void ck_packed_bench(const char *only); /* checkkern_packed_bench.c; only: one type, NULL: several */
 
 /* ---- what checks share ---- */
@@ -29,6 +30,7 @@ typedef void (*ck_check)(void **state);
 void ck_add(ck_check fn, const char *op, const ck_variant *v, const ck_scheme *s, lq_dtype t);
 void ck_packed_add(const ck_variant *v); /* checkkern_packed.c */
 void ck_device_add(const ck_variant *c); /* checkkern_device.c */
+void ck_device_sparse_add(const ck_variant *v, lq_dtype t); /* checkkern_device_sparse.c */
 void ck_device_ops_add(const ck_variant *v, lq_dtype t); /* checkkern_device_ops.c; t says which device: F16 cuda, F32 emu */
 lq_rng ck_start(const char *name);       /* the seed of the run and the name of the check */
 void *ck_guarded(size_t n);              /* an output between guard bytes, filled with rubbish; ck_release fails when one was written */

@@ -227,6 +227,8 @@ void ck_device_add(const ck_variant *c) {
         add_for(lq_device_emu(), &names[1], s, LQ_F32);
         add_for(lq_device_cuda(), &names[0], s, LQ_F16);
     }
+    if (lq_device_emu()->available()) ck_device_sparse_add(&names[1], LQ_F32);
+    if (lq_device_cuda()->available()) ck_device_sparse_add(&names[0], LQ_F16);
     if (lq_device_emu()->available()) ck_device_ops_add(&names[1], LQ_F32);
     if (lq_device_cuda()->available()) ck_device_ops_add(&names[0], LQ_F16);
 }

@@ -65,7 +65,7 @@ typedef struct lq_device_attn {
     float scale, cap;                      /* scores are scale q k, then cap tanh(s / cap) where cap > 0 */
 } lq_device_attn;
 
-typedef struct lq_device_sparse {          /* what is added to a matrix: CSR entries, kept columns, a low-rank product; counts 0: none */
+typedef struct lq_device_sparse {          /* what is added to a matrix: CSR entries, kept columns, a low-rank product; counts 0: none. Columns are x's own */
     uint32_t rows, cols, kept, rank;
     uint64_t nnz;
     const uint32_t *start, *col;           /* [rows + 1], [nnz] */
@@ -113,6 +113,7 @@ typedef struct lq_device_ops {
     const char *(*round)(const lq_device_matrix *m, const lq_device_round *o, const float *x, uint32_t n, int8_t *codes, float *step, int32_t *sum);
     const char *(*scale)(float *x, float times, float cap, uint64_t n); /* in place: times x, then cap tanh(x / cap) where cap > 0 */
     const char *(*scatter)(float *y, const float *x, const int32_t *ids, const float *weight, uint32_t width, uint32_t n); /* y[ids[i]] += weight[i] x[i], ids distinct */
+    const char *(*move)(void *to, const void *from, uint64_t bytes); /* a copy of a multiple of 16; to NULL: only reads them */
 } lq_device_ops;
 
 typedef struct lq_device {

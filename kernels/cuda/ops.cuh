@@ -7,15 +7,17 @@
 #include "kernels/cuda/dense.cuh"
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/ops_elementwise.cuh"
+#include "kernels/cuda/roof.cuh"
 #include "kernels/cuda/round.cuh"
 #include "kernels/cuda/score.cuh"
+#include "kernels/cuda/sparse.cuh"
 
 namespace ops {
 
 static const lq_device_ops table = {
     dense::start,
     gemm::pick,
-    nullptr, /* sparse */
+    sparse::start,
     elementwise::embed,
     elementwise::embed_packed,
     elementwise::norm,
@@ -32,6 +34,7 @@ static const lq_device_ops table = {
     rounding::start,
     elementwise::scale,
     elementwise::scatter,
+    roof::start,
 };
 
 } // namespace ops

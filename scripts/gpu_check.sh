@@ -1,0 +1,62 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# The CUDA kernels on the GPU of this machine: builds for it, checks every device kernel against the fp64 reference with fresh random data
+# and poisoned outputs, looks for bad accesses and races where compute-sanitizer is, then measures. One table at the end.
+#   scripts/gpu_check.sh [BUILD_DIR]     CHECK_DEVICE=emu: the same steps on the emulation, to try this script
+# Exit 77: no GPU, no nvcc or no CUDA runtime to link.
+set -eu
+cd "$(dirname "$0")/.."
+build=${1:-build-gpu}
+device=${CHECK_DEVICE:-cuda}
+began=$(date +%s)
+step() { printf '\n== %s (%s s)\n' "$*" "$(($(date +%s) - began))"; }
+none() { printf 'gpu_check: %s\n' "$*"; exit 77; }
+
+if [ "$device" = cuda ]; then
+    command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU || none "there is no GPU here"
+    command -v nvcc >/dev/null || none "there is no nvcc here"
+    arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d '. ')
+    options="-Dcuda=enabled -Dgpu_archs=$arch"
+else
+    options="-Dcuda=disabled"
+fi
+log=$build/gpu_check
+[ -f "$build/build.ninja" ] && again=--reconfigure || again=
+
+step "build for $device"
+# shellcheck disable=SC2086
+meson setup "$build" $again $options > /dev/null || none "meson could not configure a build with CUDA (static runtime: -Dgpu_libdirs)"
+mkdir -p "$log"
+ninja -C "$build" tests/checkkern > "$log/build.txt" || { tail -20 "$log/build.txt"; exit 1; }
+checkkern=$build/tests/checkkern
+
+# checks PART_OF_A_NAME FILE [COMMAND...]: the sentences of failed ones, and how many passed; none run is a failure too
+checks() {
+    part=$1 file=$log/$2
+    shift 2
+    "$@" "$checkkern" --seed "$seed" --only "$part" > "$file" 2>&1 || { grep -E 'ERROR|=====|FAILED' "$file" | head -20; exit 1; }
+    grep -qE '_(cuda)|_emu' "$file" || { echo "gpu_check: no check of a device ran"; exit 1; }
+    grep -E 'PASSED|ERROR SUMMARY|RACECHECK SUMMARY' "$file" | tail -2
+}
+
+seed=$(date +%s)
+step "every kernel against the reference, seed $seed"
+checks "_$device" checks.txt
+
+if [ "$device" = cuda ] && command -v compute-sanitizer > /dev/null; then
+    for tool in memcheck racecheck; do
+        step "compute-sanitizer $tool"
+        for part in device_gemv_i4sym_g128_cuda device_gemm_i4sym_g128_cuda device_gemv_nf4_cuda device_idot_i4sym_g128_cuda device_attn device_sparse; do
+            checks "$part" "$tool-$part.txt" timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 1
+        done
+    done
+else
+    step "compute-sanitizer is not here: memcheck and racecheck not run"
+fi
+
+step "benchmark"
+[ "$device" = cuda ] && nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,temperature.gpu --format=csv,noheader
+timeout 200 "$checkkern" --bench-device "$device" > "$log/bench.txt" || { cat "$log/bench.txt"; exit 1; }
+[ "$device" = cuda ] && nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,temperature.gpu --format=csv,noheader
+step "done"
+cat "$log/bench.txt"
