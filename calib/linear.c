@@ -9,7 +9,7 @@
 #include <string.h>
 
 enum { PANEL = 128 << 10, PANEL_MIN = 32, PANEL_MAX = 128, GEMV_ROWS = 64 }; /* floats; rows */
-enum { BLOCK = 128, FEW_FLOATS = 4 }; /* tokens prepared at once for packed codes; that floats multiply as they are */
+enum { BLOCK = 128, FEW_FLOATS = 4, FEW_DIGITS = 2 }; /* tokens prepared at once for packed codes; that floats multiply as they are; that become digits */
 
 static uint32_t panel_rows(const lq_linear *lin) {
     uint32_t want = PANEL / lin->cols;
@@ -34,10 +34,15 @@ uint64_t lq_linear_bytes(const lq_linear *lin) {
     return lin->q ? lq_qtensor_bytes(lin->q) : (uint64_t)lin->rows * lq_dtype_row_bytes(lin->dtype, lin->cols);
 }
 
+static size_t acts_bytes(const lq_packed *p, uint32_t n) {
+    size_t floats = lq_packed_x_bytes(p, n), digits = lq_packed_d_bytes(p, n < FEW_DIGITS ? n : FEW_DIGITS);
+    return aligned(floats > digits ? floats : digits);
+}
+
 size_t lq_linear_shared(const lq_linear *lin, uint32_t n) {
     if (lin->q && lin->q->sch.act.kind) return lq_act_shared(lin, n);
     if (n > BLOCK) n = BLOCK;
-    return !lin->packed ? 0 : aligned(lq_packed_x_bytes(lin->packed, n)) + (size_t)n * rank_of(lin->q) * sizeof(double);
+    return !lin->packed ? 0 : acts_bytes(lin->packed, n) + (size_t)n * rank_of(lin->q) * sizeof(double);
 }
 
 static bool fit_shared(lq_work *w, size_t bytes) {
@@ -110,6 +115,7 @@ typedef struct apply {
     float *y;
     uint32_t n, panel;
     lq_packed_x px;             /* x for packed codes */
+    lq_packed_d digits;         /* instead of it where they are near */
     double *low;                /* [n][rank] b x */
 } apply;
 
@@ -142,7 +148,8 @@ static void tile_slice(void *arg, size_t i) {
     const lq_packed *p = a->lin->packed;
     const lq_qtensor *q = a->lin->q;
     uint32_t t0 = (uint32_t)i * tiles, nt = p->tiles - t0 < tiles ? p->tiles - t0 : tiles, r0 = t0 * LQ_TILE, nr = q->rows - r0 < rows ? q->rows - r0 : rows;
-    a->k->packed_gemv(p, t0, nt, &a->px, a->y, q->rows);
+    if (a->digits.near) a->k->packed_digits(p, t0, nt, &a->digits, a->y, q->rows);
+    else a->k->packed_gemv(p, t0, nt, &a->px, a->y, q->rows);
     for (uint32_t t = 0; q->sch.extra & LQ_X_ADDED && t < a->n; t++) {
         float *y = a->y + (size_t)t * q->rows + r0;
         if (a->low) lq_gemv_low(q, r0, nr, 0, q->sch.rank, a->low + (size_t)t * q->sch.rank, y);
@@ -158,9 +165,13 @@ static void x_slice(void *arg, size_t t) {
 static void block_tokens(apply *a) {
     const lq_packed *p = a->lin->packed;
     uint32_t rank = rank_of(&p->q);
-    a->px = lq_packed_x_of(p, a->x, a->n, a->work->shared);
-    a->low = rank ? (double *)(void *)((char *)a->work->shared + aligned(lq_packed_x_bytes(p, a->n))) : NULL;
-    if (a->px.x != a->x || a->px.sum) lq_spread(a->n, (uint64_t)a->n * p->q.cols, x_slice, a);
+    bool digits = a->n <= FEW_DIGITS && a->k->packed_digits != lq_packed_digits_c && lq_packed_whole(p) > 0; /* the definition is the slower one */
+    if (digits) a->digits = lq_packed_d_make(p, a->k->digits, a->x, a->n, a->work->shared);
+    a->low = rank ? (double *)(void *)((char *)a->work->shared + acts_bytes(p, a->n)) : NULL;
+    if (!a->digits.near) {
+        a->px = lq_packed_x_of(p, a->x, a->n, a->work->shared);
+        if (a->px.x != a->x || a->px.sum) lq_spread(a->n, (uint64_t)a->n * p->q.cols, x_slice, a);
+    }
     if (rank) lq_spread(rank, (uint64_t)rank * a->n * p->q.cols, low_slice, a);
     lq_spread((p->q.rows + block_rows(a->n) - 1) / block_rows(a->n), (uint64_t)p->q.rows * p->q.cols * a->n, tile_slice, a);
 }

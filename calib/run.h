@@ -9,7 +9,7 @@
 
 /* lq_parallel_for where `work` (multiplications, about) is worth waking threads for. Parts are independent: same bits. */
 static inline void lq_spread(size_t n, uint64_t work, void (*fn)(void *arg, size_t i), void *arg) {
-    if (work >= 1 << 17) lq_parallel_for(n, fn, arg);
+    if (work >= 1 << 16) lq_parallel_for(n, fn, arg);
     else
         for (size_t i = 0; i < n; i++) fn(arg, i);
 }

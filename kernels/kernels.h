@@ -51,6 +51,12 @@ typedef struct lq_kernels {
     /* code = x inv to the nearest whole number, ties to even, at most 127 either way; x inv no NaN. Returns the sum of the codes. */
     int32_t (*round8)(const float *x, float inv, size_t n, int8_t *code);
     void (*narrow)(const double *x, float *y, size_t n);
+    /* n floats, a multiple of 16, as digits (lq_packed_d): d[n / 4][4][4], the sum of each, the step; are they near? */
+    lq_digits_fn digits;
+    /* packed_gemv of activations in digits, where lq_packed_whole() says so: sums of a block exact, S0 of A(code) d0 and M of A(code) (256 d1 + d2), then
+     * over the blocks y = fma(s, v, y), v = step / whole * (65536 S0 + M), less the zeros' share fma(-z, step * sum of x, v or, for a MIN, y). Same
+     * bits everywhere. Within (3 + 3 blocks) eps sum ((|s A| + |s z|) |x|) + 2^-23 sum over blocks max |x| sum (|s A| + |s z|). */
+    void (*packed_digits)(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_d *x, float *y, size_t ldy);
 } lq_kernels;
 
 /* C first, then the overrides of the tiers (core/cpu.h) in mask in ascending order: where two have an entry the later one wins. */

@@ -47,6 +47,13 @@ static lq_dtype zero_type(const lq_scheme *s) {
 /* A table whose values are whole numbers in every file. */
 static bool whole_table(const lq_grid *g) { return g->kind == LQ_GRID_LUT && (g->bias == LQ_LUT_SIGN || g->bias == LQ_LUT_QUAD || g->bias == LQ_LUT_IQ4); }
 
+float lq_packed_whole(const lq_packed *p) {
+    const lq_grid *g = &p->q.sch.grid;
+    int32_t most = (1 << g->bits) - 1;
+    if (g->kind == LQ_GRID_INT) return g->bias >= most - 255 && g->bias <= 255 ? 1 : 0;
+    return g->kind == LQ_GRID_E2M1 ? 2 : whole_table(g) ? 1 : 0;
+}
+
 static bool grid_fits(const lq_grid *g) {
     if (g->vec > 1 || !g->bits || g->bits > 8) return false;
     if (g->kind == LQ_GRID_INT) return abs(g->bias) <= 256;

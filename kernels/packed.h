@@ -72,6 +72,19 @@ typedef struct lq_packed_i {
     const float *step;  /* [n][segs] what a code is worth */
 } lq_packed_i;
 
+/* Activations as whole numbers of 24 bits, for kernels that multiply bytes: in blocks (a segment, or runs of LQ_DIGIT_BLOCK of a longer one)
+ * x = step (65536 d0 + 256 d1 + d2) + rest, |rest| <= step / 2 <= 1.01 * 2^-23 max |x| of the block, or 2^-127. Near: the rest is at most 2^-16 of
+ * the mean |x| of the numbers in the block that are not 0, the largest left out; a block of numbers that are not all finite is not near, has a
+ * NaN for its step and no digits. */
+enum { LQ_DIGITS = 3, LQ_DIGIT_BLOCK = 256 };
+typedef struct lq_packed_d {
+    uint32_t n, blocks, per; /* tokens; blocks of a token; of a segment */
+    const int8_t *x;         /* [n][ld / 4][4][4] signed digits to base 256 of four columns, d0 first, then d1, d2 and 0; stored order, 0 behind cols */
+    const int32_t *sum;      /* [n][blocks][LQ_DIGITS] */
+    const float *step;       /* [n][blocks] powers of two */
+    bool near;               /* all blocks are */
+} lq_packed_d;
+
 /* Bytes of scratch, and x made of n tokens [n][cols] in weight-column order in it (or borrowed where it is already so). */
 size_t lq_packed_x_bytes(const lq_packed *p, uint32_t n);
 lq_packed_x lq_packed_x_make(const lq_packed *p, const float *x, uint32_t n, void *scratch);
@@ -85,4 +98,16 @@ lq_packed_token lq_packed_i_token(const lq_packed *p, uint32_t n, void *scratch,
 void lq_packed_i_put(const lq_packed *p, const float *code, const float *step, lq_packed_token to);
 lq_packed_i lq_packed_i_of(const lq_packed *p, uint32_t n, void *scratch, uint32_t t0, uint32_t some); /* tokens [t0, t0 + some) of the n */
 lq_packed_i lq_packed_i_make(const lq_packed *p, const float *code, const float *step, uint32_t n, void *scratch);
+/* Digits: where A(code) times lq_packed_whole() is a whole number below 256, whole activations or not; 0: it is not. */
+float lq_packed_whole(const lq_packed *p);
+size_t lq_packed_d_bytes(const lq_packed *p, uint32_t n);
+/* digits: the kernel table's. */
+typedef bool (*lq_digits_fn)(const float *x, uint32_t n, int8_t *d, int32_t sum[LQ_DIGITS], float *step);
+lq_packed_d lq_packed_d_make(const lq_packed *p, lq_digits_fn digits, const float *x, uint32_t n, void *scratch);
+/* Columns [*c, return value) of block b. */
+static inline uint32_t lq_packed_block(const lq_packed *p, uint32_t per, uint32_t b, uint32_t *c) {
+    uint32_t at = b / per * p->seg, end = p->q.cols - at < p->seg ? p->q.cols : at + p->seg;
+    *c = at + b % per * LQ_DIGIT_BLOCK;
+    return end - *c < LQ_DIGIT_BLOCK ? end : *c + LQ_DIGIT_BLOCK;
+}
 #endif

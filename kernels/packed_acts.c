@@ -82,3 +82,37 @@ lq_packed_i lq_packed_i_make(const lq_packed *p, const float *code, const float 
     for (uint32_t t = 0; t < n; t++) lq_packed_i_put(p, code + (size_t)t * p->q.cols, step + (size_t)t * tiles, lq_packed_i_token(p, n, scratch, t));
     return lq_packed_i_of(p, n, scratch, 0, n);
 }
+
+static uint32_t blocks_per(const lq_packed *p) { return (p->seg < p->q.cols ? p->seg - 1 : p->q.cols - 1) / LQ_DIGIT_BLOCK + 1; }
+/* Runs of a last, shorter segment that are not there have no columns. */
+static uint32_t n_blocks(const lq_packed *p) {
+    uint32_t last = p->q.cols - (p->segs - 1) * p->seg;
+    return (p->segs - 1) * blocks_per(p) + (last - 1) / LQ_DIGIT_BLOCK + 1;
+}
+static bool borrowed(const lq_packed *p) { return !p->q.perm && lq_packed_ld(p) == p->q.cols; }
+
+size_t lq_packed_d_bytes(const lq_packed *p, uint32_t n) {
+    size_t blocks = (size_t)n * n_blocks(p), ld = lq_packed_ld(p);
+    return aligned(n * 4 * ld) + aligned(blocks * LQ_DIGITS * sizeof(int32_t)) + aligned(blocks * sizeof(float)) + (borrowed(p) ? 0 : ld * sizeof(float));
+}
+
+lq_packed_d lq_packed_d_make(const lq_packed *p, lq_digits_fn digits, const float *x, uint32_t n, void *scratch) {
+    uint32_t ld = lq_packed_ld(p), cols = p->q.cols, blocks = n_blocks(p), per = blocks_per(p);
+    int8_t *d = scratch;
+    int32_t *sum = (int32_t *)(void *)((char *)scratch + aligned((size_t)n * 4 * ld));
+    float *step = (float *)(void *)((char *)sum + aligned((size_t)n * blocks * LQ_DIGITS * sizeof *sum));
+    float *row = (float *)(void *)((char *)step + aligned((size_t)n * blocks * sizeof *step));
+    bool near = true;
+    for (uint32_t t = 0; t < n; t++) {
+        const float *from = x + (size_t)t * cols;
+        if (!borrowed(p)) {
+            arrange(p, from, row);
+            from = row;
+        }
+        for (uint32_t b = 0, c; b < blocks; b++) {
+            uint32_t end = lq_packed_block(p, per, b, &c), at = t * blocks + b;
+            near = digits(from + c, (end == cols ? ld : end) - c, d + ((size_t)t * ld + c) * 4, sum + (size_t)at * LQ_DIGITS, step + at) && near;
+        }
+    }
+    return (lq_packed_d){n, blocks, per, d, sum, step, near};
+}

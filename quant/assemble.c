@@ -187,10 +187,10 @@ static lq_status write_one(road *r, const lq_format *format, const char *dir) {
     json_t *meta = meta_of(r), *changes = lq_sidecars_changes(r->model, LQ_NONE);
     lq_sink_opts so = {.shard_size = r->run->opts.shard_size, .meta = meta, .config = changes, .gguf = format->gguf ? r->gguf : NULL};
     if (format->gguf && r->imatrix.n) note_imatrix(r);
-    if (format->gguf) lq_gguf_out_manifest(r->ctx, r->gguf, made_how(r, format)); /* out of memory is said when the file is opened */
-    if (format->gguf) lq_gguf_out_finish(r->gguf, &r->model->cat, r->plan.file_type);
     lq_status st = meta && changes ? count_anew(r) : lq_oom(r->ctx, 256);
+    if (!st && format->gguf) st = lq_gguf_out_manifest(r->ctx, r->gguf, made_how(r, format));
     if (st) goto done;
+    if (format->gguf) lq_gguf_out_finish(r->gguf, &r->model->cat, r->plan.file_type);
     LQ_GO(lq_sink_open(r->ctx, format, dir, &r->model->cat, &so, &r->sink));
     LQ_GO(lq_sidecars_write(r->ctx, r->src, r->model, r->sink));
     LQ_GO(put_tensors(r));

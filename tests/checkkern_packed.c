@@ -187,6 +187,114 @@ static void sums_are_whole(const ck_probe *p, const lq_packed *m, const lq_qtens
 
 static void packed_idot_sums_whole_numbers(void **state) { over_shapes(*state, (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, sums_are_whole); }
 
+/* ---- activations in digits ---- */
+
+typedef struct digits { float *x; void *scratch; lq_packed_d d; } digits;
+
+static digits digits_of(const ck_probe *p, const lq_packed *m, uint32_t n, lq_rng *rng, bool hostile) {
+    digits v = {.x = ck_exact(4 * (size_t)n * m->q.cols), .scratch = lq_alloc(lq_packed_d_bytes(m, n))};
+    assert_non_null(v.scratch);
+    ck_floats(v.x, (size_t)n * m->q.cols, rng, hostile);
+    v.d = lq_packed_d_make(m, p->v->k.digits, v.x, n, v.scratch);
+    return v;
+}
+static void digits_free(digits *v) { lq_free(v->scratch), free(v->x); }
+
+static void multiplies_digits(const ck_probe *p, const lq_packed *m, const lq_qtensor *q, lq_rng *rng, bool hostile) {
+    uint32_t n = 1 + lq_rng_below(rng, 3), t0 = m->tiles - 1 - lq_rng_below(rng, m->tiles), rows = q->rows;
+    if (lq_packed_whole(m) <= 0) return;
+    size_t at = (size_t)t0 * LQ_TILE, ny = (size_t)n * rows - at;
+    digits v = digits_of(p, m, n, rng, hostile);
+    float *want = lq_calloc(ny, 4), *got = ck_guarded(4 * ny);
+    assert_non_null(want);
+    lq_packed_digits_c(m, t0, m->tiles - t0, &v.d, want - at, rows);
+    p->v->k.packed_digits(m, t0, m->tiles - t0, &v.d, got - at, rows);
+    for (uint32_t t = 0; t < n; t++) ck_same_bits(got + (size_t)t * rows, want + (size_t)t * rows, rows - at, p->name, q->cols);
+    ck_release(got, 4 * ny);
+    lq_free(want);
+    digits_free(&v);
+}
+
+static void packed_digits_has_the_bits_of_c(void **state) { over_shapes(*state, (lq_act){0}, multiplies_digits); }
+
+/* The definition itself: every operation rounds once, and what the digits leave out of x is at most half a step. */
+static void digits_are_near(const ck_probe *p, const lq_packed *m, const lq_qtensor *q, lq_rng *rng, bool hostile) {
+    bool min = q->sch.zero_kind == LQ_ZERO_MIN;
+    if (lq_packed_whole(m) <= 0) return;
+    digits v = digits_of(p, m, 1, rng, hostile);
+    float *y = ck_exact(4 * (size_t)q->rows);
+    lq_packed_digits_c(m, 0, m->tiles, &v.d, y, q->rows);
+    for (uint32_t r = 0; r < q->rows; r++) {
+        double sum = 0, mass = 0, rest = 0;
+        for (uint32_t b = 0, c; b < v.d.blocks; b++) {
+            uint32_t end = lq_packed_block(m, v.d.per, b, &c);
+            double s = lq_packed_scale(m, r, c / m->seg), z = lq_packed_zero(m, r, c / m->seg);
+            for (uint32_t i = c; i < end; i++) {
+                double x = v.x[q->perm ? q->perm[i] : i], a = lq_grid_value(&m->q, r, lq_packed_code(m, r, i)), w = fabs(a * s) + fabs(min ? z : z * s);
+                sum += (min ? a * s - z : (a - z) * s) * x;
+                mass += w * fabs(x) + fabs(s) * FLT_MIN / 2;
+                rest += w * (double)v.d.step[b] / 2;
+            }
+        }
+        double bound = (3 + 3.0 * v.d.blocks) * FLT_EPSILON * mass + rest + q->cols * 0x1p-149;
+        if (mass < FLT_MAX && !(fabs((double)y[r] - sum) <= bound)) fail_msg("%s, cols %u: %.9g, want %.9g within %.3g", p->name, q->cols, (double)y[r], sum, bound);
+        if (mass > 1e-30) ck_worst = fmax(ck_worst, fabs((double)y[r] - sum) / (FLT_EPSILON / 2 * mass));
+    }
+    free(y);
+    digits_free(&v);
+}
+
+static void packed_digits_is_within_its_bound(void **state) {
+    const ck_probe *p = *state;
+    ck_worst = 0;
+    over_shapes(p, (lq_act){0}, digits_are_near);
+    print_message("    %s: worst error %.2f eps sum|wx|\n", p->name, ck_worst);
+}
+
+static void rest_is_small(const float *x, uint32_t n, float step) {
+    double sum = 0, most = 0, others = -1;
+    for (uint32_t i = 0; i < n; i++) {
+        sum += fabs((double)x[i]);
+        most = fmax(most, fabs((double)x[i]));
+        others += x[i] != 0;
+    }
+    assert_true(others < 1 || (double)step / 2 <= 0x1.01p-16 * (sum - most) / others);
+}
+
+static void digits_have_the_bits_of_c(void **state) {
+    enum { MOST = LQ_DIGIT_BLOCK + 48 };
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
+    for (int round = 0; round < 400; round++) {
+        uint32_t n = 16 + 16 * lq_rng_below(&rng, MOST / 16);
+        float *x = ck_exact(4 * (size_t)n), want_step, step, most = 0;
+        int8_t *want = ck_exact((size_t)4 * n), *got = ck_guarded((size_t)4 * n);
+        int32_t want_sum[LQ_DIGITS], sum[LQ_DIGITS];
+        ck_floats(x, n, &rng, round & 1);
+        for (uint32_t i = 0; i < n; i++) x[i] = ldexpf(x[i], round % 7 * 40 - 120);
+        if (round % 29 == 1) x[lq_rng_below(&rng, n)] = round % 2 ? INFINITY : NAN;
+        if (round % 5 == 1) x[0] = ldexpf(0x1.fffffep0f - (float)lq_rng_below(&rng, 256) * 0x1p-20f, round % 100); /* near the next step */
+        bool want_near = lq_digits_c(x, n, want, want_sum, &want_step), near = p->v->k.digits(x, n, got, sum, &step);
+        assert_int_equal(near, want_near);
+        ck_same_bits(&step, &want_step, 1, p->name, n);
+        assert_memory_equal(got, want, (size_t)4 * n);
+        assert_memory_equal(sum, want_sum, sizeof sum);
+        for (uint32_t i = 0; i < n; i++) most = fmaxf(most, fabsf(x[i]));
+        for (uint32_t i = 0; i < n && !isnan(step); i++) {
+            const int8_t *four = got + i / 4 * 16 + i % 4;
+            double back = (double)step * (65536.0 * four[0] + 256.0 * four[4] + four[8]);
+            assert_true(fabs(back - (double)x[i]) <= (double)step / 2);
+        }
+        assert_true(near || isnan(step) || round & 1 || round % 5 == 1 || most < 0x1p-80f);
+        if (near) rest_is_small(x, n, step);
+        assert_true(isnan(step) || (double)step <= fmax(0x1.02p-22 * (double)most, 0x1p-126));
+        ck_release(got, (size_t)4 * n);
+        free(want), free(x);
+    }
+}
+
+static bool in_digits(const lq_scheme *s) { return (s->grid.kind == LQ_GRID_INT || s->grid.kind == LQ_GRID_E2M1 || s->grid.kind == LQ_GRID_LUT); }
+
 static bool whole(const lq_scheme *s) {
     lq_scheme a = *s;
     a.act = (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8};
@@ -195,10 +303,13 @@ static bool whole(const lq_scheme *s) {
 
 void ck_packed_add(const ck_variant *v) {
     const lq_kernels *k = &v->k, *b = &v->below;
+    if (k->digits != b->digits || !strcmp(v->name, "c")) ck_add(digits_have_the_bits_of_c, "digits", v, NULL, LQ_NONE);
     for (const ck_scheme *s = ck_all_schemes(); s->name; s++) {
         if (!lq_packed_fits(&s->s, 16, 3840)) continue;
         if (!strcmp(v->name, "c")) ck_add(unpacking_gives_back_every_bit, "unpack", v, s, LQ_NONE);
         if (!strcmp(v->name, "c") && whole(&s->s)) ck_add(packed_idot_sums_whole_numbers, "whole_sums", v, s, LQ_NONE);
+        if (in_digits(&s->s) && !strcmp(v->name, "c")) ck_add(packed_digits_is_within_its_bound, "packed_digits", v, s, LQ_NONE);
+        if (in_digits(&s->s) && k->packed_digits != b->packed_digits && strcmp(v->name, "c")) ck_add(packed_digits_has_the_bits_of_c, "packed_digits", v, s, LQ_NONE);
         if (k->packed_dequant != b->packed_dequant) ck_add(packed_dequant_is_the_definition, "packed_dequant", v, s, LQ_NONE);
         if (k->packed_gemv != b->packed_gemv) ck_add(packed_gemv_is_within_its_bound, "packed_gemv", v, s, LQ_NONE);
         if (k->packed_idot != b->packed_idot && whole(&s->s) && strcmp(v->name, "c")) ck_add(packed_idot_has_the_bits_of_c, "packed_idot", v, s, LQ_NONE);

@@ -24,6 +24,7 @@ typedef struct bench {
     size_t copies;
     lq_packed_x x;
     lq_packed_i xi;
+    lq_packed_d xd;
     float *y;        /* of every copy, of TOKENS tokens */
     double *acc;
     const uint64_t *cold; /* a plain read */
@@ -43,7 +44,8 @@ static void multiply(void *arg, size_t i) {
     const lq_packed *m = &b->m[i / slices];
     uint32_t nt = m->tiles - t0 < SLICE ? m->tiles - t0 : SLICE;
     size_t at = i / slices * TOKENS * m->tiles * LQ_TILE;
-    if (b->op[0] == 'g') b->k->packed_gemv(m, t0, nt, &b->x, b->y + at, m->q.rows);
+    if (b->op[0] == 'd') b->k->packed_digits(m, t0, nt, &b->xd, b->y + at, m->q.rows);
+    else if (b->op[0] == 'g') b->k->packed_gemv(m, t0, nt, &b->x, b->y + at, m->q.rows);
     else b->k->packed_idot(m, t0, nt, &b->xi, b->acc + at + (size_t)t0 * LQ_TILE * TOKENS);
 }
 
@@ -136,7 +138,7 @@ static void add(row *rows, size_t *n, const bench *from, const char *type, const
     row *r = &rows[(*n)++];
     const lq_packed *m = from->m;
     *r = (row){.fn = multiply, .items = (m->tiles + SLICE - 1) / SLICE * from->copies, .b = *from};
-    r->b.k = k, r->b.op = op, r->b.n = tokens, r->b.x.n = tokens, r->b.xi.n = tokens;
+    r->b.k = k, r->b.op = op, r->b.n = tokens, r->b.x.n = tokens, r->b.xi.n = tokens, r->b.xd.n = tokens;
     snprintf(r->name, sizeof r->name, "%s %s n=%u %s", op, type, tokens, k->name);
     r->weights = (double)m->q.rows * m->q.cols * (double)from->copies;
     r->bytes = (double)(m->tile_bytes + m->segs * m->seg_bytes) * m->tiles * (double)from->copies;
@@ -144,32 +146,34 @@ static void add(row *rows, size_t *n, const bench *from, const char *type, const
 
 static void bench_type(const char *type, uint32_t height, uint32_t cols, const uint64_t *cold, size_t words) {
     const lq_act acts[] = {{.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, {0}}; /* the layout is the same */
-    row rows[8];
+    row rows[10];
     bench b = {.cold = cold};
     size_t n = 0;
     bool whole = copies_of(type, height, cols, acts[0], &b);
     if (!whole && !copies_of(type, height, cols, acts[1], &b)) return;
     float *x = LQ_NEWN(float, TOKENS * (size_t)cols), *y = LQ_NEWN(float, b.copies * TOKENS * b.m->tiles * LQ_TILE), step[TOKENS];
     double *acc = LQ_NEWN(double, b.copies * TOKENS * b.m->tiles * LQ_TILE);
-    void *s0 = lq_alloc(lq_packed_x_bytes(b.m, TOKENS) + 64), *s1 = lq_alloc(lq_packed_i_bytes(b.m, TOKENS));
-    if (!x || !y || !acc || !s0 || !s1) exit(1);
+    void *s0 = lq_alloc(lq_packed_x_bytes(b.m, TOKENS) + 64), *s1 = lq_alloc(lq_packed_i_bytes(b.m, TOKENS)), *s2 = lq_alloc(lq_packed_d_bytes(b.m, TOKENS));
+    if (!x || !y || !acc || !s0 || !s1 || !s2) exit(1);
     for (int t = 0; t < TOKENS; t++) step[t] = 0.01f;
     for (size_t i = 0; i < TOKENS * (size_t)cols; i++) x[i] = (float)((int)((i * 2654435761u >> 7) % 255) - 127);
     b.x = lq_packed_x_make(b.m, x, TOKENS, s0), b.y = y, b.acc = acc;
     if (whole) b.xi = lq_packed_i_make(b.m, x, step, TOKENS, s1);
+    b.xd = lq_packed_d_make(b.m, lq_kernels_best()->digits, x, TOKENS, s2);
     for (int i = 0; i < 2; i++) {
         rows[n++] = (row){.fn = i ? read_ahead : read_one, .items = MOST, .b = b, .bytes = (double)words * MOST * 8};
         rows[n - 1].b.words = words;
         snprintf(rows[n - 1].name, sizeof rows->name, "read%s", i ? ", fetched ahead" : "");
     }
     for (uint32_t t = 1; whole && t <= TOKENS; t = t == 1 ? 3 : t == 3 ? 8 : 9) add(rows, &n, &b, type, "idot", t, lq_kernels_best());
+    for (uint32_t t = 1; t <= 4 && lq_packed_whole(b.m) > 0; t *= 2) add(rows, &n, &b, type, "digits", t, lq_kernels_best());
     for (uint32_t t = 1; t <= TOKENS; t += 7) add(rows, &n, &b, type, "gemv", t, lq_kernels_best());
     printf("%s, %u x %u, %zu copies, %d threads\n", type, height, cols, b.copies, lq_threads());
     measure(rows, n);
     for (size_t i = 1; i < b.copies; i++) free(b.m[i].codes), free(b.m[i].params);
     lq_packed_free(&b.m[0]);
     free(b.m);
-    lq_free(x), lq_free(y), lq_free(acc), lq_free(s0), lq_free(s1);
+    lq_free(x), lq_free(y), lq_free(acc), lq_free(s0), lq_free(s1), lq_free(s2);
 }
 
 void ck_packed_bench(const char *only) {

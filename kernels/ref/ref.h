@@ -23,6 +23,8 @@ void lq_packed_idot_c(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_pac
 uint32_t lq_absmax_c(const float *x, size_t n);
 int32_t lq_round8_c(const float *x, float inv, size_t n, int8_t *code);
 void lq_narrow_c(const double *x, float *y, size_t n);
+void lq_packed_digits_c(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_d *x, float *y, size_t ldy);
+bool lq_digits_c(const float *x, uint32_t n, int8_t *d, int32_t sum[LQ_DIGITS], float *step);
 void lq_kv8_c(lq_dtype t, const void *src, float step, float *dst, size_t n);
 void lq_kv4_c(const void *src, float low, float step, float *dst, size_t n);
 double lq_dot_c(const float *a, const float *b, size_t n);

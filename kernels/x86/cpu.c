@@ -51,6 +51,8 @@ static void use_avx512(lq_kernels *k) {
 static void use_avx512vnni(lq_kernels *k) {
     k->name = "avx512vnni";
     k->packed_idot = lq_packed_idot_vnni;
+    k->digits = lq_digits_avx512;
+    k->packed_digits = lq_packed_digits_vnni;
 }
 
 const lq_isa lq_isas[] = {{LQ_ISA_AVX2, use_avx2}, {LQ_ISA_AVXVNNI, use_avxvnni}, {LQ_ISA_AVX512, use_avx512}, {LQ_ISA_AVX512VNNI, use_avx512vnni}, {0, NULL}};

@@ -38,4 +38,6 @@ void lq_narrow_avx2(const double *x, float *y, size_t n);
 uint32_t lq_absmax_avx512(const float *x, size_t n);
 int32_t lq_round8_avx512(const float *x, float inv, size_t n, int8_t *code);
 void lq_narrow_avx512(const double *x, float *y, size_t n);
+bool lq_digits_avx512(const float *x, uint32_t n, int8_t *d, int32_t sum[LQ_DIGITS], float *step);
+void lq_packed_digits_vnni(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_d *x, float *y, size_t ldy);
 #endif
