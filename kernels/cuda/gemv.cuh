@@ -200,7 +200,7 @@ template <int F0, int F1, int KIND, bool FINE>
 __global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE) ? 2 : 3) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
     multiply<F0, F1, KIND, FINE, 1>(m, x, n, l, y);
 }
-template <int F0, int F1, int KIND, bool FINE> __global__ void __launch_bounds__(WARPS *LANES, F0 == 1 ? 1 : 2) run16(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
+template <int F0, int F1, int KIND, bool FINE> __global__ void __launch_bounds__(WARPS *LANES, F0 == 1 || (F1 && FINE) ? 1 : 2) run16(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
     multiply<F0, F1, KIND, FINE, 2>(m, x, n, l, y);
 }
 
