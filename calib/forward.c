@@ -254,6 +254,11 @@ lq_status lq_forward_batch(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, 
     return st;
 }
 
+lq_status lq_held_next(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, int32_t *next) {
+    LQ_TRY(lq_forward_batch(ctx, s, ids, n, NULL));
+    return lq_held_best(ctx, &s[0]->run, n, next);
+}
+
 uint64_t lq_layer_step_bytes(const lq_model *m, const lq_layer *l) {
     uint64_t n = 0, experts = 0;
     if (l == &m->outer) return lq_linear_bytes(&l->lin[m->par.tied ? LQ_R_EMBED : LQ_R_HEAD]);

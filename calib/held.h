@@ -3,6 +3,7 @@
 /* A model's tensors on a device (kernels/cuda/cuda.h): what ops_device.c multiplies with. */
 #ifndef LQ_HELD_H
 #define LQ_HELD_H
+#include "calib/forward.h"
 #include "calib/run.h"
 #include "kernels/cuda/cuda.h"
 
@@ -53,6 +54,11 @@ void lq_held_kv_free(lq_held_kv **kv); /* one reference */
 uint64_t lq_held_kv_bytes(const lq_held_kv *kv); /* of a sequence */
 /* The first n positions of a sequence, through the host. */
 lq_status lq_held_kv_copy(lq_ctx *ctx, lq_held_kv *dst, uint32_t to, const lq_held_kv *src, uint32_t from, uint32_t n);
+
+/* lq_forward_batch on a device, and the likeliest token after each sequence: next[n], the lower of equals; only they come back. next may be ids. */
+lq_status lq_held_next(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, int32_t *next);
+/* The second half of it: after the first n states of the run's stream. */
+lq_status lq_held_best(lq_ctx *ctx, const lq_run *r, uint32_t n, int32_t *best);
 
 lq_status lq_held_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits);
 /* nll[n] of the targets. */

@@ -29,6 +29,7 @@ typedef struct lq_device_run {
     int32_t *token;                 /* their rows */
     float *logits;                  /* of HEAD_TOKENS tokens: the head's run alone */
     double *nll;
+    int32_t *best;
     void *pass;                     /* recorded, of `key` */
     uint64_t key, seen;
     bool recording;
@@ -115,7 +116,7 @@ static void dev_close(lq_run *r) {
     if (!a) return;
     drop_pass(a);
     const void *const mem[] = {a->stream, a->turn[0].cos, a->turn[0].sin, a->turn[1].cos, a->turn[1].sin, a->codes, a->step, a->rest, a->product, a->sum, a->mark,
-                               a->p, a->weight, a->token, a->logits, a->nll};
+                               a->p, a->weight, a->token, a->logits, a->nll, a->best};
     for (size_t i = 0; i < sizeof mem / sizeof *mem; i++)
         if (mem[i]) a->d->release((void *)mem[i]);
     lq_free(a);
@@ -382,6 +383,7 @@ static lq_status head_open(lq_ctx *ctx, const lq_model *m) {
     if (!st && mid) st = room_for(ctx, h->d, mid, &r->mid);
     if (!st) st = room_for(ctx, h->d, (size_t)HEAD_TOKENS * m->par.vocab * 4, &r->dev->logits);
     if (!st) st = room_for(ctx, h->d, HEAD_TOKENS * sizeof(double), &r->dev->nll);
+    if (!st) st = room_for(ctx, h->d, HEAD_TOKENS * sizeof(int32_t), &r->dev->best);
     if (!st) st = fit_pass(ctx, r, HEAD_TOKENS);
     h->head = r;
     if (!st) return LQ_OK;
@@ -423,6 +425,18 @@ lq_status lq_held_nll(lq_ctx *ctx, const lq_model *m, const float *hidden, uint3
         if (!r->dev->d->put(r->dev->target, target + i, k * sizeof *target)) did(r, "targets cannot be copied to it");
         did(r, table(r)->score(r->dev->logits, m->par.vocab, k, r->dev->target, r->dev->nll, NULL));
         LQ_TRY(fetch(ctx, r, nll + i, r->dev->nll, k * sizeof *nll));
+    }
+    return LQ_OK;
+}
+
+lq_status lq_held_best(lq_ctx *ctx, const lq_run *from, uint32_t n, int32_t *best) {
+    if (!from->m->held->head) LQ_TRY(head_open(ctx, from->m));
+    lq_run *r = from->m->held->head;
+    for (uint32_t i = 0; i < n; i += HEAD_TOKENS) {
+        uint32_t k = n - i < HEAD_TOKENS ? n - i : HEAD_TOKENS;
+        lq_run_head(r, from->stream + (size_t)i * r->par->hidden, k, r->dev->logits);
+        did(r, table(r)->score(r->dev->logits, r->par->vocab, k, NULL, NULL, r->dev->best));
+        LQ_TRY(fetch(ctx, r, best + i, r->dev->best, k * sizeof *best));
     }
     return LQ_OK;
 }

@@ -5,6 +5,7 @@
 #define _DEFAULT_SOURCE
 #include "eval/bench.h"
 
+#include "calib/held.h"
 #include "core/num.h"
 #include "core/os.h"
 #include "eval/bandwidth.h"
@@ -37,7 +38,7 @@ static void summary(bench *b, lq_bench_row *r, uint32_t reps, double used) {
     r->reps = reps;
     r->least = b->seconds[0];
     r->median = reps % 2 ? b->seconds[reps / 2] : (b->seconds[reps / 2 - 1] + b->seconds[reps / 2]) / 2;
-    r->joules = used < 0 ? -1 : used / tokens;
+    r->joules = used < 0 || b->m->held ? -1 : used / tokens; /* what is read is the processor's */
     for (int i = 0; i < LQ_CLOCKS; i++) r->clock[i] = b->clock[i] / reps;
     r->head = b->head / reps;
     lq_bandwidth_try(&b->bw);
@@ -52,7 +53,7 @@ static lq_status head(lq_ctx *ctx, bench *b, const float *hidden, uint32_t n, in
     double start = lq_now();
     LQ_TRY(lq_logits(ctx, b->m, hidden, n, b->logits));
     for (uint32_t i = 0; i < n; i++) next[i] = (int32_t)lq_argmax(b->logits + (size_t)i * b->m->par.vocab, b->m->par.vocab);
-    b->head += lq_now() - start;
+    if (!b->m->held) b->head += lq_now() - start;
     return LQ_OK;
 }
 
@@ -81,6 +82,7 @@ static lq_status bench_prompt(lq_ctx *ctx, bench *b, uint32_t n) {
 }
 
 static lq_status step(lq_ctx *ctx, bench *b, uint32_t n, int32_t *next) {
+    if (b->m->held) return lq_held_next(ctx, b->state, next, n, next);
     LQ_TRY(lq_forward_batch(ctx, b->state, next, n, b->hidden));
     return head(ctx, b, b->hidden, n, next);
 }
@@ -148,7 +150,7 @@ static lq_status bench_context(lq_ctx *ctx, bench *b, uint32_t want) {
     }
     LQ_GO(lq_states_new(ctx, b->m, n + behind, &b->o->kv, b->most, b->state));
     LQ_GO(room_for(ctx, b, n));
-    lq_state_clock(b->state[0], b->clock);
+    if (!b->m->held) lq_state_clock(b->state[0], b->clock); /* a device is not done when an operation returns */
     LQ_GO(bench_prompt(ctx, b, n));
     for (uint32_t i = 0; i < b->o->n_batch; i++) LQ_GO(bench_decode(ctx, b, n, b->o->batch[i]));
 done:
@@ -168,7 +170,7 @@ lq_status lq_bench_run(lq_ctx *ctx, const lq_model *m, const lq_bench_opts *o, l
     for (uint32_t i = 0; i < o->n_ctx; i++) LQ_GO(bench_context(ctx, &b, o->ctx[i]));
     memcpy(out->loop, b.bw.loop, sizeof out->loop);
     out->read = out->loop[0] > out->loop[1] ? out->loop[0] : out->loop[1];
-    for (uint32_t i = 0; i < out->n; i++) out->row[i].bandwidth = (double)out->row[i].bytes / out->row[i].least / out->read;
+    for (uint32_t i = 0; i < out->n; i++) out->row[i].bandwidth = m->held ? 0 : (double)out->row[i].bytes / out->row[i].least / out->read;
     if (getloadavg(out->load, 3) != 3) out->load[0] = -1;
 done:
     lq_bandwidth_free(&b.bw);

@@ -21,7 +21,7 @@ typedef struct lq_bench_row {
     uint32_t ctx, batch, reps;
     double least, median;      /* seconds of a repetition: a whole prompt with its logits, one step of all sequences */
     uint64_t bytes;            /* decode: of weights, keys and values read in a step; prompt: 0 */
-    double bandwidth;          /* decode: bytes / least over the read bandwidth, 1 = all of it */
+    double bandwidth;          /* decode: bytes / least over the read bandwidth, 1 = all of it; on a device 0: not measured */
     double joules;             /* per token; negative: cannot be read here */
     double clock[LQ_CLOCKS], head; /* seconds of a repetition, mean: blocks by class, logits */
 } lq_bench_row;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* lquant bench: how fast a model runs here. */
+#include "calib/held.h"
 #include "calib/kv.h"
 #include "core/thread.h"
 #include "core/verb.h"
@@ -14,6 +15,7 @@ typedef struct args {
     lq_common common;
     const char *ctx, *batch;
     int64_t steps, prompts, seed;
+    int ggml;
     lq_kv_opts kv;
 } args;
 
@@ -25,6 +27,7 @@ static const lq_opt options[] = {
     {"repetitions", "r", LQ_OPT_INT, OFF(prompts), "N", "3", NULL, 1, 1 << 16, 0, "prompts timed"},
     {"kv", "kv-cache-dtype,cache-type", LQ_OPT_CHOICE, OFF(kv.kind), NULL, "f32", LQ_KV_CHOICES, 0, 0, 0, "type keys and values are stored in"},
     {"kv-scales", NULL, LQ_OPT_SET, OFF(kv.fixed), NULL, NULL, NULL, 0, 0, 1, "--kv int8, fp8: the scales stored with the model, not one per token"},
+    {"activations", NULL, LQ_OPT_CHOICE, OFF(ggml), NULL, "as-stored", "as-stored|ggml", 0, 0, 0, "ggml: round what a GGUF's blocks multiply, as llama.cpp's CPU kernels do"},
     {"seed", "s", LQ_OPT_INT, OFF(seed), "N", "0", NULL, 0, 9e15, 0, "of the token ids"},
     {0}};
 
@@ -36,7 +39,8 @@ static void help(const lq_optset *sets) {
     printf("\nexamples:\n"
            "  lquant bench SmolLM2-4bit\n"
            "  lquant bench SmolLM2-4bit --ctx 1024,8000 --batch 1,2,4,8 --json > b.json\n"
-           "  lquant bench m.gguf --ctx 64 --kv int8 -t 1\n");
+           "  lquant bench m.gguf --ctx 64 --kv int8 -t 1\n"
+           "  lquant bench m.gguf --activations ggml\n");
 }
 
 /* "1,2,4" */
@@ -63,25 +67,28 @@ static lq_status settle(lq_ctx *ctx, const args *a, lq_bench_opts *o) {
 static void show_share(const char *name, double part, double whole) { printf("  %s %4.1f%%", name, whole > 0 ? 100 * part / whole : 0.0); }
 
 static void show_row(const lq_bench_row *r) {
-    char joules[32] = "-";
+    char joules[32] = "-", share[32] = "-";
     double all = r->head;
     for (int i = 0; i < LQ_CLOCKS; i++) all += r->clock[i];
     if (r->joules >= 0) snprintf(joules, sizeof joules, "%.3f", r->joules);
-    if (r->decode) printf("decode %6u  batch %3u  %9.2f %9.2f  %9.2f  %6.1f%%  %8s", r->ctx, r->batch, lq_bench_rate(r, r->least), lq_bench_rate(r, r->median), (double)r->bytes / r->batch / 1e6, 100 * r->bandwidth, joules);
+    if (r->bandwidth > 0) snprintf(share, sizeof share, "%.1f%%", 100 * r->bandwidth);
+    if (r->decode) printf("decode %6u  batch %3u  %9.2f %9.2f  %9.2f  %7s  %8s", r->ctx, r->batch, lq_bench_rate(r, r->least), lq_bench_rate(r, r->median), (double)r->bytes / r->batch / 1e6, share, joules);
     else printf("prompt %6u  first %5.2fs %8.2f %9.2f  %9s  %7s  %8s", r->ctx, r->least, lq_bench_rate(r, r->least), lq_bench_rate(r, r->median), "-", "-", joules);
-    show_share(" linear", r->clock[LQ_CLOCK_LINEAR], all);
-    show_share("attention", r->clock[LQ_CLOCK_ATTENTION], all);
-    show_share("other", r->clock[LQ_CLOCK_OTHER], all);
-    show_share("head", r->head, all);
+    if (all > 0) show_share(" linear", r->clock[LQ_CLOCK_LINEAR], all);
+    if (all > 0) show_share("attention", r->clock[LQ_CLOCK_ATTENTION], all);
+    if (all > 0) show_share("other", r->clock[LQ_CLOCK_OTHER], all);
+    if (all > 0) show_share("head", r->head, all);
     printf("\n");
 }
 
+static const char *kernels_of(const lq_model *m) { return m->held ? m->held->d->name : m->k->name; }
+
 static void show(const lq_bench *b, const lq_loaded *l, const char *model) {
-    printf("%s: %s, %d threads, kernels %s, %.1f MB of weights a step\n", model, l->m->arch->name, lq_threads(), l->m->k->name, (double)b->weights / 1e6);
+    printf("%s: %s, %d threads, kernels %s, %.1f MB of weights a step\n", model, l->m->arch->name, lq_threads(), kernels_of(l->m), (double)b->weights / 1e6);
     printf("%-25s %9s %9s  %9s  %7s  %8s   time by class\n", "tokens/s", "least", "median", "MB/token", "of read", "J/token");
     for (uint32_t i = 0; i < b->n; i++) show_row(&b->row[i]);
-    printf("read bandwidth %.2f GB/s (touching every line %.2f, memchr %.2f)", b->read / 1e9, b->loop[0] / 1e9, b->loop[1] / 1e9);
-    if (b->load[0] >= 0) printf("; load average %.2f %.2f %.2f", b->load[0], b->load[1], b->load[2]);
+    if (!l->m->held) printf("read bandwidth %.2f GB/s (touching every line %.2f, memchr %.2f)", b->read / 1e9, b->loop[0] / 1e9, b->loop[1] / 1e9);
+    if (b->load[0] >= 0) printf("%sload average %.2f %.2f %.2f", l->m->held ? "" : "; ", b->load[0], b->load[1], b->load[2]);
     printf("\n");
 }
 
@@ -93,19 +100,20 @@ static json_t *row_json(const lq_bench_row *r) {
                           "other", r->clock[LQ_CLOCK_OTHER], "head", r->head);
     if (v && r->decode) {
         json_object_set_new(v, "bytes_per_token", json_real((double)r->bytes / r->batch));
-        json_object_set_new(v, "bandwidth_share", json_real(r->bandwidth));
+        json_object_set_new(v, "bandwidth_share", r->bandwidth > 0 ? json_real(r->bandwidth) : json_null());
     } else if (v) json_object_set_new(v, "first_token_seconds", json_real(r->least));
     return v;
 }
 
-static lq_status show_json(lq_ctx *ctx, const lq_bench *b, const lq_loaded *l, const char *model) {
+static lq_status show_json(lq_ctx *ctx, const lq_bench *b, const lq_loaded *l, const char *model, bool ggml) {
     json_t *rows = json_array(), *load = json_array();
     for (uint32_t i = 0; i < b->n; i++) json_array_append_new(rows, row_json(&b->row[i]));
     for (int i = 0; i < 3 && b->load[0] >= 0; i++) json_array_append_new(load, json_real(b->load[i]));
     json_t *v = json_pack("{s:i, s:s, s:s, s:i, s:s, s:I, s:f, s:f, s:f, s:o, s:o}", "schema", 1, "model", model, "arch", l->m->arch->name, "threads", lq_threads(), "kernels",
-                          l->m->k->name, "weight_bytes_per_step", (json_int_t)b->weights, "read_bandwidth", b->read, "read_touch", b->loop[0], "read_memchr", b->loop[1],
+                          kernels_of(l->m), "weight_bytes_per_step", (json_int_t)b->weights, "read_bandwidth", b->read, "read_touch", b->loop[0], "read_memchr", b->loop[1],
                           "load_average", load, "rows", rows);
     lq_buf out = {0};
+    if (v && ggml) json_object_set_new(v, "activations", json_string("ggml"));
     lq_status st = v ? lq_json_dump(ctx, v, &out) : lq_oom(ctx, 1024);
     if (!st && fwrite(out.v, 1, out.n, stdout) != out.n) st = lq_fail(ctx, LQ_ERR_IO, "stdout: cannot write");
     json_decref(v);
@@ -119,9 +127,10 @@ static lq_status measure(lq_ctx *ctx, const args *a, const lq_bench_opts *o, con
     if (!b) return lq_oom(ctx, sizeof *b);
     lq_status st = lq_loaded_open(ctx, model, false, &l);
     if (!st) {
-        st = lq_loaded_read(ctx, &l, a->common.device);
+        if (a->ggml) st = lq_model_round_like_ggml(ctx, l.m);
+        if (!st) st = lq_loaded_read(ctx, &l, a->common.device);
         if (!st) st = lq_bench_run(ctx, l.m, o, b);
-        if (!st && a->common.json) st = show_json(ctx, b, &l, model);
+        if (!st && a->common.json) st = show_json(ctx, b, &l, model, a->ggml);
         else if (!st) show(b, &l, model);
         lq_loaded_close(&l);
     }

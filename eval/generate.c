@@ -3,6 +3,7 @@
 #include "eval/generate.h"
 
 #include "calib/forward.h"
+#include "calib/held.h"
 #include "core/num.h"
 #include "eval/divergence.h"
 
@@ -96,15 +97,22 @@ static lq_status loop(lq_ctx *ctx, speech *s, lq_state *state, float *hidden, fl
     size_t d = m->par.hidden, at = s->prompt - 1;
     lq_rng rng;
     lq_rng_seed(&rng, s->o->seed, 1);
+    bool chosen = false; /* on the device, where the likeliest is wanted */
+    int32_t id = 0;
     for (uint32_t i = 0; i < room; i++) {
         LQ_TRY(lq_check_cancel(ctx));
-        LQ_TRY(lq_logits(ctx, m, hidden + at * d, 1, logits));
-        int32_t id = choose(m, logits, s->o->temp, &rng);
+        if (!chosen) {
+            LQ_TRY(lq_logits(ctx, m, hidden + at * d, 1, logits));
+            id = choose(m, logits, s->o->temp, &rng);
+        }
         if ((s->out->stopped = ends_has(&e, id))) return LQ_OK;
         if (!lq_ids_add(&s->all, id) || !lq_ids_add(&s->out->ids, id)) return lq_oom(ctx, s->all.n * sizeof id);
         LQ_TRY(say(ctx, s, false));
         at = 0;
-        if (i + 1 < room) LQ_TRY(lq_forward(ctx, state, &id, 1, hidden));
+        if (i + 1 == room) break;
+        chosen = m->held && s->o->temp <= 0;
+        if (chosen) LQ_TRY(lq_held_next(ctx, &state, &id, 1, &id));
+        else LQ_TRY(lq_forward(ctx, state, &id, 1, hidden));
     }
     return LQ_OK;
 }

@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ROUNDS = 9, TOKENS = 8, SLICE = 16 /* tiles */, MOST = 64 /* slices of a read */ };
+enum { ROUNDS = 9, TOKENS = 64, SLICE = 16 /* tiles */, MOST = 64 /* slices of a read */ };
 
 typedef struct bench {
     const lq_kernels *k;
@@ -88,8 +88,8 @@ static void measure(row *rows, size_t n) {
     }
     for (size_t i = 0; i < n; i++) {
         double best = rows[i].bytes / rows[i].t[0], mid = rows[i].bytes / rows[i].t[ROUNDS / 2];
-        printf("  %-34s %7.2f GB/s (median %6.2f) %7.2f Gw/s  %5.1f %% of read (medians %5.1f %%)\n", rows[i].name, best * 1e-9, mid * 1e-9,
-               rows[i].weights / rows[i].t[0] * 1e-9, 100 * best / read, 100 * mid / middle);
+        printf("  %-34s %7.2f GB/s (median %6.2f) %7.2f Gw/s %7.1f GOP/s  %5.1f %% of read (medians %5.1f %%)\n", rows[i].name, best * 1e-9, mid * 1e-9,
+               rows[i].weights / rows[i].t[0] * 1e-9, 2e-9 * rows[i].b.n * rows[i].weights / rows[i].t[0], 100 * best / read, 100 * mid / middle);
     }
     fflush(stdout);
 }
@@ -146,7 +146,7 @@ static void add(row *rows, size_t *n, const bench *from, const char *type, const
 
 static void bench_type(const char *type, uint32_t height, uint32_t cols, const uint64_t *cold, size_t words) {
     const lq_act acts[] = {{.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, {0}}; /* the layout is the same */
-    row rows[10];
+    row rows[12];
     bench b = {.cold = cold};
     size_t n = 0;
     bool whole = copies_of(type, height, cols, acts[0], &b);
@@ -165,9 +165,9 @@ static void bench_type(const char *type, uint32_t height, uint32_t cols, const u
         rows[n - 1].b.words = words;
         snprintf(rows[n - 1].name, sizeof rows->name, "read%s", i ? ", fetched ahead" : "");
     }
-    for (uint32_t t = 1; whole && t <= TOKENS; t = t == 1 ? 3 : t == 3 ? 8 : 9) add(rows, &n, &b, type, "idot", t, lq_kernels_best());
+    for (uint32_t t = 1; whole && t <= TOKENS; t = t == 1 ? 3 : t == 3 ? 8 : t == 8 ? TOKENS : TOKENS + 1) add(rows, &n, &b, type, "idot", t, lq_kernels_best());
     for (uint32_t t = 1; t <= 4 && lq_packed_whole(b.m) > 0; t *= 2) add(rows, &n, &b, type, "digits", t, lq_kernels_best());
-    for (uint32_t t = 1; t <= TOKENS; t += 7) add(rows, &n, &b, type, "gemv", t, lq_kernels_best());
+    for (uint32_t t = 1; t <= TOKENS; t *= 8) add(rows, &n, &b, type, "gemv", t, lq_kernels_best());
     printf("%s, %u x %u, %zu copies, %d threads\n", type, height, cols, b.copies, lq_threads());
     measure(rows, n);
     for (size_t i = 1; i < b.copies; i++) free(b.m[i].codes), free(b.m[i].params);

@@ -17,6 +17,7 @@
 
 #include "calib/held.h"
 #include "calib/ops.h"
+#include "eval/divergence.h"
 #include "eval/perplexity.h"
 #define lq_run lq_quantizing_run /* quant/ has a struct of this name too */
 #include "matrix.h"
@@ -268,6 +269,10 @@ static void batch_logits(lq_ctx *ctx, const lq_model *m, int kind, float *logits
     for (int t = 0; t < STEPS; t++)
         if (lq_forward_batch(ctx, s, next, SEQ, hidden)) fail_msg("%s", ctx->msg);
     if (lq_logits(ctx, m, hidden, SEQ, logits)) fail_msg("%s", ctx->msg);
+    for (int i = 0; i < SEQ && m->held; i++) lq_state_rewind(s[i], lq_state_pos(s[i]) - 1);
+    int32_t best[SEQ];
+    if (m->held && lq_held_next(ctx, s, next, SEQ, best)) fail_msg("%s", ctx->msg);
+    for (int i = 0; i < SEQ && m->held; i++) assert_int_equal(best[i], lq_argmax(logits + (size_t)i * m->par.vocab, m->par.vocab));
     for (int i = 0; i < SEQ; i++) lq_state_free(&s[i]);
     lq_free(hidden);
 }

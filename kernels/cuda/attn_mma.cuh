@@ -138,10 +138,10 @@ static __device__ __forceinline__ void soften_tile(float s[4], running &r, float
 }
 
 template <int TYPE, int DIM, int EIGHTS>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 2)
     mma_run(const __grid_constant__ lq_device_attn a, const __grid_constant__ lq_device_kv kv, const float *q, const uint32_t *pos, const uint32_t *seq, const mma_layout l, float *out, float *partial) {
     typedef form<TYPE, DIM> F;
-    enum { COLS = 8 * EIGHTS, LD = DIM + 16, K_UNIT = F::K_LOAD / F::SIZE, V_UNIT = F::V_LOAD / F::SIZE };
+    enum { COLS = 8 * EIGHTS, LD = DIM + 16, K_UNIT = F::K_LOAD / F::SIZE, V_UNIT = F::V_LOAD / F::SIZE, AHEAD = DIM <= 128 }; /* AHEAD: registers hold the next keys */
     mma_stage<DIM, EIGHTS> &st = *(mma_stage<DIM, EIGHTS> *)(void *)lq_shared();
     const uint32_t warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, g = lane / 4, r4 = lane % 4;
     const place at = place_of(l, COLS, seq);
@@ -167,11 +167,15 @@ __global__ void __launch_bounds__(THREADS)
     LQ_UNROLL
     for (int j = 0; j < EIGHTS; j++) run[j] = running{{-INFINITY, -INFINITY}, {0, 0}};
     uint32_t k = begin + 16 * warp;
-    LQ_UNROLL
-    for (uint32_t h = 0; h < 2; h++)
-        if (k < end) load_words<F::K_LOAD, F::K_WORDS>(keys + (size_t)(k + g + 8 * h < end ? k + g + 8 * h : end - 1) * pitch, 4 * F::K_LOAD, kw[h]);
+    auto load_keys = [&](uint32_t from) {
+        LQ_UNROLL
+        for (uint32_t h = 0; h < 2; h++)
+            if (from < end) load_words<F::K_LOAD, F::K_WORDS>(keys + (size_t)(from + g + 8 * h < end ? from + g + 8 * h : end - 1) * pitch, 4 * F::K_LOAD, kw[h]);
+    };
+    if (AHEAD) load_keys(k);
     for (; k < end; k += 16 * WARPS) {
         float s[EIGHTS][4] = {}, key_step[2], value_step[2];
+        if (!AHEAD) load_keys(k);
         LQ_UNROLL
         for (uint32_t h = 0; h < 4; h++) {
             uint32_t key = k + 2 * r4 + h % 2 + h / 2 * 8;
@@ -194,11 +198,7 @@ __global__ void __launch_bounds__(THREADS)
                 lq_mma_f16(s[j], key, rest.x, rest.y);
             }
         }
-        LQ_UNROLL
-        for (uint32_t h = 0; h < 2; h++) {
-            const uint32_t next = k + 16 * WARPS + g + 8 * h;
-            if (k + 16 * WARPS < end) load_words<F::K_LOAD, F::K_WORDS>(keys + (size_t)(next < end ? next : end - 1) * pitch, 4 * F::K_LOAD, kw[h]);
-        }
+        if (AHEAD) load_keys(k + 16 * WARPS);
         two low[EIGHTS], high[EIGHTS];
         LQ_UNROLL
         for (int j = 0; j < EIGHTS; j++) {

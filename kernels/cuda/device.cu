@@ -74,7 +74,7 @@ static void forget(void *pass) {
 }
 
 extern "C" const lq_device *lq_device_cuda(void) {
-    static const lq_device d = {"cuda", available, describe, take, release, put, get, record, end, replay, forget, wait, gemv::all_tokens, idot::all_tokens, &ops::table};
+    static const lq_device d = {"cuda", available, describe, take, release, put, get, record, end, replay, forget, wait, gemv::all_tokens, idot_many::all_tokens, &ops::table};
     if (!lq_stream && available() && cudaStreamCreate(&lq_stream) != cudaSuccess) lq_stream = nullptr; /* then the one that is always there */
     return &d;
 }

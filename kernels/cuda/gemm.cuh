@@ -156,6 +156,7 @@ template <int F0, int F1, int KIND> static const char *pick_flush(const lq_devic
 }
 
 static const char *pick(const lq_device_matrix *m, const float *x, uint32_t n, float *y) {
+    if (n <= gemv::PASS) return gemv::all_tokens(m, x, n, y); /* more blocks, and no less of the weights */
     const int f = m->fields[0] * 16 + m->fields[1];
     if (m->grid == LQ_GRID_E4M3) return pick_flush<8, 0, gemv::E4M3>(*m, x, n, y);
     if (m->times == 1) switch (f) {

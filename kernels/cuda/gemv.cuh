@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* y = W x on packed weights, 1 to 8 tokens in one pass: the weights are the A operand of mma, sixteen rows high, the tokens its eight columns.
+/* y = W x on packed weights, 1 to 16 tokens in one pass: the weights are the A operand of mma, sixteen rows high, the tokens its eight columns, once or twice (E).
  * A block owns a row tile; its warps take turns at the chunks along the columns and their sums meet in shared memory in warp
  * order, so the bits never change. Activations are rounded to halves; sums are fp32.
  *
@@ -13,7 +13,7 @@
 namespace gemv {
 
 using namespace tile;
-enum { TABLE_BYTES = 256 * LANES * 4 };
+enum { TABLE_BYTES = 256 * LANES * 4, PASS = 16 }; /* tokens of a pass */
 enum kind { INT, TABLE, E4M3 };
 
 /* A code of up to 4 bits is taken where it lies in its byte: as a half, 1024 + 2^p code. What to add when 2^-p has been multiplied, as two halves. */
@@ -66,9 +66,9 @@ template <int F0, int F1, int KIND> static __device__ __forceinline__ void opera
 struct stage { /* shared memory of a block */
     uint16_t *x;     /* [n][ld] halves, in fours: k0 k2 k1 k3 */
     float *steps;    /* [spans][g][4]: s, and z' or the bits of 1024 + z as two halves */
-    float *sum;      /* [units][TOKENS] */
+    float *sum;      /* [units][8 E] */
     uint32_t *table; /* [256][LANES] pairs */
-    float *part;     /* [WARPS][16][TOKENS] */
+    float *part;     /* [WARPS][16][8 E] */
 };
 
 /* Columns [k0, k0 + wide) of every token. */
@@ -81,9 +81,9 @@ static __device__ __forceinline__ void load_panel(const lq_device_matrix &m, con
         }
 }
 
-static __device__ __forceinline__ void sum_panel(uint32_t n, const layout &l, const stage &st) {
-    for (uint32_t i = threadIdx.x; i < l.units * TOKENS; i += WARPS * LANES) {
-        uint32_t u = i / TOKENS << l.unit, t = i % TOKENS;
+template <int E> static __device__ __forceinline__ void sum_panel(uint32_t n, const layout &l, const stage &st) {
+    for (uint32_t i = threadIdx.x; i < l.units * 8 * E; i += WARPS * LANES) {
+        uint32_t u = i / (8 * E) << l.unit, t = i % (8 * E);
         float sum = 0;
         for (uint32_t c = 0; t < n && c < 1u << l.unit; c++) sum += lq_float(st.x[t * l.ld + u + c]);
         st.sum[i] = sum;
@@ -135,41 +135,49 @@ static __device__ __forceinline__ void flush(const unit &u, bool sums, const flo
 }
 
 /* One chunk: x and sum from its first column on. Lanes without a token repeat token 0: what they add to is never read. */
-template <int F0, int F1, int KIND, bool FINE>
-static __device__ __forceinline__ void chunk(const uint32_t *w, const uint16_t *x, const float *steps, const float *sum, const uint8_t *table, uint32_t columns, bool sums, uint32_t minus, float acc[4]) {
+template <int F0, int F1, int KIND, bool FINE, int E>
+static __device__ __forceinline__ void chunk(const uint32_t *w, const uint16_t *const x[E], uint32_t at, const float *steps, const float *sum, const uint8_t *table, uint32_t columns, bool sums,
+                                             uint32_t minus, float acc[E][4]) {
     typedef shape<F0, F1> S;
     enum { F = F1 || F0 > 4 ? 4 : F0 };
     const uint32_t lane = threadIdx.x % LANES * 4;
-    float part[4] = {0, 0, 0, 0};
+    float part[E][4] = {};
     unit u = load_unit<F, KIND>(steps, sums, minus);
 LQ_UNROLL
     for (int s = 0; s < S::STEPS; s++) {
         uint32_t a[4];
         operands<F0, F1, KIND>(w, s, u.z, table, lane, a);
-        uint2 b = *(const uint2 *)(const void *)(x + s * STEP);
-        lq_mma_f16(part, a, b.x, b.y);
-        if (s + 1 == S::STEPS) flush(u, sums, sum, part, acc);
-        else if (FINE && columns <= (uint32_t)(((s + 1) & -(s + 1)) * STEP)) {
-            flush(u, sums, sum, part, acc);
-            sum += TOKENS;
+LQ_UNROLL
+        for (int e = 0; e < E; e++) {
+            uint2 b = *(const uint2 *)(const void *)(x[e] + at + s * STEP);
+            lq_mma_f16(part[e], a, b.x, b.y);
+        }
+        if (s + 1 == S::STEPS) {
+LQ_UNROLL
+            for (int e = 0; e < E; e++) flush(u, sums, sum + 8 * e, part[e], acc[e]);
+        } else if (FINE && columns <= (uint32_t)(((s + 1) & -(s + 1)) * STEP)) {
+LQ_UNROLL
+            for (int e = 0; e < E; e++) flush(u, sums, sum + 8 * e, part[e], acc[e]);
+            sum += 8 * E;
             u = load_unit<F, KIND>(steps += 32, sums, minus);
         }
     }
 }
 
-template <int F0, int F1, int KIND, bool FINE>
-__global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE) ? 2 : 3) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
+template <int F0, int F1, int KIND, bool FINE, int E> static __device__ __forceinline__ void multiply(const lq_device_matrix &m, const float *x, uint32_t n, const layout &l, float *y) {
     uint8_t *mem = lq_shared();
     stage st;
     st.table = (uint32_t *)(void *)mem;
     st.part = (float *)(void *)(mem + (KIND == TABLE ? TABLE_BYTES : 0));
-    st.steps = st.part + WARPS * 16 * TOKENS;
+    st.steps = st.part + WARPS * 16 * 8 * E;
     st.sum = st.steps + l.spans * 32;
-    st.x = (uint16_t *)(void *)(st.sum + l.units * TOKENS);
+    st.x = (uint16_t *)(void *)(st.sum + l.units * 8 * E);
     const uint32_t lane = threadIdx.x % LANES, g = lane / 4, q = lane % 4, minus = twice(1024 + (float)m.bias);
     const bool sums = has_sums(m);
-    const uint16_t *mine = st.x + (g < n ? g : 0) * l.ld + 4 * q;
-    float acc[4] = {0, 0, 0, 0};
+    const uint16_t *mine[E];
+    float acc[E][4] = {};
+LQ_UNROLL
+    for (int e = 0; e < E; e++) mine[e] = st.x + (g + 8 * e < n ? g + 8 * e : 0) * l.ld + 4 * q;
     if (KIND == TABLE) fill_table(m, st);
     walk<F0, F1>(
         m, l.panel,
@@ -178,31 +186,50 @@ __global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE)
             fill_steps(m, blockIdx.x, k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
             __syncthreads();
             if (!sums) return;
-            sum_panel(n, l, st);
+            sum_panel<E>(n, l, st);
             __syncthreads();
         },
         [&](const uint32_t *w, uint32_t k, uint32_t at) {
-            const float *steps = st.steps + ((k >> l.span) - ((k - at) >> l.span)) * 32 + g * 4, *sum = st.sum + (at >> l.unit) * TOKENS + 2 * q;
-            chunk<F0, F1, KIND, FINE>(w, mine + at, steps, sum, (const uint8_t *)(const void *)st.table, 1u << l.unit, sums, minus, acc);
+            const float *steps = st.steps + ((k >> l.span) - ((k - at) >> l.span)) * 32 + g * 4, *sum = st.sum + (at >> l.unit) * 8 * E + 2 * q;
+            chunk<F0, F1, KIND, FINE, E>(w, mine, at, steps, sum, (const uint8_t *)(const void *)st.table, 1u << l.unit, sums, minus, acc);
         });
-    join(m, acc, n, st.part, [&](uint32_t r, uint32_t t, float sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = sum * (KIND == E4M3 ? 256.0f : 1.0f); });
+    join<E>(m, acc, n, st.part, [&](uint32_t r, uint32_t t, float sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = sum * (KIND == E4M3 ? 256.0f : 1.0f); });
 }
 
+template <int F0, int F1, int KIND, bool FINE>
+__global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE) ? 2 : 3) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
+    multiply<F0, F1, KIND, FINE, 1>(m, x, n, l, y);
+}
+template <int F0, int F1, int KIND, bool FINE> __global__ void __launch_bounds__(WARPS *LANES, F0 == 1 ? 1 : 2) run16(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
+    multiply<F0, F1, KIND, FINE, 2>(m, x, n, l, y);
+}
+
+template <int F0, int F1, int KIND, bool FINE> static const char *eights(const lq_device_matrix &m, const float *x, uint32_t n, float *y);
+
 /* As many tokens in one pass as shared memory holds. */
-template <int F0, int F1, int KIND, bool FINE> static const char *start(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
-    const size_t fixed = (KIND == TABLE ? TABLE_BYTES : 0) + WARPS * 16 * TOKENS * 4, most = lq_shared_most();
+template <int F0, int F1, int KIND, bool FINE, int E> static const char *start(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
+    const size_t fixed = (KIND == TABLE ? TABLE_BYTES : 0) + WARPS * 16 * 8 * E * 4, most = lq_shared_most();
     for (uint32_t t = 0, few = n; t < n; t += few) {
         layout l;
-        while (!plan<F0, F1>(m, true, few = few < n - t ? few : n - t, 2, TOKENS * 4, fixed, most, &l))
+        if (few > n - t) few = n - t;
+        while (!plan<F0, F1>(m, true, few, 2, 8 * E * 4, fixed, most, &l)) {
+            if (E > 1) return eights<F0, F1, KIND, FINE>(m, x, n, y);
             if (!(few /= 2)) return "not enough shared memory for a panel of this matrix";
-        const char *why = lq_launch("gemv", run<F0, F1, KIND, FINE>, dim3(m.tiles), dim3(WARPS * LANES), l.bytes, m, x + (size_t)t * m.cols, few, l, y + (size_t)t * m.rows);
+        }
+        const char *why = lq_launch("gemv", E > 1 ? run16<F0, F1, KIND, FINE> : run<F0, F1, KIND, FINE>, dim3(m.tiles), dim3(WARPS * LANES), l.bytes, m, x + (size_t)t * m.cols, few, l, y + (size_t)t * m.rows);
         if (why) return why;
     }
     return nullptr;
 }
 
+template <int F0, int F1, int KIND, bool FINE> static const char *eights(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
+    const char *why = start<F0, F1, KIND, FINE, 1>(m, x, 8, y);
+    return why ? why : start<F0, F1, KIND, FINE, 1>(m, x + (size_t)8 * m.cols, n - 8, y + (size_t)8 * m.rows);
+}
+
 template <int F0, int F1, int KIND> static const char *pick_flush(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
-    return is_fine<F0, F1>(m) ? start<F0, F1, KIND, true>(m, x, n, y) : start<F0, F1, KIND, false>(m, x, n, y);
+    if (n > 8) return is_fine<F0, F1>(m) ? start<F0, F1, KIND, true, 2>(m, x, n, y) : start<F0, F1, KIND, false, 2>(m, x, n, y);
+    return is_fine<F0, F1>(m) ? start<F0, F1, KIND, true, 1>(m, x, n, y) : start<F0, F1, KIND, false, 1>(m, x, n, y);
 }
 
 static const char *pick(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
@@ -227,8 +254,8 @@ static const char *pick(const lq_device_matrix &m, const float *x, uint32_t n, f
 }
 
 static const char *all_tokens(const lq_device_matrix *m, const float *x, uint32_t n, float *y) {
-    for (uint32_t t = 0; t < n; t += TOKENS) {
-        const char *why = pick(*m, x + (size_t)t * m->cols, n - t < (uint32_t)TOKENS ? n - t : (uint32_t)TOKENS, y + (size_t)t * m->rows);
+    for (uint32_t t = 0; t < n; t += PASS) {
+        const char *why = pick(*m, x + (size_t)t * m->cols, n - t < (uint32_t)PASS ? n - t : (uint32_t)PASS, y + (size_t)t * m->rows);
         if (why) return why;
     }
     return nullptr;

@@ -99,8 +99,8 @@ LQ_UNROLL
 }
 
 /* What the whole sum of a row is worth: the CPU's bits. */
-static __device__ __forceinline__ float worth(const lq_device_matrix &m, const acts &a, uint32_t r, uint32_t t, int32_t sum) {
-    const segment v = load_segment(m, blockIdx.x, 0, (int)r);
+static __device__ __forceinline__ float worth(const lq_device_matrix &m, const acts &a, uint32_t tile, uint32_t r, uint32_t t, int32_t sum) {
+    const segment v = load_segment(m, tile, 0, (int)r);
     double ones = a.ones[t], whole = (double)((int64_t)sum * m.times - (int64_t)m.bias * a.ones[t]), s = v.s, z = (double)v.z * (m.zero_kind == LQ_ZERO_MIN ? 1 : s);
     return (float)lq_scaled(a.step[t], s, whole, z, ones);
 }
@@ -133,9 +133,9 @@ __global__ void __launch_bounds__(WARPS *LANES, F1 ? 2 : 3) run(const __grid_con
     if (MODE == ROW) {
         part[2] >>= excess<F0, F1>::BITS;
         part[3] >>= excess<F0, F1>::BITS;
-        join(m, part, n, st.part, [&](uint32_t r, uint32_t t, int32_t sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = worth(m, in, r, t, sum); });
+        join<1>(m, &part, n, st.part, [&](uint32_t r, uint32_t t, int32_t sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = worth(m, in, blockIdx.x, r, t, sum); });
     } else {
-        join(m, acc, n, (float *)(void *)st.part, [&](uint32_t r, uint32_t t, float sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = sum; });
+        join<1>(m, &acc, n, (float *)(void *)st.part, [&](uint32_t r, uint32_t t, float sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = sum; });
     }
 }
 
@@ -152,10 +152,11 @@ template <int F0, int F1, int MODE> static const char *start(const lq_device_mat
     return nullptr;
 }
 
+/* Is a row's sum one whole number? 2^31 holds 127 * 255 * 65536 but not every sum 16 times too large. */
+template <int F0, int F1> static inline bool in_row(const lq_device_matrix &m) { return m.segs == 1 && (uint64_t)m.cols * 127 * ((1u << m.bits) - 1) << excess<F0, F1>::BITS >> 31 == 0; }
+
 template <int F0, int F1> static const char *pick_mode(const lq_device_matrix &m, const acts &in, uint32_t n, float *y) {
-    /* 2^31 holds 127 * 255 * 65536 but not every sum 16 times too large */
-    bool holds = (uint64_t)m.cols * 127 * ((1u << m.bits) - 1) << excess<F0, F1>::BITS >> 31 == 0;
-    if (m.segs == 1 && holds) return start<F0, F1, ROW>(m, in, n, y);
+    if (in_row<F0, F1>(m)) return start<F0, F1, ROW>(m, in, n, y);
     return is_fine<F0, F1>(m) ? start<F0, F1, FINE>(m, in, n, y) : start<F0, F1, CHUNK>(m, in, n, y);
 }
 

@@ -6,6 +6,7 @@
 #include "kernels/cuda/attn_mma.cuh"
 #include "kernels/cuda/dense.cuh"
 #include "kernels/cuda/gemm.cuh"
+#include "kernels/cuda/idot_many.cuh"
 #include "kernels/cuda/ops_elementwise.cuh"
 #include "kernels/cuda/roof.cuh"
 #include "kernels/cuda/round.cuh"

@@ -7,7 +7,7 @@
  * between products:
  *
  *   steps     [span of columns][g][4]    of rows g and g + 8: two factors, then two offsets   (one 16-byte load)
- *   sums      [unit of columns][TOKENS]  what an offset multiplies
+ *   sums      [unit of columns][tokens]  what an offset multiplies
  *
  * A span is the largest power of two that divides a segment; a unit a span, or the chunk where that is less. */
 #ifndef LQ_TILE_CUH
@@ -186,16 +186,16 @@ template <int F0, int F1> static bool plan(const lq_device_matrix &m, bool steps
     return false;
 }
 
-/* The sums of the warps in warp order, each of 16 rows and TOKENS columns: put(row, token, sum). */
-template <typename T, typename Put> static __device__ __forceinline__ void join(const lq_device_matrix &m, const T acc[4], uint32_t n, T *part, Put put) {
+/* The sums of the warps in warp order, each of 16 rows and 8 E columns: put(row, token, sum). */
+template <int E, typename T, typename Put> static __device__ __forceinline__ void join(const lq_device_matrix &m, const T acc[E][4], uint32_t n, T *part, Put put) {
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, g = lane / 4, q = lane % 4;
 LQ_UNROLL
-    for (int i = 0; i < 4; i++) part[(warp * 16 + g + i / 2 * 8) * TOKENS + 2 * q + i % 2] = acc[i];
+    for (int i = 0; i < 4 * E; i++) part[(warp * 16 + g + i % 4 / 2 * 8) * 8 * E + i / 4 * 8 + 2 * q + i % 2] = acc[i / 4][i % 4];
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < 16 * n; i += WARPS * LANES) {
         uint32_t t = i / 16, r = i % 16;
         T sum = 0;
-        for (int w = 0; w < WARPS; w++) sum += part[(w * 16 + r) * TOKENS + t];
+        for (int w = 0; w < WARPS; w++) sum += part[(w * 16 + r) * 8 * E + t];
         if (blockIdx.x * 16 + r < m.rows) put(r, t, sum);
     }
 }

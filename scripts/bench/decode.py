@@ -4,6 +4,7 @@
 """lquant bench beside llama-bench on the same GGUF, one after the other, again and again, so that what else the machine does hits both:
 
     decode.py --lquant build/lquant --llama-bench BIN MODEL.gguf ... [--prompt 512] [--n-gen 32] [--rounds 3] [--threads 2]
+              [--activations ggml]
 
 Prints tokens per second, least time and median over all repetitions of all rounds, the ratio of lquant to llama.cpp, and the load average
 before each round. llama-bench decodes from an empty context, so decoding is compared at a short one: lquant after --context tokens."""
@@ -15,7 +16,7 @@ import subprocess
 
 
 def lquant(a, model, ctx, steps, prompts):
-    cmd = [a.lquant, "bench", model, "--json", "--ctx", str(ctx), "--batch", "1", "-n", str(steps), "-r", str(prompts), "-t", str(a.threads)]
+    cmd = [a.lquant, "bench", model, "--json", "--ctx", str(ctx), "--batch", "1", "-n", str(steps), "-r", str(prompts), "-t", str(a.threads), "--activations", a.activations]
     return json.loads(subprocess.run(cmd, check=True, capture_output=True, text=True).stdout)
 
 
@@ -69,6 +70,7 @@ def main():
     p.add_argument("--n-gen", type=int, default=32)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, default=os.cpu_count())
+    p.add_argument("--activations", default="as-stored", help="ggml: lquant rounds them as llama.cpp does")
     a = p.parse_args()
     for m in a.models:
         one(a, m)

@@ -143,7 +143,8 @@ dequantize_gives_the_decoded_weights_as_an_ordinary_folder() { # test
         ok "$lquant" convert --dequantize f32 "$tmp/$q" "$tmp/f32-$q"
         grep -q "every one exact" "$tmp/stdout" || fail "$(cat "$tmp/stdout")"
         ok "$lquant" eval "$tmp/f32-$q" -f "$text" --chunks 2 --json
-        sed -n 's/.*"perplexity": \([0-9.]*\).*/\1/p' "$tmp/stdout" | cmp -s - "$tmp/a" || fail "$q: perplexities differ"
+        sed -n 's/.*"perplexity": \([0-9.]*\).*/\1/p' "$tmp/stdout" >>"$tmp/a"
+        awk '{ v[NR] = $1 } END { d = v[1] / v[2] - 1; exit !(NR == 2 && d < 1e-6 && d > -1e-6) }' "$tmp/a" || fail "$q: perplexities differ: $(tr '\n' ' ' <"$tmp/a")" # codes are summed in another order
         grep -q quantization_config "$tmp/f32-$q/config.json" && fail "$q: config.json still says quantized"
         grep -q '"torch_dtype": "float32"' "$tmp/f32-$q/config.json" || fail "$q: config.json does not say float32"
     done
@@ -163,7 +164,9 @@ scales_of_keys_and_values_travel_as_tensors() { # test
     ok "$lquant" convert --dequantize f32 "$tmp/again" "$tmp/f32"
     for q in back.lqt again f32; do
         ok "$lquant" eval "$tmp/$q" -f "$text" --chunks 2 --json --kv fp8 --kv-scales
-        perplexity | cmp -s - "$tmp/want" || fail "$q: $(perplexity), expected $(cat "$tmp/want")"
+        near=0
+        [ $q = f32 ] && near=1e-5 # floats are summed in another order than codes, and a key may be rounded the other way
+        awk -v a="$(perplexity)" -v b="$(cat "$tmp/want")" -v t=$near 'BEGIN { d = a / b - 1; exit !(d <= t && -d <= t) }' || fail "$q: $(perplexity), expected $(cat "$tmp/want")"
     done
     cmp -s "$tmp/ct/model.safetensors" "$tmp/again/model.safetensors" || fail "there and back is not the same file"
     ok "$lquant" rtn --bits 4 -q --format compressed-tensors "$tiny" "$tmp/none"

@@ -93,6 +93,6 @@ static const char *replay(void *pass) {
 }
 
 extern "C" const lq_device *lq_device_emu(void) {
-    static const lq_device d = {"emu", available, describe, take, release, copy, copy, record, end, replay, forget, wait, gemv::all_tokens, idot::all_tokens, &ops::table};
+    static const lq_device d = {"emu", available, describe, take, release, copy, copy, record, end, replay, forget, wait, gemv::all_tokens, idot_many::all_tokens, &ops::table};
     return &d;
 }
