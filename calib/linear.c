@@ -9,7 +9,7 @@
 #include <string.h>
 
 enum { PANEL = 128 << 10, PANEL_MIN = 32, PANEL_MAX = 128, GEMV_ROWS = 64 }; /* floats; rows */
-enum { BLOCK = 128, FEW_FLOATS = 4, FEW_DIGITS = 2 }; /* tokens prepared at once for packed codes; that floats multiply as they are; that become digits */
+enum { BLOCK = 128, FEW_FLOATS = 4, FEW_DIGITS = 1 }; /* tokens prepared at once for packed codes; that floats multiply as they are; that become digits */
 
 static uint32_t panel_rows(const lq_linear *lin) {
     uint32_t want = PANEL / lin->cols;
