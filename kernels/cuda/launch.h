@@ -7,11 +7,12 @@
 
 /* lq_shared_most: bytes of shared memory a block of this device may have. */
 #ifdef LQ_EMU
+#define lq_scratch lq_emu_scratch /* a program may have both devices */
 /* emu/device.cpp: launches, or keeps the n bytes at arg for a replay. */
 const char *lq_emu_queue(const char *name, dim3 grid, dim3 block, size_t shared, emu::body fn, const void *arg, size_t n);
 static inline size_t lq_shared_most() { return emu::most_shared; }
 
-template <typename Kernel, typename... Args> const char *lq_launch(const char *name, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
+template <typename Kernel, typename... Args> static const char *lq_launch(const char *name, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
     auto run = [=] { kernel(args...); };
     return lq_emu_queue(name, grid, block, shared, [](const void *f) { (*(decltype(run) const *)f)(); }, &run, sizeof run);
 }
@@ -23,7 +24,7 @@ static inline size_t lq_shared_most() {
 
 extern cudaStream_t lq_stream; /* device.cu */
 
-template <typename Kernel, typename... Args> const char *lq_launch(const char *, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
+template <typename Kernel, typename... Args> static const char *lq_launch(const char *, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
     cudaError_t e = shared > 48 << 10 ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) : cudaSuccess;
     if (e == cudaSuccess) {
         kernel<<<grid, block, shared, lq_stream>>>(args...);
