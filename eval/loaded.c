@@ -32,7 +32,7 @@ static lq_status find_device(lq_ctx *ctx, const char *name, const lq_device **ou
     if (!name || !strcmp(name, "cpu")) return LQ_OK;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!strcmp(all[i]->name, name)) *out = all[i];
-    return *out ? LQ_OK : lq_fail(ctx, LQ_ERR_UNSUPPORTED, "--device %s: expected cpu, cuda or emu", name);
+    return *out ? LQ_OK : lq_fail(ctx, LQ_ERR_USAGE, "--device %s: expected cpu, cuda or emu", name);
 }
 
 lq_status lq_loaded_device(lq_ctx *ctx, const char *name) {

@@ -359,7 +359,7 @@ static void what_a_device_has_not_is_said(void **state) {
     assert_int_equal(lq_loaded_open(&ctx, matrix_out("lqt", out), false, &l), LQ_OK);
     assert_int_equal(lq_loaded_read(&ctx, &l, "emu"), LQ_ERR_UNSUPPORTED);
     assert_non_null(strstr(ctx.msg, "q_proj.weight' is e4m3"));
-    assert_int_equal(lq_loaded_read(&ctx, &l, "abacus"), LQ_ERR_UNSUPPORTED);
+    assert_int_equal(lq_loaded_read(&ctx, &l, "abacus"), LQ_ERR_USAGE);
     assert_non_null(strstr(ctx.msg, "--device abacus: expected cpu, cuda or emu"));
     if (!lq_device_cuda()->available()) {
         assert_int_equal(lq_loaded_read(&ctx, &l, "cuda"), LQ_ERR_UNSUPPORTED);
