@@ -176,7 +176,7 @@ static lq_status hold_packed(up *u, const lq_linear *lin, lq_held_linear *out) {
     lq_held *h = u->h;
     if (!lq_device_put(h->d, p, &out->m)) return lq_fail(u->ctx, LQ_ERR_RESOURCE, "device %s: no room for tensor '%s' beside the %llu bytes it holds", h->d->name, lin->row->name, (unsigned long long)h->bytes);
     out->packed = true;
-    lq_status st = own(u, (void *)out->m.codes, lq_device_bytes(p)), st2 = own(u, (void *)out->m.params, (size_t)p->tiles * p->segs * p->seg_bytes);
+    lq_status st = own(u, (void *)out->m.codes, lq_device_bytes(p)), st2 = own(u, (void *)out->m.params, (size_t)lq_device_param_bytes(p));
     lq_status st3 = out->m.perm ? own(u, (void *)out->m.perm, (size_t)lin->cols * 4) : LQ_OK;
     if (st || st2 || st3) return st ? st : st2 ? st2 : st3;
     if (has_extras(&p->q)) LQ_TRY(hold_extras(u, &p->q, out));

@@ -32,7 +32,7 @@ uint64_t lq_linear_bytes(const lq_linear *lin) {
     if (p) {
         lq_scheme codes = lin->q->sch;
         codes.extra &= ~(uint32_t)LQ_X_ADDED;
-        return (uint64_t)p->tiles * (p->tile_bytes + p->segs * p->seg_bytes) + lq_qtensor_bytes(lin->q) - lq_scheme_bytes(&codes, lin->rows, lin->cols);
+        return lq_packed_all_bytes(p) + lq_qtensor_bytes(lin->q) - lq_scheme_bytes(&codes, lin->rows, lin->cols);
     }
     return lin->q ? lq_qtensor_bytes(lin->q) : (uint64_t)lin->rows * lq_dtype_row_bytes(lin->dtype, lin->cols);
 }

@@ -15,6 +15,8 @@ typedef struct plan { /* of the params of a scheme */
     uint32_t seg, segs;
     lq_dtype scale, zero;
     uint8_t fields[2];
+    uint32_t span;
+    bool up_scale, up_zero;
 } plan;
 
 static bool fields_of(uint8_t bits, uint8_t f[2]) {
@@ -66,6 +68,22 @@ static bool acts_fit(const lq_scheme *s, uint32_t cols) {
     return (s->grid.kind == LQ_GRID_INT || whole_table(&s->grid)) && cols <= WIDEST_INT && !(s->extra & LQ_X_PERM && s->act.tile);
 }
 
+/* Segments to a parent where a plane is of whole bytes, an F16 to every `span` of them, and rows begin a span; 0: it is not. */
+static uint32_t span_of(const lq_plane_desc *d, uint32_t cols, uint32_t seg) {
+    bool bytes = (d->dtype == LQ_U8 || d->dtype == LQ_I8) && d->parent == LQ_F16 && !d->divides && d->tile_r == 1 && d->tile_c == seg;
+    return bytes && d->span && cols % seg == 0 && cols / seg % d->span == 0 ? d->span : 0;
+}
+
+static void plan_ups(const lq_scheme *s, uint32_t cols, plan *p) {
+    uint32_t scale = span_of(&s->scale, cols, p->seg), zero = s->zero_kind == LQ_ZERO_MIN ? span_of(&s->zero, cols, p->seg) : 0;
+    if (scale && zero && scale != zero) zero = 0;
+    p->span = scale ? scale : zero;
+    p->up_scale = scale;
+    p->up_zero = zero;
+    if (scale) p->scale = s->scale.dtype;
+    if (zero) p->zero = s->zero.dtype;
+}
+
 static bool make_plan(const lq_scheme *s, uint32_t cols, plan *p) {
     uint32_t run[3] = {run_of(&s->scale, cols), s->zero_kind ? run_of(&s->zero, cols) : cols, s->act.kind && s->act.tile ? s->act.tile : cols};
     uint32_t seg = narrowest(narrowest(run[0], run[1]), run[2]);
@@ -73,7 +91,8 @@ static bool make_plan(const lq_scheme *s, uint32_t cols, plan *p) {
     for (int i = 0; i < 3; i++)
         if (run[i] < cols && run[i] % seg) return false;
     if (seg < cols && seg % LOW) return false;
-    *p = (plan){seg, (cols + seg - 1) / seg, scale_type(&s->scale), zero_type(s), {p->fields[0], p->fields[1]}};
+    *p = (plan){.seg = seg, .segs = (cols + seg - 1) / seg, .scale = scale_type(&s->scale), .zero = zero_type(s), .fields = {p->fields[0], p->fields[1]}};
+    plan_ups(s, cols, p);
     return true;
 }
 
@@ -95,6 +114,11 @@ static void lay_out(lq_packed *p, const plan *l, uint32_t rows, uint32_t cols) {
     memcpy(p->fields, l->fields, 2);
     p->tile_bytes = (size_t)p->units * 64 * (l->fields[0] + l->fields[1]);
     p->seg_bytes = LQ_TILE * (size_of(l->scale) + size_of(l->zero));
+    p->span = l->span;
+    p->spans = l->span ? l->segs / l->span : 0;
+    p->up_scale = l->up_scale;
+    p->up_zero = l->up_zero;
+    p->up_bytes = (size_t)LQ_TILE * 2 * ((unsigned)l->up_scale + l->up_zero);
 }
 
 uint64_t lq_packed_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols) {
@@ -102,7 +126,7 @@ uint64_t lq_packed_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols) {
     lq_packed p = {0};
     if (!make_plan(s, cols, &l)) return 0;
     lay_out(&p, &l, rows, cols);
-    return (uint64_t)p.tiles * (p.tile_bytes + p.segs * p.seg_bytes) + LQ_PACKED_PAD;
+    return lq_packed_all_bytes(&p) + LQ_PACKED_PAD;
 }
 
 /* ---- codes ---- */
@@ -162,24 +186,32 @@ static void put_param(lq_dtype t, float v, uint8_t *dst, uint32_t row) {
     else if (t != LQ_NONE) lq_dtype_encode(t, &v, dst + row * size_of(t), 1);
 }
 
-/* Scales of one byte stand as they are. */
-static void put_scale(const lq_packed *p, uint32_t r, uint32_t c, uint8_t *dst, uint32_t row) {
-    const lq_plane_desc *d = &p->q.sch.scale;
-    if (d->dtype == LQ_NONE) return;
+/* Of row r at column c, to place `row` of dst. */
+static void put_plane(const lq_packed *p, bool zero, uint32_t r, uint32_t c, uint8_t *dst, uint32_t row) {
+    const lq_plane_desc *d = zero ? &p->q.sch.zero : &p->q.sch.scale;
+    const lq_plane *v = zero ? &p->q.zero : &p->q.scale;
+    lq_dtype t = zero ? p->zero : p->scale;
+    if (t == LQ_NONE || d->dtype == LQ_NONE) return;
     size_t at = lq_plane_index(d, p->q.cols, r, c);
-    if (size_of(p->scale) == 1) dst[row] = ((const uint8_t *)p->q.scale.v)[at];
-    else put_param(p->scale, lq_plane_get(d, &p->q.scale, at), dst, row);
+    if (size_of(t) == 1 && (!zero || p->up_zero)) dst[row] = ((const uint8_t *)v->v)[at]; /* as it is stored */
+    else put_param(t, lq_plane_get(d, v, at), dst, row);
+}
+
+static void put_up(const lq_plane_desc *d, const lq_plane *v, uint32_t cols, uint32_t r, uint32_t c, uint8_t *dst, uint32_t row) {
+    memcpy(dst + 2 * (size_t)row, (const uint8_t *)v->parent + lq_plane_index(d, cols, r, c) / d->span * 2, 2);
 }
 
 static void pack_params(const lq_packed *p, size_t tile) {
-    const lq_plane_desc *zero = &p->q.sch.zero;
+    const lq_scheme *s = &p->q.sch;
     for (uint32_t g = 0; g < p->segs; g++) {
         uint8_t *dst = p->params + (tile * p->segs + g) * p->seg_bytes;
+        uint8_t *up = p->span && g % p->span == 0 ? p->ups + (tile * p->spans + g / p->span) * p->up_bytes : NULL;
         for (uint32_t i = 0; i < rows_of(&p->q, tile); i++) {
             uint32_t r = (uint32_t)tile * LQ_TILE + i, c = g * p->seg;
-            put_scale(p, r, c, dst, i);
-            if (p->zero == LQ_NONE) continue;
-            put_param(p->zero, lq_plane_get(zero, &p->q.zero, lq_plane_index(zero, p->q.cols, r, c)), dst + LQ_TILE * size_of(p->scale), i);
+            put_plane(p, false, r, c, dst, i);
+            put_plane(p, true, r, c, dst + LQ_TILE * size_of(p->scale), i);
+            if (up && p->up_scale) put_up(&s->scale, &p->q.scale, p->q.cols, r, c, up, i);
+            if (up && p->up_zero) put_up(&s->zero, &p->q.zero, p->q.cols, r, c, up + (p->up_scale ? 2 * LQ_TILE : 0), i);
         }
     }
 }
@@ -199,9 +231,19 @@ static void unpack_tile(void *arg, size_t tile) {
     }
 }
 
+static float whole_byte(lq_dtype t, uint8_t v) { return t == LQ_I8 ? (float)(int8_t)v : (float)v; }
+
+/* The up of row r, of its zero where the scale has one too. */
+static float up_of(const lq_packed *p, uint32_t r, uint32_t g, bool second) {
+    uint16_t h;
+    memcpy(&h, lq_packed_ups(p, r / LQ_TILE, g) + (second ? 2 * LQ_TILE : 0) + 2 * (r % LQ_TILE), 2);
+    return lq_f16_f32(h);
+}
+
 float lq_packed_scale(const lq_packed *p, uint32_t r, uint32_t g) {
     const uint8_t *at = lq_packed_params(p, r / LQ_TILE, g) + r % LQ_TILE * size_of(p->scale);
     float v = 1;
+    if (p->up_scale) return whole_byte(p->scale, *at) * up_of(p, r, g, false) + p->shift;
     if (p->scale == LQ_E4M3) return lq_e4m3_f32(*at) * p->up + p->shift;
     if (p->scale == LQ_E8M0) return lq_e8m0_f32(*at);
     if (p->scale != LQ_NONE) lq_dtype_decode(p->scale, at, &v, 1);
@@ -211,6 +253,7 @@ float lq_packed_scale(const lq_packed *p, uint32_t r, uint32_t g) {
 float lq_packed_zero(const lq_packed *p, uint32_t r, uint32_t g) {
     const uint8_t *at = lq_packed_params(p, r / LQ_TILE, g) + LQ_TILE * size_of(p->scale);
     float v = 0;
+    if (p->up_zero) return whole_byte(p->zero, at[r % LQ_TILE]) * up_of(p, r, g, p->up_scale) + p->zero_shift;
     if (p->zero == LQ_U8) return (float)at[r % LQ_TILE];
     if (p->zero != LQ_NONE) lq_dtype_decode(p->zero, at + r % LQ_TILE * size_of(p->zero), &v, 1);
     return v;
@@ -259,7 +302,8 @@ static lq_status copy_shell(lq_ctx *ctx, const lq_qtensor *q, lq_qtensor *to) {
 static void set_up(lq_packed *p) {
     bool two = p->q.sch.scale.parent != LQ_NONE && p->scale == LQ_E4M3;
     p->up = two ? *(const float *)p->q.scale.parent : 1;
-    p->shift = two ? p->q.scale.offset : -0.0f; /* which changes nothing, not even a sign */
+    p->shift = two || p->up_scale ? p->q.scale.offset : -0.0f; /* which changes nothing, not even a sign */
+    p->zero_shift = p->q.zero.offset;
 }
 
 lq_status lq_pack(lq_ctx *ctx, const lq_qtensor *q, lq_packed *p) {
@@ -271,7 +315,8 @@ lq_status lq_pack(lq_ctx *ctx, const lq_qtensor *q, lq_packed *p) {
     set_up(p);
     p->codes = lq_arena_alloc(p->q.mem, p->tiles * p->tile_bytes + LQ_PACKED_PAD);
     p->params = lq_arena_alloc(p->q.mem, (size_t)p->tiles * p->segs * p->seg_bytes + 64);
-    if (!p->codes || !p->params) {
+    p->ups = lq_arena_alloc(p->q.mem, (size_t)p->tiles * p->spans * p->up_bytes);
+    if (!p->codes || !p->params || !p->ups) {
         lq_packed_free(p);
         return lq_oom(ctx, (size_t)p->tiles * p->tile_bytes);
     }

@@ -14,6 +14,7 @@
  *   so the 32-bit lane of a row shifted right by 8 j + f p has column 4 p + j at its foot, and vector & (2^f - 1) 0x01010101 << f p holds
  *   four adjacent columns for a dot product of bytes. AVX2 reads a vector as two halves of eight rows.
  *   params  per tile and segment of columns: 16 scales, then 16 zeros, so w = s A(code) - z as core/qtensor.h has it
+ *   ups     where those are whole bytes times an F16 of `span` segments (GGUF's K types): per tile and span 16 F16 of the scales, then of the zeros
  *
  * Scales and zeros stay in the qtensor as well (their second levels too), so unpacking gives back every bit. */
 #ifndef LQ_PACKED_H
@@ -31,12 +32,17 @@ typedef struct lq_packed {
     uint32_t tiles, units;
     uint32_t seg, segs;   /* columns of a segment: a multiple of 16, or all; how many */
     uint8_t fields[2];    /* bits; the second 0 when there is one */
-    lq_dtype scale, zero; /* as stored in params: F32 F16 E8M0 E4M3, LQ_NONE: 1 / F32 F16 U8, LQ_NONE: 0 */
+    lq_dtype scale, zero; /* as stored in params: F32 F16 E8M0 E4M3 U8 I8, LQ_NONE: 1 / F32 F16 U8 I8, LQ_NONE: 0 */
     float up, shift;      /* a scale of E4M3 is its value times up, plus shift */
+    uint32_t span, spans; /* segments that share an up, 0: none do; how many such runs a tile has */
+    bool up_scale, up_zero; /* a scale, a zero is its value times its up, plus shift, zero_shift */
+    float zero_shift;
     size_t tile_bytes;    /* units * 64 * (fields[0] + fields[1]) */
     size_t seg_bytes;     /* 16 scales and 16 zeros */
+    size_t up_bytes;      /* 16 ups of each */
     uint8_t *codes;       /* [tiles] of tile_bytes, 64-byte aligned */
     uint8_t *params;      /* [tiles][segs] of seg_bytes, 16-byte aligned */
+    uint8_t *ups;         /* [tiles][spans] of up_bytes */
 } lq_packed;
 
 /* Can this layout hold a matrix of the scheme? INT of 1 to 8 bits, tables and small floats of up to 4 bits, E4M3, whose planes are constant
@@ -57,6 +63,10 @@ void lq_packed_set_code(const lq_packed *p, uint32_t r, uint32_t c, uint32_t cod
 float lq_packed_scale(const lq_packed *p, uint32_t r, uint32_t g);
 float lq_packed_zero(const lq_packed *p, uint32_t r, uint32_t g);
 static inline const uint8_t *lq_packed_params(const lq_packed *p, uint32_t tile, uint32_t g) { return p->params + ((size_t)tile * p->segs + g) * p->seg_bytes; }
+static inline const uint8_t *lq_packed_ups(const lq_packed *p, uint32_t tile, uint32_t g) { return p->ups + ((size_t)tile * p->spans + g / p->span) * p->up_bytes; }
+/* Of all tiles: params and ups; codes too. */
+static inline uint64_t lq_packed_param_bytes(const lq_packed *p) { return (uint64_t)p->tiles * (p->segs * p->seg_bytes + p->spans * p->up_bytes); }
+static inline uint64_t lq_packed_all_bytes(const lq_packed *p) { return (uint64_t)p->tiles * p->tile_bytes + lq_packed_param_bytes(p); }
 static inline uint32_t lq_packed_ld(const lq_packed *p) { return p->units * LQ_UNIT; }
 
 /* Activations as the kernels read them. */

@@ -136,8 +136,11 @@ static bool make(bench *b, const lq_scheme *s, uint32_t rows, uint32_t cols, siz
     bool ok = lq_pack(&ctx, &q, &one) == LQ_OK;
     lq_qtensor_free(&q);
     if (!ok) return false;
-    const size_t tiles = rows / LQ_TILE, codes = lq_device_bytes(&one) * tiles, params = one.segs * one.seg_bytes, all = codes + params * tiles;
+    const size_t tiles = rows / LQ_TILE, codes = lq_device_bytes(&one) * tiles, params = (size_t)lq_device_param_bytes(&one), all = codes + params * tiles;
     const lq_device_matrix shape = lq_device_shape(&one);
+    uint8_t *scales = lq_alloc(params);
+    if (!scales) { lq_packed_free(&one); return false; }
+    lq_device_params(&one, scales);
     uint32_t want = b->small ? 2 : (uint32_t)((300u << 20) / all + 1);
     want = want < 4 && !b->small ? 4 : want > MOST_COPIES ? MOST_COPIES : want;
     for (b->copies = 0; ok && b->copies < want; b->copies++) {
@@ -146,7 +149,7 @@ static bool make(bench *b, const lq_scheme *s, uint32_t rows, uint32_t cols, siz
         m->rows = rows;
         m->tiles = (uint32_t)tiles;
         m->codes = filled(b, codes, NULL, 0);
-        m->params = filled(b, params * tiles, one.params, params);
+        m->params = filled(b, params * tiles, scales, params);
         ok = m->codes && m->params;
     }
     const size_t wide = lq_packed_ld(&one);
@@ -160,6 +163,7 @@ static bool make(bench *b, const lq_scheme *s, uint32_t rows, uint32_t cols, siz
     b->step = filled(b, 4 * MOST_TOKENS * (size_t)one.segs, &step, 4);
     b->sum = filled(b, 4 * MOST_TOKENS * (size_t)one.segs, ones, 4);
     free(x);
+    lq_free(scales);
     lq_packed_free(&one);
     *bytes = all;
     return ok && b->x && b->y && b->code && b->step && b->sum;

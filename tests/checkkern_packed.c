@@ -87,6 +87,20 @@ static void decodes(const ck_probe *p, const lq_packed *m, const lq_qtensor *q, 
     free(want);
 }
 
+/* Whole bytes and an F16 to every span of them: nothing wider is read for GGUF's K types. */
+static void two_levels_stay_two_levels(void **state) {
+    const ck_probe *p = *state;
+    const lq_scheme *s = &p->scheme->s;
+    enum { ROWS = 64, COLS = 2048 };
+    lq_scheme one = *s;
+    uint32_t planes = s->zero_kind == LQ_ZERO_MIN ? 2 : 1, seg = s->scale.tile_c;
+    uint64_t codes = lq_packed_bytes(s, ROWS, COLS), weights = (uint64_t)ROWS * COLS;
+    one.scale = one.zero = (lq_plane_desc){0};
+    one.zero_kind = LQ_ZERO_NONE;
+    codes -= lq_packed_bytes(&one, ROWS, COLS);
+    assert_int_equal(codes, planes * (weights / seg + 2 * weights / seg / s->scale.span));
+}
+
 static void packed_dequant_is_the_definition(void **state) { over_shapes(*state, (lq_act){0}, decodes); }
 
 /* A lane adds up to two hundred and fifty-six products at a time, and then their sums; a segment ends with one scaled sum. */
@@ -306,6 +320,7 @@ void ck_packed_add(const ck_variant *v) {
     if (k->digits != b->digits || !strcmp(v->name, "c")) ck_add(digits_have_the_bits_of_c, "digits", v, NULL, LQ_NONE);
     for (const ck_scheme *s = ck_all_schemes(); s->name; s++) {
         if (!lq_packed_fits(&s->s, 16, 3840)) continue;
+        if (!strcmp(v->name, "c") && s->s.scale.parent == LQ_F16 && s->s.scale.tile_r == 1) ck_add(two_levels_stay_two_levels, "two_levels", v, s, LQ_NONE);
         if (!strcmp(v->name, "c")) ck_add(unpacking_gives_back_every_bit, "unpack", v, s, LQ_NONE);
         if (!strcmp(v->name, "c") && whole(&s->s)) ck_add(packed_idot_sums_whole_numbers, "whole_sums", v, s, LQ_NONE);
         if (in_digits(&s->s) && !strcmp(v->name, "c")) ck_add(packed_digits_is_within_its_bound, "packed_digits", v, s, LQ_NONE);

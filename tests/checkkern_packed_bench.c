@@ -104,14 +104,16 @@ static size_t last_level(void) {
 
 /* The same matrix elsewhere; it has the first one's shell. */
 static void again(const lq_packed *m, lq_packed *to) {
-    size_t codes = m->tiles * m->tile_bytes, params = (size_t)m->tiles * m->segs * m->seg_bytes;
+    size_t codes = m->tiles * m->tile_bytes, params = (size_t)m->tiles * m->segs * m->seg_bytes, ups = (size_t)m->tiles * m->spans * m->up_bytes;
     *to = *m;
     to->codes = aligned_alloc(64, (codes + LQ_PACKED_PAD + 63) / 64 * 64);
     to->params = aligned_alloc(64, (params + 64 + 63) / 64 * 64);
-    if (!to->codes || !to->params) exit(1);
+    to->ups = aligned_alloc(64, (ups + 64) / 64 * 64);
+    if (!to->codes || !to->params || !to->ups) exit(1);
     memset(to->codes + codes, 0, LQ_PACKED_PAD);
     memcpy(to->codes, m->codes, codes);
     memcpy(to->params, m->params, params);
+    memcpy(to->ups, m->ups, ups);
 }
 
 static bool copies_of(const char *type, uint32_t rows, uint32_t cols, lq_act act, bench *b) {
@@ -141,7 +143,7 @@ static void add(row *rows, size_t *n, const bench *from, const char *type, const
     r->b.k = k, r->b.op = op, r->b.n = tokens, r->b.x.n = tokens, r->b.xi.n = tokens, r->b.xd.n = tokens;
     snprintf(r->name, sizeof r->name, "%s %s n=%u %s", op, type, tokens, k->name);
     r->weights = (double)m->q.rows * m->q.cols * (double)from->copies;
-    r->bytes = (double)(m->tile_bytes + m->segs * m->seg_bytes) * m->tiles * (double)from->copies;
+    r->bytes = (double)lq_packed_all_bytes(m) * (double)from->copies;
 }
 
 static void bench_type(const char *type, uint32_t height, uint32_t cols, const uint64_t *cold, size_t words) {

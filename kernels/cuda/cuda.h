@@ -145,6 +145,9 @@ const lq_device *lq_device_emu(void);      /* never NULL */
 /* The columns of a chunk, and the bytes of all codes on a device. */
 uint32_t lq_device_chunk(const lq_packed *p);
 size_t lq_device_bytes(const lq_packed *p);
+/* Scales and zeros, which have one level there: [tiles][segs] 16 scales, 16 zeros, in out[lq_device_param_bytes]. */
+uint64_t lq_device_param_bytes(const lq_packed *p);
+void lq_device_params(const lq_packed *p, uint8_t *out);
 /* Codes of p into out[lq_device_bytes] and back; exact inverses. */
 void lq_pack_device(const lq_packed *p, uint8_t *out);
 void lq_unpack_device(const uint8_t *in, lq_packed *p);

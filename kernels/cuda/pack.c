@@ -79,30 +79,59 @@ static void set_line(const lq_grid *g, lq_device_matrix *m) {
     m->bias = g->kind == LQ_GRID_INT ? g->bias : 1;
 }
 
+/* Params as the device has them: of one level. */
+static lq_dtype flat(lq_dtype t, bool up) { return up ? LQ_F32 : t; }
+static uint32_t seg_bytes(const lq_packed *p) { return p->span ? LQ_TILE * (uint32_t)(lq_dtypes[flat(p->scale, p->up_scale)].bytes + lq_dtypes[flat(p->zero, p->up_zero)].bytes) : (uint32_t)p->seg_bytes; }
+
+uint64_t lq_device_param_bytes(const lq_packed *p) { return (uint64_t)p->tiles * p->segs * seg_bytes(p); }
+
+static void flat_plane(const lq_packed *p, uint32_t tile, uint32_t g, bool zero, uint8_t *dst) {
+    uint32_t rows = p->q.rows - tile * LQ_TILE < LQ_TILE ? p->q.rows - tile * LQ_TILE : LQ_TILE;
+    bool up = zero ? p->up_zero : p->up_scale;
+    lq_dtype t = zero ? p->zero : p->scale;
+    if (!up) memcpy(dst, lq_packed_params(p, tile, g) + (zero ? LQ_TILE * lq_dtypes[p->scale].bytes : 0), LQ_TILE * lq_dtypes[t].bytes);
+    for (uint32_t i = 0; up && i < rows; i++) {
+        float v = zero ? lq_packed_zero(p, tile * LQ_TILE + i, g) : lq_packed_scale(p, tile * LQ_TILE + i, g);
+        memcpy(dst + i * sizeof v, &v, sizeof v);
+    }
+}
+
+void lq_device_params(const lq_packed *p, uint8_t *out) {
+    size_t scales = LQ_TILE * lq_dtypes[flat(p->scale, p->up_scale)].bytes;
+    if (!p->span) memcpy(out, p->params, lq_device_param_bytes(p));
+    for (uint32_t tile = 0; p->span && tile < p->tiles; tile++)
+        for (uint32_t g = 0; g < p->segs; g++, out += seg_bytes(p)) {
+            flat_plane(p, tile, g, false, out);
+            flat_plane(p, tile, g, true, out + scales);
+        }
+}
+
 lq_device_matrix lq_device_shape(const lq_packed *p) {
     const lq_qtensor *q = &p->q;
     lq_device_matrix m = {.rows = q->rows, .cols = q->cols, .tiles = p->tiles, .chunks = chunks_of(p), .seg = p->seg, .segs = p->segs,
-                          .fields = {p->fields[0], p->fields[1]}, .bits = q->sch.grid.bits, .scale = (uint8_t)p->scale, .zero = (uint8_t)p->zero,
+                          .fields = {p->fields[0], p->fields[1]}, .bits = q->sch.grid.bits, .scale = (uint8_t)flat(p->scale, p->up_scale), .zero = (uint8_t)flat(p->zero, p->up_zero),
                           .grid = (uint8_t)q->sch.grid.kind, .zero_kind = (uint8_t)q->sch.zero_kind, .up = p->up,
-                          .shift = p->shift, .seg_bytes = (uint32_t)p->seg_bytes};
+                          .shift = p->shift, .seg_bytes = seg_bytes(p)};
     set_line(&q->sch.grid, &m);
     for (uint32_t i = 0; m.grid != LQ_GRID_INT && m.bits <= 4 && i < 16; i++) m.table[i] = lq_f32_f16(lq_grid_value(q, 0, i & ((1u << m.bits) - 1)));
     return m;
 }
 
 bool lq_device_put(const lq_device *d, const lq_packed *p, lq_device_matrix *m) {
-    size_t n = lq_device_bytes(p), params = (size_t)p->tiles * p->segs * p->seg_bytes, perm = p->q.perm ? (size_t)p->q.cols * 4 : 0;
-    uint8_t *codes = lq_alloc(n);
+    size_t n = lq_device_bytes(p), params = lq_device_param_bytes(p), perm = p->q.perm ? (size_t)p->q.cols * 4 : 0;
+    uint8_t *codes = lq_alloc(n), *flat_params = lq_alloc(params);
     *m = lq_device_shape(p);
     m->codes = d->alloc(n + 16);
     m->params = d->alloc(params + 16);
     m->perm = perm ? d->alloc(perm) : NULL;
-    bool ok = codes && m->codes && m->params && (!perm || m->perm);
+    bool ok = codes && flat_params && m->codes && m->params && (!perm || m->perm);
     if (ok) {
         lq_pack_device(p, codes);
-        ok = d->put((void *)m->codes, codes, n) && d->put((void *)m->params, p->params, params) && (!perm || d->put((void *)m->perm, p->q.perm, perm));
+        lq_device_params(p, flat_params);
+        ok = d->put((void *)m->codes, codes, n) && d->put((void *)m->params, flat_params, params) && (!perm || d->put((void *)m->perm, p->q.perm, perm));
     }
     lq_free(codes);
+    lq_free(flat_params);
     if (!ok) lq_device_drop(d, m);
     return ok;
 }

@@ -61,6 +61,7 @@ LQ_INLINE __m256i lq_quad256(lq_step s, int f0, int f1, int h, int q) {
 /* Eight floats of a plane's row of params. */
 LQ_INLINE __m256 lq_params256(lq_dtype t, const uint8_t *v, float up, float shift) {
     __m256i b = t == LQ_E8M0 || t == LQ_E4M3 || t == LQ_U8 ? _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)v)) : _mm256_setzero_si256();
+    if (t == LQ_I8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)v)));
     if (t == LQ_F32) return _mm256_loadu_ps((const float *)(const void *)v);
     if (t == LQ_F16) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)v));
     if (t == LQ_U8) return _mm256_cvtepi32_ps(b);
@@ -77,6 +78,10 @@ LQ_INLINE __m256 lq_params256(lq_dtype t, const uint8_t *v, float up, float shif
 
 typedef struct lq_scales256 { __m256 s[2], z[2]; } lq_scales256; /* of sixteen rows */
 
+LQ_INLINE __m256 lq_up256(__m256 v, const uint8_t *up, float shift) {
+    return _mm256_add_ps(_mm256_mul_ps(v, lq_params256(LQ_F16, up, 1, 0)), _mm256_set1_ps(shift));
+}
+
 LQ_INLINE lq_scales256 lq_scales256_at(const lq_packed *p, uint32_t tile, uint32_t g) {
     const uint8_t *at = lq_packed_params(p, tile, g);
     size_t size = p->scale == LQ_NONE ? 0 : p->scale == LQ_F32 ? 4 : p->scale == LQ_F16 ? 2 : 1, zsize = p->zero == LQ_F32 ? 4 : p->zero == LQ_F16 ? 2 : 1;
@@ -84,6 +89,8 @@ LQ_INLINE lq_scales256 lq_scales256_at(const lq_packed *p, uint32_t tile, uint32
     for (int h = 0; h < 2; h++) {
         v.s[h] = p->scale == LQ_NONE ? _mm256_set1_ps(1) : lq_params256(p->scale, at + 8 * h * size, p->up, p->shift);
         v.z[h] = p->zero == LQ_NONE ? _mm256_setzero_ps() : lq_params256(p->zero, at + LQ_TILE * size + 8 * h * zsize, 1, 0);
+        if (p->up_scale) v.s[h] = lq_up256(v.s[h], lq_packed_ups(p, tile, g) + 16 * h, p->shift);
+        if (p->up_zero) v.z[h] = lq_up256(v.z[h], lq_packed_ups(p, tile, g) + (p->up_scale ? 2 * LQ_TILE : 0) + 16 * h, p->zero_shift);
     }
     return v;
 }

@@ -56,6 +56,7 @@ LQ_INLINE __m512 lq_params512(lq_dtype t, const uint8_t *v, float up, float shif
     if (t == LQ_F32) return _mm512_loadu_ps((const void *)v);
     __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)v));
     if (t == LQ_U8) return _mm512_cvtepi32_ps(b);
+    if (t == LQ_I8) return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)v)));
     if (t == LQ_E4M3) return _mm512_add_ps(_mm512_mul_ps(lq_e4m3_512(b), _mm512_set1_ps(up)), _mm512_set1_ps(shift));
     __m512i e = _mm512_slli_epi32(b, 23); /* E8M0; 0: 2^-127, a subnormal; 255: NaN */
     __mmask16 odd = _mm512_cmpeq_epi32_mask(b, _mm512_setzero_si512()) | _mm512_cmpeq_epi32_mask(b, _mm512_set1_epi32(255));
@@ -66,10 +67,17 @@ LQ_INLINE uint32_t lq_params_size(lq_dtype t) { return t == LQ_NONE ? 0 : t == L
 
 typedef struct lq_scales512 { __m512 s, z; } lq_scales512; /* of sixteen rows */
 
+LQ_INLINE __m512 lq_up512(__m512 v, const uint8_t *up, float shift) {
+    return _mm512_add_ps(_mm512_mul_ps(v, lq_params512(LQ_F16, up, 1, 0)), _mm512_set1_ps(shift));
+}
+
 LQ_INLINE lq_scales512 lq_scales512_at(const lq_packed *p, uint32_t tile, uint32_t g) {
     const uint8_t *at = lq_packed_params(p, tile, g);
-    return (lq_scales512){p->scale == LQ_NONE ? _mm512_set1_ps(1) : lq_params512(p->scale, at, p->up, p->shift),
-                          p->zero == LQ_NONE ? _mm512_setzero_ps() : lq_params512(p->zero, at + LQ_TILE * lq_params_size(p->scale), 1, 0)};
+    lq_scales512 v = {p->scale == LQ_NONE ? _mm512_set1_ps(1) : lq_params512(p->scale, at, p->up, p->shift),
+                      p->zero == LQ_NONE ? _mm512_setzero_ps() : lq_params512(p->zero, at + LQ_TILE * lq_params_size(p->scale), 1, 0)};
+    if (p->up_scale) v.s = lq_up512(v.s, lq_packed_ups(p, tile, g), p->shift);
+    if (p->up_zero) v.z = lq_up512(v.z, lq_packed_ups(p, tile, g) + (p->up_scale ? 2 * LQ_TILE : 0), p->zero_shift);
+    return v;
 }
 
 LQ_INLINE __mmask16 lq_rows512(const lq_packed *p, uint32_t tile) { return (__mmask16)((1u << lq_tile_rows(p, tile)) - 1); }
