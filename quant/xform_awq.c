@@ -19,7 +19,7 @@
 
 #include <string.h>
 
-enum { SITES_ALL, SITES_NORMS, CLIP_AUTO = 0, CLIP_ON, CLIP_OFF, FAMILY_BOTH = 0, FAMILY_X, FAMILY_XW, LOSS_GRAM = 0, LOSS_BLOCK, CUTS = 10, HEATS = 8, FINALISTS = 8, JUDGED = 6 };
+enum { SITES_ALL, SITES_NORMS, CLIP_AUTO = 0, CLIP_ON, CLIP_OFF, FAMILY_BOTH = 0, FAMILY_X, FAMILY_XW, LOSS_GRAM = 0, LOSS_BLOCK, CUTS = 10, JUDGED = 6 };
 
 typedef struct awq_opts { int64_t ratios; int sites, clip, family, pow2, loss; } awq_opts;
 
@@ -135,15 +135,14 @@ static uint32_t sample_rows(const lq_xsite *x, const lq_xreader *in) {
     return in->rows < most ? in->rows : (uint32_t)most;
 }
 
-/* loss[k] of the candidates s[which[k]][cols] on a share of the sample's rows of each quantized reader; share 0: on all rows. */
-static lq_status score(lq_ctx *ctx, const lq_xsite *x, const float *h, const float *moment, const float *s, const uint32_t *which, uint32_t n, uint32_t share,
+/* loss[k] of the candidates s[which[k]][cols] on the sample's rows of each quantized reader, or on all. */
+static lq_status score(lq_ctx *ctx, const lq_xsite *x, const float *h, const float *moment, const float *s, const uint32_t *which, uint32_t n, bool all,
                        double *loss) {
     lq_status st = LQ_OK;
     for (uint32_t i = 0; i < x->n && !st; i++) {
         const lq_xreader *in = &x->reader[i];
         if (!in->target) continue;
-        uint32_t rows = share ? sample_rows(x, in) / share : in->rows;
-        if (rows < LQ_PROXY_ROWS) rows = LQ_PROXY_ROWS < in->rows ? LQ_PROXY_ROWS : in->rows;
+        uint32_t rows = all ? in->rows : sample_rows(x, in);
         size_t size = (size_t)rows * x->cols;
         bench b = {.h = h, .moment = moment, .w = in->w, .rows = rows, .cols = x->cols, .q = LQ_NEWN(float, size)};
         float *sample = rows < in->rows ? LQ_NEWN(float, size) : NULL;
@@ -202,52 +201,45 @@ static lq_status make(lq_ctx *ctx, const awq_opts *o, const lq_xsite *x, uint32_
     return st;
 }
 
-/* The best FINALISTS of a heat on few rows, doing nothing before them: their numbers and how many. */
-static lq_status heat(lq_ctx *ctx, const lq_xsite *x, const float *h, const float *moment, candidates *c, uint32_t last[FINALISTS + 1], uint32_t *n) {
-    LQ_TRY(score(ctx, x, h, moment, c->by_column, c->which, c->n, HEATS, c->loss));
-    for (*n = 0; *n <= FINALISTS && *n < c->n; (*n)++) {
-        uint32_t k = 0;
-        for (uint32_t i = 1; i < c->n && *n; i++)
-            if (isfinite(c->loss[i]) && (!k || c->loss[i] < c->loss[k])) k = i;
-        if (*n && !k) return LQ_OK;
-        c->loss[k] = INFINITY; /* had its turn */
-        last[*n] = k;
-    }
-    return LQ_OK;
-}
-
 static lq_status choose(lq_ctx *ctx, const lq_xsite *x, const float *h, const float *moment, candidates *c, uint32_t *best, double *before) {
-    uint32_t last[FINALISTS + 1], n, pair[2] = {0, 0};
-    double loss[FINALISTS + 1] = {0}, both[2] = {0, 0};
+    uint32_t pair[2] = {0, 0};
+    double both[2] = {0, 0};
     *best = 0;
-    LQ_TRY(heat(ctx, x, h, moment, c, last, &n));
-    LQ_TRY(score(ctx, x, h, moment, c->by_column, last, n, 1, loss));
-    for (uint32_t k = 1; k < n; k++)
-        if (loss[k] < loss[pair[1]]) pair[1] = k;
-    *best = last[pair[1]];
-    *before = loss[0];
-    c->loss[*best] = loss[pair[1]];
+    LQ_TRY(score(ctx, x, h, moment, c->by_column, c->which, c->n, false, c->loss));
+    for (uint32_t k = 1; k < c->n; k++)
+        if (c->loss[k] < c->loss[*best]) *best = k;
+    *before = c->loss[0];
     if (!*best || samples_all(x)) return LQ_OK;
     pair[1] = *best; /* the sample's winner must beat doing nothing on every row */
-    LQ_TRY(score(ctx, x, h, moment, c->by_column, pair, 2, 0, both));
+    LQ_TRY(score(ctx, x, h, moment, c->by_column, pair, 2, true, both));
     *before = both[0];
     if (!(both[1] < both[0])) *best = 0;
     c->loss[*best] = *best ? both[1] : both[0];
     return LQ_OK;
 }
 
-/* The first JUDGED of a heat, and doing nothing, by what they do to the block's output. */
+/* The candidate of the least loss among those that have not had their turn; 0: none is left. */
+static uint32_t next_best(candidates *c) {
+    uint32_t k = 0;
+    for (uint32_t i = 1; i < c->n; i++)
+        if (isfinite(c->loss[i]) && (!k || c->loss[i] < c->loss[k])) k = i;
+    if (k) c->loss[k] = INFINITY;
+    return k;
+}
+
+/* Doing nothing, and the JUDGED best by their Gram, by what they do to the block's output. */
 static lq_status judge(lq_ctx *ctx, const lq_xsite *x, const float *h, const float *moment, candidates *c, uint32_t *best, double *before) {
-    uint32_t last[FINALISTS + 1], n;
-    double least = INFINITY, loss;
+    double least, loss;
     if (!x->output_loss) return lq_fail(ctx, LQ_ERR_INTERNAL, "%s: no block to run", x->name);
-    LQ_TRY(heat(ctx, x, h, moment, c, last, &n));
-    for (uint32_t i = 0; i < n && i <= JUDGED; i++) {
-        LQ_TRY(x->output_loss(ctx, x, i ? c->by_column + (size_t)last[i] * x->cols : NULL, moment, &loss));
-        if (!i) *before = loss;
+    LQ_TRY(score(ctx, x, h, moment, c->by_column, c->which, c->n, false, c->loss));
+    LQ_TRY(x->output_loss(ctx, x, NULL, moment, before));
+    least = *before;
+    *best = 0;
+    for (uint32_t i = 0, k; i < JUDGED && (k = next_best(c)); i++) {
+        LQ_TRY(x->output_loss(ctx, x, c->by_column + (size_t)k * x->cols, moment, &loss));
         if (!(loss < least)) continue;
         least = loss;
-        *best = last[i];
+        *best = k;
     }
     c->loss[*best] = least;
     return LQ_OK;
