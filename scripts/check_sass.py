@@ -20,6 +20,7 @@ them). What is read of one here, found by assembling and looking:
     bits 34-81   of a branch: bytes to go, from the next instruction, in fours; 9.0 and later: that times 256, plus bits 16-23
 """
 import argparse
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -214,26 +215,25 @@ def run(command, log):
     return done.stdout
 
 
+def keep(path, command, log=None):
+    """Makes path by the command unless it is there."""
+    if not os.path.exists(path):
+        run(command + ["-o", path + ".part"], log or path + ".log")
+        os.rename(path + ".part", path)
+
+
 def compile_all(nvcc, build, archs):
-    """Yields (arch, [cubin], ptxas' log); kept in the build folder under the sources' hash."""
+    """[(arch, [cubin], ptxas' log)]; kept in the build folder under the sources' hash."""
     version = subprocess.run([nvcc, "--version"], stdout=subprocess.PIPE, text=True).stdout
     place = os.path.join(build, "sass", digest(version))
     os.makedirs(place, exist_ok=True)
-    units = [f for f in sources() if f.endswith(".cu")]
-    for arch in archs:
-        cubins, logs = [], ""
-        for unit in units:
-            stem = os.path.join(place, os.path.basename(unit)[:-3])
-            ptx, cubin, log = f"{stem}.{PTX.get(arch, '80')}.ptx", f"{stem}.{arch}.cubin", f"{stem}.{arch}.log"
-            if not os.path.exists(ptx):
-                run([nvcc, "-std=c++17", "-O3", "-I", ROOT, f"-arch=compute_{PTX.get(arch, '80')}", "-ptx", "-o", ptx + ".part", unit], ptx + ".log")
-                os.rename(ptx + ".part", ptx)
-            if not os.path.exists(cubin):
-                run([nvcc, "-cubin", "-Xptxas", "-v", f"-arch=sm_{arch}", "-o", cubin + ".part", ptx], log)
-                os.rename(cubin + ".part", cubin)
-            cubins.append(cubin)
-            logs += open(log).read()
-        yield arch, cubins, logs
+    stems = [(os.path.join(place, os.path.basename(f)[:-3]), f) for f in sources() if f.endswith(".cu")]
+    virtual = sorted({PTX.get(a, "80") for a in archs})
+    made = [(arch, stem) for arch in archs for stem, _ in stems]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda j: keep(f"{j[1][0]}.{j[0]}.ptx", [nvcc, "-std=c++17", "-O3", "-I", ROOT, f"-arch=compute_{j[0]}", "-ptx", j[1][1]]), [(v, s) for v in virtual for s in stems]))
+        list(pool.map(lambda j: keep(f"{j[1]}.{j[0]}.cubin", [nvcc, "-cubin", "-Xptxas", "-v", f"-arch=sm_{j[0]}", f"{j[1]}.{PTX.get(j[0], '80')}.ptx"], f"{j[1]}.{j[0]}.log"), made))
+    return [(arch, [f"{s}.{arch}.cubin" for s, _ in stems], "".join(open(f"{s}.{arch}.log").read() for s, _ in stems)) for arch in archs]
 
 
 # ---- judging ----

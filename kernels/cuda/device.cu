@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* The device "cuda": the first GPU of the machine, behind the C names of cuda.h. */
-#include "kernels/cuda/gemv.cuh"
-#include "kernels/cuda/idot.cuh"
 #include "kernels/cuda/ops.cuh"
 
 #include <cstdio>
@@ -74,7 +72,7 @@ static void forget(void *pass) {
 }
 
 extern "C" const lq_device *lq_device_cuda(void) {
-    static const lq_device d = {"cuda", available, describe, take, release, put, get, record, end, replay, forget, wait, gemv::all_tokens, idot_many::all_tokens, &ops::table};
+    static const lq_device d = {"cuda", available, describe, take, release, put, get, record, end, replay, forget, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table};
     if (!lq_stream && available() && cudaStreamCreate(&lq_stream) != cudaSuccess) lq_stream = nullptr; /* then the one that is always there */
     return &d;
 }

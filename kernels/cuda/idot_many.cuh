@@ -128,20 +128,5 @@ template <int F0, int F1> static const char *choose(const lq_device_matrix &m, c
     return is_fine<F0, F1>(m) ? begin<F0, F1, idot::FINE>(m, in, n, y) : begin<F0, F1, idot::CHUNK>(m, in, n, y);
 }
 
-static const char *all_tokens(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *ones, uint32_t n, float *y) {
-    if (n <= 2 * TOKENS || !m->times) return idot::all_tokens(m, x, step, ones, n, y);
-    const idot::acts in = {x, step, ones, (m->cols + LQ_UNIT - 1) / LQ_UNIT * LQ_UNIT};
-    switch (m->fields[0] * 16 + m->fields[1]) {
-    case 0x10: return choose<1, 0>(*m, in, n, y);
-    case 0x20: return choose<2, 0>(*m, in, n, y);
-    case 0x21: return choose<2, 1>(*m, in, n, y);
-    case 0x40: return choose<4, 0>(*m, in, n, y);
-    case 0x41: return choose<4, 1>(*m, in, n, y);
-    case 0x42: return choose<4, 2>(*m, in, n, y);
-    case 0x80: return choose<8, 0>(*m, in, n, y);
-    }
-    return "no kernel for codes of this width";
-}
-
 } // namespace idot_many
 #endif

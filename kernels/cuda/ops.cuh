@@ -3,10 +3,8 @@
 /* Everything of lq_device_ops on this device. */
 #ifndef LQ_OPS_CUH
 #define LQ_OPS_CUH
-#include "kernels/cuda/attn_mma.cuh"
 #include "kernels/cuda/dense.cuh"
-#include "kernels/cuda/gemm.cuh"
-#include "kernels/cuda/idot_many.cuh"
+#include "kernels/cuda/families.h"
 #include "kernels/cuda/ops_elementwise.cuh"
 #include "kernels/cuda/roof.cuh"
 #include "kernels/cuda/round.cuh"
@@ -17,7 +15,7 @@ namespace ops {
 
 static const lq_device_ops table = {
     dense::start,
-    gemm::pick,
+    LQ_UNIT_NAME(gemm),
     sparse::start,
     elementwise::embed,
     elementwise::embed_packed,
@@ -29,8 +27,8 @@ static const lq_device_ops table = {
     elementwise::clamp,
     elementwise::token_gate,
     elementwise::split,
-    attn::put,
-    attn::any,
+    LQ_UNIT_NAME(kv_put),
+    LQ_UNIT_NAME(attn),
     score::start,
     rounding::start,
     elementwise::scale,

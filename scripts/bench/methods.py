@@ -6,12 +6,14 @@
     methods.py WORK --text TEXT --calibration TEXT NAME=MODEL [NAME=MODEL ...] [--only REGEX] [--table]
 
 One JSON per cell in WORK/cells; what is there is not made again, so a run may be interrupted, extended by --only, and continued.
+Several may run beside one another on the same WORK: a cell that another one has begun is left to it.
 Checkpoints are deleted once measured (--keep leaves them). Difference to fp in nats per token is paired over chunks (mean and
 its standard error); KLD is measured on --kld-chunks. A refused recipe is a cell too: its reason stands in the table.
 bits/w counts everything a quantized linear stores. Seconds (of all threads together, so that other work on the machine does not count) and
 peak memory are the quantizing command's own.
 """
 import argparse
+import fcntl
 import json
 import math
 import os
@@ -98,9 +100,10 @@ def measure(a, model, name, recipe, flags, eval_flags):
     work, cell, path = Path(a.work), {"name": name, "recipe": recipe, "flags": flags + eval_flags}, model
     log = work / "log" / re.sub(r"[^\w.-]", "_", f"{Path(model).name}-{name}")
     if recipe:
-        path, report = work / "out.lqt", work / "report.json"
-        for p in (path, report, work / "out.lqt.partial"):  # the last: of a run that was killed
-            shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
+        home = log.with_suffix(".out")
+        shutil.rmtree(home, ignore_errors=True)  # of a run that was killed
+        home.mkdir()
+        path, report = home / "out.lqt", home / "report.json"
         command = [a.lquant, recipe, *flags, "--nsamples", str(a.nsamples), "-l", str(a.seqlen), "-t", str(a.threads), "-q", "--report", str(report)]
         command += ["--format", "safetensors" if recipe in ("sparsegpt", "wanda") and "--scheme" not in flags else "lqt", "--max-fallback", "100"]
         if a.calibration and "--calib" not in flags:
@@ -116,13 +119,27 @@ def measure(a, model, name, recipe, flags, eval_flags):
     if (recipe or eval_flags) and a.kld_chunks:
         kld, _ = evaluate(a, path, eval_flags, a.kld_chunks, ["--kld", "--base", model], log.with_suffix(".kld"))
         cell["kld"] = kld["kld"] if kld else None
+    if not a.keep:
+        shutil.rmtree(log.with_suffix(".out"), ignore_errors=True)
     return {**cell, "exit": 0}
 
 
-def save(path, cell):
+def save(path, make):
+    """Makes the cell unless another process is at it: the lock is on the file the cell is written to, and ends with its process."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(cell, indent=1))
-    os.replace(part, path)
+    with part.open("a") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        if not part.exists() or path.exists() and not json.loads(path.read_text())["exit"]:
+            return None  # finished by another one between our look and our lock
+        cell = make()
+        f.truncate(0)
+        f.write(json.dumps(cell, indent=1))
+        f.flush()
+        os.replace(part, path)
+        return cell
 
 
 def table(a, models):
@@ -172,13 +189,10 @@ def main():
             refused = a.retry and path.exists() and json.loads(path.read_text())["exit"]
             if a.table or (path.exists() and not refused) or not re.search(a.only, name):
                 continue
-            cell = measure(a, model, name, recipe, flags, eval_flags)
-            save(path, cell)
+            cell = save(path, lambda: measure(a, model, name, recipe, flags, eval_flags))
+            if not cell:
+                continue
             print(f"{title} {name}: " + (cell["why"] if cell["exit"] else f"ppl {cell['eval']['perplexity']:.3f}"), file=sys.stderr, flush=True)
-    if not a.keep:
-        for left in ("out.lqt", "report.json"):
-            left = Path(a.work) / left
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     table(a, models)
 
 

@@ -2,8 +2,6 @@
  * Copyright the lquant authors */
 /* The device "emu": the kernels of this folder on the CPU. Its memory is the host's, new memory is rubbish. */
 #define LQ_EMU
-#include "kernels/cuda/gemv.cuh"
-#include "kernels/cuda/idot.cuh"
 #include "kernels/cuda/ops.cuh"
 
 #include <cstdlib>
@@ -93,6 +91,6 @@ static const char *replay(void *pass) {
 }
 
 extern "C" const lq_device *lq_device_emu(void) {
-    static const lq_device d = {"emu", available, describe, take, release, copy, copy, record, end, replay, forget, wait, gemv::all_tokens, idot_many::all_tokens, &ops::table};
+    static const lq_device d = {"emu", available, describe, take, release, copy, copy, record, end, replay, forget, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table};
     return &d;
 }

@@ -44,7 +44,11 @@ void seed(uint64_t s);                               /* of the order of warps in
 #define __global__ static
 #define __device__
 #define __host__
+#ifdef LQ_EMU_SMALL
+#define __forceinline__ inline
+#else
 #define __forceinline__ inline __attribute__((always_inline))
+#endif
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __grid_constant__

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+#include "kernels/cuda/gemm.cuh"
+#include "kernels/cuda/families.h"
+
+namespace gemm {
+
+static const char *pick(const lq_device_matrix *m, const float *x, uint32_t n, float *y) {
+    if (n <= gemv::PASS) return LQ_UNIT_NAME(gemv)(m, x, n, y); /* more blocks, and no less of the weights */
+    const int f = m->fields[0] * 16 + m->fields[1];
+    if (m->grid == LQ_GRID_E4M3) return pick_flush<8, 0, gemv::E4M3>(*m, x, n, y);
+    if (m->times == 1) switch (f) {
+        case 0x10: return pick_flush<1, 0, gemv::INT>(*m, x, n, y);
+        case 0x20: return pick_flush<2, 0, gemv::INT>(*m, x, n, y);
+        case 0x21: return pick_flush<2, 1, gemv::INT>(*m, x, n, y);
+        case 0x40: return pick_flush<4, 0, gemv::INT>(*m, x, n, y);
+        case 0x41: return pick_flush<4, 1, gemv::INT>(*m, x, n, y);
+        case 0x42: return pick_flush<4, 2, gemv::INT>(*m, x, n, y);
+        case 0x80: return pick_flush<8, 0, gemv::INT>(*m, x, n, y);
+    }
+    else switch (f) {
+        case 0x10: return pick_flush<1, 0, gemv::TABLE>(*m, x, n, y);
+        case 0x20: return pick_flush<2, 0, gemv::TABLE>(*m, x, n, y);
+        case 0x21: return pick_flush<2, 1, gemv::TABLE>(*m, x, n, y);
+        case 0x40: return pick_flush<4, 0, gemv::TABLE>(*m, x, n, y);
+    }
+    return "no kernel for codes of this width";
+}
+
+} // namespace gemm
+
+const char *LQ_UNIT_NAME(gemm)(const lq_device_matrix *m, const float *x, uint32_t n, float *y) { return gemm::pick(m, x, n, y); }
