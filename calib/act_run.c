@@ -37,7 +37,8 @@ typedef struct call {
     const lq_packed *p;         /* NULL: these are not packed */
     char *packed;               /* what lq_packed_i_of reads; instead of code and step */
     uint64_t *out;              /* [n][words] bit c: column c of the token is an outlier; only where there may be some */
-    uint32_t *used, n_used;     /* packed: stored columns that hold an outlier in some token */
+    uint32_t *used, n_used;     /* columns that hold an outlier in some token, ascending */
+    uint32_t *place;            /* [cols] where in `used` */
     double *low;                /* [n][rank] b x */
     float *low_b;               /* [rank][cols] */
     uint32_t *bad;              /* [n] first column that is not finite, cols when none */
@@ -108,7 +109,10 @@ static void find_outliers(call *a, uint64_t *any) {
         for (uint32_t w = 0; w < a->words; w++) any[w] |= mine[w];
     }
     for (uint32_t t = 0; a->q->sch.act.scope == 1 && t < a->n; t++) memcpy(a->out + (size_t)t * a->words, any, row);
-    for (uint32_t c = next_out(a, any, 0); a->p && c < a->q->cols; c = next_out(a, any, c + 1)) a->used[a->n_used++] = stored_col(a, c);
+    for (uint32_t c = next_out(a, any, 0); c < a->q->cols; c = next_out(a, any, c + 1)) {
+        a->place[c] = a->n_used;
+        a->used[a->n_used++] = c;
+    }
 }
 
 /* Through floats, in this worker's scratch where they are not kept. */
@@ -139,7 +143,8 @@ static void quantize_token(void *arg, size_t t) {
 typedef struct block { /* tokens [t0, t0 + n) times rows [r0, r0 + nr) */
     uint32_t t0, n, r0, nr;
     uint32_t ld;       /* of acc: nr, or whole tiles */
-    float *w;          /* [nr][cols]; packed: only the columns that add_outliers reads */
+    float *w;          /* [nr][cols]; packed: unused */
+    double *kept;      /* [n_used][nr] the weights that outliers multiply */
     double *sum, *acc; /* [n][nr] of a segment, [n][ld] of all */
     float *part;       /* [n][nr] */
 } block;
@@ -191,14 +196,26 @@ static double weight_of(const call *a, float v, uint32_t r, uint32_t c) {
     return s->zero_kind == LQ_ZERO_MIN ? scale * (double)v - zero : scale * ((double)v - zero);
 }
 
+/* A block's weights of the columns that outliers multiply, decoded once for all tokens. */
+static void keep_used(const call *a, const block *b) {
+    for (uint32_t i = 0; i < a->n_used; i++) {
+        uint32_t c = stored_col(a, a->used[i]);
+        for (uint32_t r = 0; r < b->nr; r++) {
+            float v = a->p ? lq_grid_value(a->q, b->r0 + r, lq_packed_code(a->p, b->r0 + r, c)) : b->w[(size_t)r * a->q->cols + c];
+            b->kept[(size_t)i * b->nr + r] = weight_of(a, v, b->r0 + r, c);
+        }
+    }
+}
+
 static void add_outliers(const call *a, const block *b) {
     uint32_t cols = a->q->cols;
     for (uint32_t t = 0; t < b->n; t++) {
         const uint64_t *set = a->out + (size_t)(b->t0 + t) * a->words;
-        for (uint32_t i = next_out(a, set, 0); i < cols; i = next_out(a, set, i + 1)) {
-            uint32_t c = stored_col(a, i);
-            double x = (double)a->x[(size_t)(b->t0 + t) * cols + i], *acc = b->acc + (size_t)t * b->ld;
-            for (uint32_t r = 0; r < b->nr; r++) acc[r] += x * weight_of(a, b->w[(size_t)r * cols + c], b->r0 + r, c);
+        double *acc = b->acc + (size_t)t * b->ld;
+        for (uint32_t c = next_out(a, set, 0); c < cols; c = next_out(a, set, c + 1)) {
+            const double *w = b->kept + (size_t)a->place[c] * b->nr;
+            double x = (double)a->x[(size_t)(b->t0 + t) * cols + c];
+            for (uint32_t r = 0; r < b->nr; r++) acc[r] += x * w[r];
         }
     }
 }
@@ -222,12 +239,6 @@ static void add_extras(const call *a, const block *b) {
     }
 }
 
-static void used_codes(const call *a, const block *b) {
-    for (uint32_t i = 0; i < a->n_used; i++)
-        for (uint32_t r = 0; r < b->nr; r++)
-            b->w[(size_t)r * a->q->cols + a->used[i]] = lq_grid_value(a->q, b->r0 + r, lq_packed_code(a->p, b->r0 + r, a->used[i]));
-}
-
 static bool adds_extras(const call *a) { return a->q->sch.extra & (LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK); }
 
 static void add_rest(const call *a, const block *b) {
@@ -235,13 +246,17 @@ static void add_rest(const call *a, const block *b) {
     if (adds_extras(a)) add_extras(a, b);
 }
 
+/* Behind what dequant and rounding take of a worker's scratch (lq_linear_scratch). */
+static double *kept_of(const call *a) { return (double *)(void *)(lq_work_mine(a->work) + (size_t)a->panel * a->q->cols); }
+
 static void product_slice(void *arg, size_t i) {
     const call *a = arg;
     double sum[TOKENS * ROWS], acc[TOKENS * ROWS];
     float part[TOKENS * ROWS];
-    block b = {.r0 = (uint32_t)i * a->panel, .w = lq_work_mine(a->work), .sum = sum, .acc = acc, .part = part};
+    block b = {.r0 = (uint32_t)i * a->panel, .w = lq_work_mine(a->work), .sum = sum, .acc = acc, .part = part, .kept = kept_of(a)};
     b.nr = b.ld = a->q->rows - b.r0 < a->panel ? a->q->rows - b.r0 : a->panel;
     a->k->dequant(&a->bare, b.r0, b.nr, b.w);
+    if (a->out) keep_used(a, &b);
     for (b.t0 = 0; b.t0 < a->n; b.t0 += TOKENS) {
         b.n = a->n - b.t0 < TOKENS ? a->n - b.t0 : TOKENS;
         memset(acc, 0, (size_t)b.n * b.ld * sizeof *acc);
@@ -256,10 +271,10 @@ static uint32_t packed_rows(const call *a) { return a->panel < FEW_ROWS ? a->pan
 static void packed_slice(void *arg, size_t i) {
     const call *a = arg;
     double acc[FEW_TOKENS * FEW_ROWS];
-    block b = {.r0 = (uint32_t)i * packed_rows(a), .w = lq_work_mine(a->work), .acc = acc};
+    block b = {.r0 = (uint32_t)i * packed_rows(a), .acc = acc, .kept = kept_of(a)};
     b.nr = a->q->rows - b.r0 < packed_rows(a) ? a->q->rows - b.r0 : packed_rows(a);
     b.ld = (b.nr + LQ_TILE - 1) / LQ_TILE * LQ_TILE;
-    used_codes(a, &b);
+    if (a->out) keep_used(a, &b);
     for (b.t0 = 0; b.t0 < a->n; b.t0 += FEW_TOKENS) {
         b.n = a->n - b.t0 < FEW_TOKENS ? a->n - b.t0 : FEW_TOKENS;
         lq_packed_i x = lq_packed_i_of(a->p, a->n, a->packed, b.t0, b.n);
@@ -311,6 +326,7 @@ static uint64_t *lay_out(call *a, const lq_linear *lin, uint32_t n, room *m) {
     if (rank) a->low_b = take(m, rank * q->cols * sizeof *a->low_b);
     if (!has_outliers(a)) return NULL;
     a->used = take(m, q->cols * sizeof *a->used);
+    a->place = take(m, q->cols * sizeof *a->place);
     a->out = take(m, (size_t)n * a->words * sizeof *a->out);
     return take(m, a->words * sizeof *a->out);
 }

@@ -13,8 +13,8 @@
 #include <math.h>
 #include <string.h>
 
-enum { TILE_MIN = 8, SCORES = 1 << 20, ROWS = 2 * LQ_ATTN_TILE, ALONE = 8 }; /* floats a tile's scores may take; rows of a tile, queries times
-                                             heads; queries below which each head has a task of its own */
+enum { TILE_MIN = 8, SCORES = 1 << 20, ROWS = 2 * LQ_ATTN_TILE, ALONE = 8, NEAR = 256 << 10 }; /* floats a tile's scores may take; rows of a tile, queries
+                                             times heads; queries below which each head has a task of its own; bytes of keys that a core's cache holds */
 
 /* Queries of a tile when `heads` share it: fewer for long contexts. */
 static uint32_t tile_of(uint32_t keys, uint32_t heads) {
@@ -47,27 +47,43 @@ static void capped(float *score, uint32_t n, float scale, float cap) {
     for (uint32_t i = 0; i < n; i++) score[i] = cap * tanhf(score[i] * scale / cap);
 }
 
+/* One query of each head has kernels of its own: a product of so few rows is all overhead. */
+static void scores_with(const call *a, const float *q, uint32_t n, const float *keys, size_t ld, uint32_t nk, float *score, size_t lds) {
+    uint32_t d = a->r->par->head_dim;
+    if (a->span->n == 1) a->r->k->attn_scores(q, n, d, keys, ld, nk, score, lds);
+    else lq_gemm_nt(q, d, keys, ld, score, lds, n, nk, d, false);
+}
+
+static void values_with(const call *a, const float *score, size_t lds, uint32_t n, const float *values, size_t ld, uint32_t nk, float *out, bool add) {
+    uint32_t d = a->r->par->head_dim;
+    if (a->span->n > 1) lq_gemm_nn(score, lds, values, ld, out, d, n, d, nk, 1, add);
+    else {
+        if (!add) memset(out, 0, (size_t)n * d * sizeof *out);
+        a->r->k->attn_mix(score, lds, n, nk, values, ld, d, out);
+    }
+}
+
 /* score[n][nk] = q[n][d] times keys k0 .. of a kv head; out[n][d] = score times its values. A packed cache is read a tile of keys at a time
  * into `keys`. */
 static void scores_of(const call *a, const float *q, uint32_t n, uint32_t k0, uint32_t nk, uint32_t kv, float *keys, float *score) {
     const lq_span *s = a->span;
     uint32_t d = a->r->par->head_dim, ld = a->r->par->n_kv_heads * d;
-    if (!s->kv) lq_gemm_nt(q, d, s->keys + (size_t)k0 * ld + kv * d, ld, score, nk, n, nk, d, false);
+    if (!s->kv) scores_with(a, q, n, s->keys + (size_t)k0 * ld + kv * d, ld, nk, score, nk);
     for (uint32_t j = 0; s->kv && j < nk; j += LQ_KV_TILE) {
         uint32_t m = nk - j < LQ_KV_TILE ? nk - j : LQ_KV_TILE;
         lq_kv_get(s->kv, s->layer, false, k0 + j, m, kv, keys);
-        lq_gemm_nt(q, d, keys, d, score + j, nk, n, m, d, false);
+        scores_with(a, q, n, keys, d, m, score + j, nk);
     }
 }
 
 static void values_of(const call *a, const float *score, uint32_t n, uint32_t k0, uint32_t nk, uint32_t kv, float *values, float *out) {
     const lq_span *s = a->span;
     uint32_t d = a->r->par->head_dim, ld = a->r->par->n_kv_heads * d;
-    if (!s->kv) lq_gemm_nn(score, nk, s->values + (size_t)k0 * ld + kv * d, ld, out, d, n, d, nk, 1, false);
+    if (!s->kv) values_with(a, score, nk, n, s->values + (size_t)k0 * ld + kv * d, ld, nk, out, false);
     for (uint32_t j = 0; s->kv && j < nk; j += LQ_KV_TILE) {
         uint32_t m = nk - j < LQ_KV_TILE ? nk - j : LQ_KV_TILE;
         lq_kv_get(s->kv, s->layer, true, k0 + j, m, kv, values);
-        lq_gemm_nn(score + j, nk, values, d, out, d, n, d, m, 1, j > 0);
+        values_with(a, score + j, nk, n, values, d, m, out, j > 0);
     }
 }
 
@@ -102,7 +118,8 @@ static void attend(const call *a, uint32_t t0, uint32_t head) {
 static uint32_t share(call *a, const lq_span *s) {
     const lq_params *p = a->r->par;
     a->span = s;
-    a->heads = s->n < ALONE ? 1 : p->n_heads / p->n_kv_heads;
+    bool far = s->kv || (uint64_t)(s->pos + s->n) * p->head_dim * sizeof(float) > NEAR; /* reading keys again costs */
+    a->heads = s->n >= ALONE || (s->n == 1 && far) ? p->n_heads / p->n_kv_heads : 1;
     a->tile = tile_of(s->pos + s->n, a->heads);
     return p->n_heads / a->heads;
 }

@@ -19,7 +19,10 @@ static uint32_t panel_rows(const lq_linear *lin) {
     return ((lin->rows + parts - 1) / parts + LQ_TILE - 1) / LQ_TILE * LQ_TILE; /* all alike: no thin last panel */
 }
 
-size_t lq_linear_scratch(const lq_linear *lin) { return lin->rows && (lin->q || lin->dtype != LQ_F32) ? (size_t)panel_rows(lin) * lin->cols : 0; }
+size_t lq_linear_scratch(const lq_linear *lin) {
+    size_t panel = lin->rows && (lin->q || lin->dtype != LQ_F32) ? (size_t)panel_rows(lin) * lin->cols : 0;
+    return lin->q && lin->q->sch.act.outlier > 0 ? panel + 2 * panel : panel; /* and doubles of columns that outliers multiply: all, at worst */
+}
 
 static size_t aligned(size_t n) { return (n + 63) / 64 * 64; }
 static uint32_t rank_of(const lq_qtensor *q) { return q->sch.extra & LQ_X_LOWRANK ? q->sch.rank : 0; }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* A pool of workers that help the caller. The caller never waits for a worker that has not begun: on a machine shared with others a loop
- * ends when its parts have, not when every thread has been scheduled (an OpenMP team's barrier waits for all). Parts are handed out one by
- * one; which thread takes which changes no result.
+ * ends when its parts have, not when every thread has been scheduled (an OpenMP team's barrier waits for all). Each thread begins with a
+ * run of neighbouring parts of its own, so that it reads memory in one stream, and then helps where parts are left; which thread takes which
+ * changes no result.
  *
  * One word, the gate, says which loop runs, who may enter and who is inside; workers enter by compare and swap, so a closed gate is never
  * passed. Between loops a worker watches the gate for a tenth of a millisecond, first alone, then yielding its core between looks, then
@@ -26,12 +27,13 @@ enum { MAX_WORKERS = 256, LOOKS = 32, ALONE_NS = 5000, WATCH_NS = 100000, SHARED
 #define OPEN ((uint64_t)1 << 20)
 #define ROUND_SHIFT 21
 
-typedef struct job { void (*fn)(void *, size_t); void *arg; size_t n; } job;
+typedef struct job { void (*fn)(void *, size_t); void *arg; size_t n; int threads; } job;
+typedef struct share { _Alignas(64) atomic_size_t next; } share; /* part to hand out of one thread's own */
 
 static struct {
     _Alignas(64) atomic_uint_fast64_t gate;
-    _Alignas(64) atomic_size_t next;         /* part to hand out */
     _Alignas(64) job job;
+    share share[MAX_WORKERS];
     atomic_bool taken;                       /* some caller's job is running */
     atomic_bool waiting;                     /* and the caller sleeps until all have left */
     atomic_int asleep;                       /* workers; changes under lock */
@@ -95,9 +97,16 @@ static bool watch(bool entry, uint64_t seen) {
     }
 }
 
+/* Where the parts of thread t begin; those of t - 1 end there. */
+static size_t first_of(const job *j, int t) { return j->n / (size_t)j->threads * (size_t)t + j->n % (size_t)j->threads * (size_t)t / (size_t)j->threads; }
+
 static void run_parts(const job *j) {
     inside = true;
-    for (size_t i; (i = atomic_fetch_add(&pool.next, 1)) < j->n;) j->fn(j->arg, i);
+    for (int k = 0, t = me; k < j->threads; k++, t = t + 1 < j->threads ? t + 1 : 0) {
+        atomic_size_t *next = &pool.share[t].next;
+        size_t end = first_of(j, t + 1);
+        for (size_t i; atomic_load_explicit(next, memory_order_relaxed) < end && (i = atomic_fetch_add(next, 1)) < end;) j->fn(j->arg, i);
+    }
     inside = false;
 }
 
@@ -149,7 +158,7 @@ static bool publish(const job *j, int threads) {
     if (atomic_exchange(&pool.taken, true)) return false;
     hire(threads); /* who has taken the pool is alone here */
     pool.job = *j;
-    atomic_store(&pool.next, 0);
+    for (int t = 0; t < threads; t++) atomic_store_explicit(&pool.share[t].next, first_of(j, t), memory_order_relaxed);
     uint64_t round = (atomic_load(&pool.gate) >> ROUND_SHIFT) + 1;
     atomic_store(&pool.gate, round << ROUND_SHIFT | OPEN | (uint64_t)threads << THREADS_SHIFT);
     if (atomic_load(&pool.asleep)) {
@@ -173,8 +182,8 @@ static void finish(void) {
 }
 
 void lq_parallel_for(size_t n, void (*fn)(void *arg, size_t i), void *arg) {
-    job j = {fn, arg, n};
     int threads = lq_threads();
+    job j = {fn, arg, n, threads};
     if (n < 2 || threads < 2 || inside || !publish(&j, threads)) {
         for (size_t i = 0; i < n; i++) fn(arg, i);
         return;

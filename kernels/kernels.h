@@ -36,6 +36,10 @@ typedef struct lq_kernels {
     void (*kv8)(lq_dtype t, const void *src, float step, float *dst, size_t n);
     void (*kv4)(const void *src, float low, float step, float *dst, size_t n);
     double (*dot)(const float *a, const float *b, size_t n); /* products exact, sums in fp64 in a fixed order */
+    /* A query each of `heads` heads that share keys: score[h * lds + j] = q[h][d] times keys[j * ld ..], j < n; and out[h][d] += w[h * ldw + j] times
+     * values[j * ld ..], in the order of j. Sums in fp32: within (d / 16 + 4) eps sum |q k| and n eps sum |w v|. The bits of C. */
+    void (*attn_scores)(const float *q, uint32_t heads, uint32_t d, const float *keys, size_t ld, uint32_t n, float *score, size_t lds);
+    void (*attn_mix)(const float *w, size_t ldw, uint32_t heads, uint32_t n, const float *values, size_t ld, uint32_t d, float *out);
     /* The codes of tiles [t0, t0 + nt) of a packed matrix, what extras add left out. Decoded into out[rows of these tiles][cols], weight-column
      * order: bit-equal to lq_qtensor_decode_row. */
     void (*packed_dequant)(const lq_packed *p, uint32_t t0, uint32_t nt, float *out);

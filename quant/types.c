@@ -60,7 +60,7 @@ const lq_type lq_types[] = {
 #undef X
     {"ternary", "-1, 0, 1", G, false, {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = SCALES(128)}},
     {"b1.58", "BitNet: ternary, one scale; 8-bit activations per token", 0, false,
-     {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = COMPUTED(LQ_SIG_INVERSE, 0), .act = {DYN = LQ_I8}}},
+     {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = COMPUTED(LQ_SIG_INVERSE, 0), .act = {DYN = LQ_I8, .scope = LQ_ACT_BITNET}}},
     {"binary", "-1, 1", G, false, {.grid = TABLE(1, LQ_LUT_SIGN), .scale = SCALES(128)}},
     {"lut2", "4 values chosen for each row", 0, false, ROW_LUT(2)},
     {"lut3", "8 values chosen for each row", 0, false, ROW_LUT(3)},

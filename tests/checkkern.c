@@ -445,6 +445,48 @@ static void softmax_and_logsumexp_have_the_bits_of_c(void **state) {
     }
 }
 
+static void attention_of_one_query_has_the_bits_of_c(void **state) {
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
+    static const uint32_t dims[] = {1, 3, 16, 17, 64, 72, 80, 128, 256}, counts[] = {1, 2, 3, 4, 5, 31, 130};
+    enum { COUNTS = sizeof counts / sizeof *counts, CASES = COUNTS * sizeof dims / sizeof *dims };
+    for (uint32_t i = 0; i < CASES; i++) {
+        uint32_t d = dims[i / COUNTS], n = counts[i % COUNTS], heads = 1 + i % 9, ld = d + i % 3;
+        size_t rows = (size_t)(n - 1) * ld + d, lds = n + i % 2;
+        float *q = ck_exact(4 * (size_t)heads * d), *keys = ck_exact(4 * rows), *want = ck_exact(4 * heads * lds), *got = ck_guarded(4 * heads * lds);
+        float *out = ck_exact(4 * (size_t)heads * d), *mixed = ck_guarded(4 * (size_t)heads * d);
+        for (size_t j = 0; j < (size_t)heads * d; j++) q[j] = lq_rng_normal(&rng);
+        for (size_t j = 0; j < rows; j++) keys[j] = lq_rng_normal(&rng) * (j % 50 ? 1.0f : 100.0f);
+        for (size_t j = 0; j < heads * lds; j++) want[j] = got[j] = 7;
+        lq_attn_scores_c(q, heads, d, keys, ld, n, want, lds);
+        p->v->k.attn_scores(q, heads, d, keys, ld, n, got, lds);
+        ck_same_bits(got, want, heads * lds, "attn_scores", d);
+        for (size_t h = 0; h < heads; h++)
+            for (size_t j = 0; j < n; j++) {
+                double sum = 0, size = 0;
+                for (size_t c = 0; c < d; c++) sum += (double)q[h * d + c] * (double)keys[j * ld + c], size += fabs((double)q[h * d + c] * (double)keys[j * ld + c]);
+                assert_true(fabs((double)want[h * lds + j] - sum) <= (d / 16 + 5) * (double)FLT_EPSILON * size);
+            }
+        memcpy(out, q, 4 * (size_t)heads * d);
+        memcpy(mixed, q, 4 * (size_t)heads * d);
+        lq_attn_mix_c(want, lds, heads, n, keys, ld, d, out);
+        p->v->k.attn_mix(want, lds, heads, n, keys, ld, d, mixed);
+        ck_same_bits(mixed, out, (size_t)heads * d, "attn_mix", d);
+        for (size_t h = 0; h < heads; h++)
+            for (size_t c = 0; c < d; c++) {
+                double sum = (double)q[h * d + c], size = fabs(sum);
+                for (size_t j = 0; j < n; j++) sum += (double)want[h * lds + j] * (double)keys[j * ld + c], size += fabs((double)want[h * lds + j] * (double)keys[j * ld + c]);
+                assert_true(fabs((double)out[h * d + c] - sum) <= n * (double)FLT_EPSILON * size);
+            }
+        ck_release(got, 4 * heads * lds);
+        ck_release(mixed, 4 * (size_t)heads * d);
+        free(want);
+        free(out);
+        free(keys);
+        free(q);
+    }
+}
+
 enum { MOST = 4096 };
 static struct CMUnitTest tests[MOST];
 static ck_probe probes[MOST];
@@ -476,6 +518,7 @@ static void add_variant(const ck_variant *v) {
     if (k->absmax != b->absmax || k->round8 != b->round8 || k->narrow != b->narrow) ck_add(activations_are_rounded_as_c, "acts", v, NULL, LQ_NONE);
     if (k->rope != b->rope || k->rope_pairs != b->rope_pairs) ck_add(rope_turns_pairs, "rope", v, NULL, LQ_NONE);
     if (k->glu != b->glu) ck_add(glu_has_the_bits_of_c_and_is_accurate, "glu", v, NULL, LQ_NONE);
+    if (k->attn_scores != b->attn_scores || k->attn_mix != b->attn_mix) ck_add(attention_of_one_query_has_the_bits_of_c, "attn", v, NULL, LQ_NONE);
     if (k->softmax != b->softmax || k->logsumexp != b->logsumexp) ck_add(softmax_and_logsumexp_have_the_bits_of_c, "softmax", v, NULL, LQ_NONE);
 }
 

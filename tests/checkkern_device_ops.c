@@ -353,6 +353,7 @@ static const lq_act acts[] = {
     {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = 2.0f, .scope = 1},
     {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .scope = 1},
     {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = 32, .scope = 2},
+    {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .scope = LQ_ACT_BITNET},
 };
 enum { ACTS = sizeof acts / sizeof *acts, TOKENS = 5 };
 

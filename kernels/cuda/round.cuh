@@ -47,6 +47,10 @@ struct worth { float step, inverse; };
 static __device__ __forceinline__ worth worth_of(const lq_device_round &o, float max) {
     const float top = 127;
     if (o.act.kind == LQ_ACT_STATIC) return worth{o.fixed, o.fixed > 1e-30f ? 1 / o.fixed : 0};
+    if (o.act.scope == LQ_ACT_BITNET) {
+        max = max > 1e-5f ? max : 1e-5f;
+        return worth{max / top, 1 / max * top};
+    }
     const float step = max / top;
     return worth{o.act.scope == 2 ? lq_float(lq_half(step)) : step, max > 1e-30f ? top / max : 0};
 }

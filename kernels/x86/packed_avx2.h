@@ -9,7 +9,6 @@
 #include <immintrin.h>
 #include <string.h>
 
-#define LQ_INLINE static inline __attribute__((always_inline)) /* fields and kinds are constants in every caller */
 enum { LQ_STEP = 16 };
 
 /* How A(code) is found. T2: a table of four entries; T3: eight; T4: sixteen; S: code - bias is an int8; U: code - bias in floats; E4M3 */

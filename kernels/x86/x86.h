@@ -5,6 +5,8 @@
 #define LQ_X86_H
 #include "kernels/ref/ref.h"
 
+#define LQ_INLINE static inline __attribute__((always_inline)) /* fields, kinds and counts are constants in every caller */
+
 void lq_dequant_avx2(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out);
 void lq_dequant_avx512(const lq_qtensor *q, uint32_t r0, uint32_t nr, float *out);
 void lq_decode_avx2(lq_dtype t, const void *src, float *dst, size_t n);
@@ -25,6 +27,10 @@ void lq_rope_avx2(float *x, uint32_t heads, uint32_t dim, uint32_t rot, const fl
 void lq_rope_pairs_avx2(float *x, uint32_t heads, uint32_t dim, uint32_t rot, const float *cos, const float *sin);
 void lq_kv8_avx2(lq_dtype t, const void *src, float step, float *dst, size_t n);
 void lq_kv4_avx2(const void *src, float low, float step, float *dst, size_t n);
+void lq_attn_scores_avx2(const float *q, uint32_t heads, uint32_t d, const float *keys, size_t ld, uint32_t n, float *score, size_t lds);
+void lq_attn_mix_avx2(const float *w, size_t ldw, uint32_t heads, uint32_t n, const float *values, size_t ld, uint32_t d, float *out);
+void lq_attn_scores_avx512(const float *q, uint32_t heads, uint32_t d, const float *keys, size_t ld, uint32_t n, float *score, size_t lds);
+void lq_attn_mix_avx512(const float *w, size_t ldw, uint32_t heads, uint32_t n, const float *values, size_t ld, uint32_t d, float *out);
 double lq_dot_avx2(const float *a, const float *b, size_t n);
 void lq_packed_dequant_avx2(const lq_packed *p, uint32_t t0, uint32_t nt, float *out);
 void lq_packed_gemv_avx2(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
