@@ -108,10 +108,10 @@ typedef struct lq_device_round {           /* how activations are rounded: lq_ac
     const uint8_t *apart;                  /* [cols] 1: code 0, in no absmax; NULL: no such column */
     float *rest;                           /* act.outlier > 0: [2][n][cols], weight-column order: x left out of the codes for it as halves (within +-65504), then
                                             * what those leave of x; 0 elsewhere */
-    const lq_device_norm *norm;            /* not NULL, act.outlier 0: what is rounded is norm(x), also left in normed[n][cols] */
-    float *normed;
     uint8_t *mark;                         /* act.scope 1: [cols] scratch (a column with an outlier in one of the n tokens is left out of all; codes are of x
                                             * rounded to F16, where that is finite; rest is of x) */
+    const lq_device_norm *norm;            /* not NULL, act.outlier 0: what is rounded is norm(x), also left in normed[n][cols] */
+    float *normed;
 } lq_device_round;
 
 /* Queued in order; every sum in an order fixed by the shape. NULL, or what went wrong. */
