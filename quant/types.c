@@ -38,6 +38,7 @@ const lq_type lq_types[] = {
     {"W8A16", "int8 under vLLM's naming", GS, false, INT(8)},
     {"W8A8", "8-bit weights per row, 8-bit activations per token", GSA, false, INT_ROW_ACT(8, 0, DYN = LQ_I8)},
     {"W4A8", "4-bit weights, 8-bit activations per token", GSA, false, INT_ROW_ACT(4, 128, DYN = LQ_I8)},
+    {"W4AFP8", "4-bit weights, E4M3 activations per token", G, false, INT_ROW_ACT(4, 128, DYN = LQ_E4M3)},
     {"mlx2", "2-bit integers of MLX: a scale and a bias per group", G, false, MLX(2)},
     {"mlx3", "3-bit integers of MLX: a scale and a bias per group", G, false, MLX(3)},
     {"mlx4", "4-bit integers of MLX: a scale and a bias per group", G, false, MLX(4)},
