@@ -69,6 +69,11 @@ static float extent_step(const lq_act *a, float fixed, float max, float *step) {
         *step = fixed;
         return fixed > 1e-30f ? 1 / fixed : 0;
     }
+    if (a->scope == LQ_ACT_BITNET) { /* rounded twice: that decides the ties, which inputs of 8 significant bits are full of */
+        max = max > 1e-5f ? max : 1e-5f;
+        *step = max / top;
+        return 1 / max * top;
+    }
     *step = a->scope == 2 ? lq_f16_f32(lq_f32_f16(max / top)) : max / top;
     return max > 1e-30f ? top / max : 0;
 }

@@ -10,7 +10,7 @@
 const lq_scheme lq_master_scheme = {
     .grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1},
     .scale = {.dtype = LQ_F32},
-    .act = {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8},
+    .act = {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .scope = LQ_ACT_BITNET},
 };
 
 static bool only_head(const json_t *list) {

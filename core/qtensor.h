@@ -46,12 +46,14 @@ typedef struct lq_plane_desc { /* a parameter per tile of the matrix            
 } lq_plane_desc;
 
 typedef enum lq_act_kind { LQ_ACT_NONE, LQ_ACT_DYNAMIC, LQ_ACT_STATIC } lq_act_kind;
+enum { LQ_ACT_BITNET = 3 };
 typedef struct lq_act {      /* how the activations of this linear are quantized      */
     lq_act_kind kind;
     lq_dtype dtype;
     uint32_t tile;           /* 0: per token                                          */
     float outlier;           /* LLM.int8 threshold, |x| >= it; 0: off                 */
-    uint8_t scope;           /* 0: per row, 1: per batch column, codes of the activations in F16 (bitsandbytes), 2: steps in F16 (ggml's Q8_0; of no file) */
+    uint8_t scope;           /* 0: per row, 1: per batch column, codes of the activations in F16 (bitsandbytes), 2: steps in F16 (ggml's Q8_0; of no file),
+                              * LQ_ACT_BITNET: x times 127 (1 / max), max at least 1e-5, as transformers' BitLinear rounds */
 } lq_act;
 
 enum {

@@ -57,7 +57,7 @@ static lq_status bitnet_describe(lq_ctx *ctx, lq_source *s, const char *name, co
     if (!w->shape[0] || !w->shape[1] || w->shape[0] > INT32_MAX / 4 || w->shape[1] > INT32_MAX) return lq_fail(ctx, LQ_ERR_FORMAT, "'%s' is empty or too large", w->name);
     LQ_TRY(lq_entry_expect(ctx, scale, scale->dtype == LQ_F32 || scale->dtype == LQ_F16 || scale->dtype == LQ_BF16, 1, 1, 0));
     *e = (lq_entry){.dtype = LQ_NONE, .ndim = 2, .shape = {4 * w->shape[0], w->shape[1]},
-                    .scheme = {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = {.dtype = LQ_F32, .sig = direct ? 0 : LQ_SIG_INVERSE}, .act = {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}}};
+                    .scheme = {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = {.dtype = LQ_F32, .sig = direct ? 0 : LQ_SIG_INVERSE}, .act = {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .scope = LQ_ACT_BITNET}}};
     return LQ_OK;
 }
 

@@ -17,7 +17,7 @@ static lq_status accept_scheme(lq_ctx *ctx, const lq_scheme *s) {
     char name[64];
     if (s->grid.kind != LQ_GRID_INT || s->grid.bits != 2 || s->grid.bias != 1 || s->zero_kind || s->extra)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "it holds -1, 0, 1 alone, not %s; --scheme b1.58 fits", lq_scheme_name(s, name, sizeof name));
-    if (s->act.kind != LQ_ACT_DYNAMIC || s->act.dtype != LQ_I8 || s->act.tile || s->act.outlier > 0)
+    if (s->act.kind != LQ_ACT_DYNAMIC || s->act.dtype != LQ_I8 || s->act.tile || s->act.outlier > 0 || s->act.scope != LQ_ACT_BITNET)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "its linears round their activations to 8 bits per token, this scheme does not; --scheme b1.58 (or ternary --activations int8) fits");
     if (d->tile_r || d->tile_c || d->dtype != LQ_F32 || d->sig != LQ_SIG_INVERSE || d->parent)
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "one F32 scale per matrix that is 1 / a number fits, not %s; --scheme b1.58 does", lq_scheme_name(s, name, sizeof name));

@@ -52,6 +52,7 @@ static lq_status accept_act(lq_ctx *ctx, const lq_scheme *s) {
     const lq_act *a = &s->act;
     if (a->kind == LQ_ACT_NONE) return LQ_OK;
     if (a->outlier > 0 || a->scope) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "activations with outliers apart do not fit; --scheme W8A8 fits, --format bitsandbytes holds them");
+    if (s->grid.kind == LQ_GRID_INT && a->dtype == LQ_E4M3 && s->grid.bits == 4 && s->scale.tile_c && !s->zero_kind && a->kind == LQ_ACT_DYNAMIC && !a->tile) return LQ_OK; /* W4AFP8 */
     if (a->dtype != (s->grid.kind == LQ_GRID_INT ? LQ_I8 : LQ_E4M3))
         return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "activations of type %s beside these weights do not fit; --scheme %s fits", lq_dtypes[a->dtype].name, s->grid.kind == LQ_GRID_INT ? "W8A8" : "FP8");
     if (a->tile && (a->kind == LQ_ACT_STATIC || a->dtype == LQ_I8)) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "activations in blocks are FP8 and dynamic; --scheme FP8-block fits");
@@ -189,14 +190,14 @@ static json_t *targets_of(const lq_sink *s, const kinds *k, size_t kind, lq_aren
     return NULL;
 }
 
-/* Older readers do not know a group's own format, and need it only where groups differ. */
+/* Older readers do not know a group's own format, and need it only where groups differ; compressed-tensors 0.20 takes W4AFP8 for int-quantized without it. */
 static bool add_group(const lq_sink *s, const kinds *k, size_t kind, bool mixed, lq_arena *mem, json_t *groups) {
     char name[32];
     const lq_scheme *sch = &k->first[kind]->scheme;
     json_t *g = json_pack("{s:o?, s:o?, s:o?, s:n}", "targets", targets_of(s, k, kind, mem), "weights", weights_of(s, sch), "input_activations", inputs_of(&sch->act),
                           "output_activations");
     bool ok = g && json_is_array(json_object_get(g, "targets")) && json_is_object(json_object_get(g, "weights")) && json_object_get(g, "input_activations");
-    if (mixed) ok = ok && set(g, "format", json_string(family_of(sch)->name));
+    if (mixed || (sch->grid.kind == LQ_GRID_INT && sch->act.dtype == LQ_E4M3)) ok = ok && set(g, "format", json_string(family_of(sch)->name));
     snprintf(name, sizeof name, "group_%zu", kind);
     ok = ok && !json_object_set(groups, name, g);
     json_decref(g);

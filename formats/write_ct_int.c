@@ -2,12 +2,12 @@
  * Copyright the lquant authors */
 /* Integer weights in compressed-tensors. A linear [N = out][K = in] of b bits, G scales a row; codes u = q + 2^(b-1):
  *
- *     pack-quantized, weights alone
+ *     pack-quantized, weights alone or (W4AFP8) with FP8 activations per token
  *       weight_packed     I32 [N][ceil(K*b/32)]   the K codes of a row as one LE bitstream, 32-bit words; 2..8 bits, dense
  *       weight_shape      I64 [2]                 N, K
  *       weight_scale      F16 BF16 F32 [N][G], [N][1], [1]
  *       weight_zero_point I32 [ceil(N*b/32)][G]   asymmetric: the N zero points u of a group, a bitstream down a column; [1]: I8, q
- *     int-quantized, with activations of 8 bits
+ *     int-quantized, with integer activations of 8 bits
  *       weight            I8 [N][K]               q
  *       weight_scale      as above
  *       weight_zero_point I8 like weight_scale    asymmetric: q
@@ -20,8 +20,8 @@
 #include <string.h>
 
 static bool has_zero(const lq_scheme *s) { return s->zero_kind == LQ_ZERO_CODE; }
-static bool packed_mine(const lq_scheme *s) { return s->grid.kind == LQ_GRID_INT && s->act.kind == LQ_ACT_NONE; }
-static bool int_mine(const lq_scheme *s) { return s->grid.kind == LQ_GRID_INT && s->act.kind != LQ_ACT_NONE; }
+static bool packed_mine(const lq_scheme *s) { return s->grid.kind == LQ_GRID_INT && (s->act.kind == LQ_ACT_NONE || s->act.dtype == LQ_E4M3); }
+static bool int_mine(const lq_scheme *s) { return s->grid.kind == LQ_GRID_INT && !packed_mine(s); }
 
 static lq_status int_accept(lq_ctx *ctx, const lq_scheme *s, uint32_t rows, uint32_t cols) {
     uint32_t b = s->grid.bits;

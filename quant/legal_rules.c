@@ -40,9 +40,10 @@ ASK(not_trt_gptq, !bits_are(p->s, 4) || !group_in(p->s, G64 | G128))
 ASK(not_power_group, lq_scheme_group(p->s) != -1 && !is_power(lq_scheme_group(p->s)))
 ASK(not_wna16, weights_alone(p->s) && !bits_are(p->s, 4) && (!bits_are(p->s, 8) || !is_sym(p->s)))
 ASK(not_wna16_group, weights_alone(p->s) && !group_in(p->s, ROW | G32 | G64 | G128))
-ASK(not_w8a8, is_int(p->s) && has_act(p->s) && (!bits_are(p->s, 8) || !is_sym(p->s) || p->s->scale.tile_c))
+ASK(not_w8a8, is_int(p->s) && has_act(p->s) && p->s->act.dtype != LQ_E4M3 && (!bits_are(p->s, 8) || !is_sym(p->s) || p->s->scale.tile_c))
 ASK(int_in_trt, is_int(p->s))
 ASK(asym_or_awq, is_int(p->s))
+ASK(not_w4afp8, is_int(p->s) && has_act(p->s) && p->s->act.dtype == LQ_E4M3 && (!bits_are(p->s, 4) || !is_sym(p->s) || p->s->scale.tile_c != 128))
 ASK(not_trt_fp8, p->s->grid.kind == LQ_GRID_E4M3 && (p->s->act.kind != LQ_ACT_DYNAMIC || (p->s->scale.tile_r != 1 && p->s->scale.tile_r != 128)))
 ASK(not_block, p->s->scale.tile_r != 128 || p->s->scale.tile_c != 128)
 static bool ragged(uint32_t side) { return side > 128 && side % 128; }
@@ -73,7 +74,7 @@ static bool mixed(const lq_piece *p, const lq_piece *o) {
 }
 ASK(mixed_experts, lq_role_is_expert((lq_role)p->row->slot.role) && mixed(p, o) && p->s->grid.kind != LQ_GRID_E2M1 && (p->s->grid.kind != LQ_GRID_E4M3 || p->s->scale.tile_r))
 ASK(asym_alone, weights_alone(p->s) && !is_sym(p->s))
-ASK(integer_act_experts, is_int(p->s) && has_act(p->s) && lq_role_is_expert((lq_role)p->row->slot.role))
+ASK(int_act_experts, is_int(p->s) && has_act(p->s) && lq_role_is_expert((lq_role)p->row->slot.role))
 ASK(any_experts, lq_role_is_expert((lq_role)p->row->slot.role))
 
 /* -- the table ------------------------------------------------------------------------------------------------------- */
@@ -101,6 +102,8 @@ const lq_rule lq_rules[] = {
     {V, "compressed-tensors", NULL, LQ_OF_LINEAR, not_wna16_group, "weights alone: groups of 32, 64 or 128, or one per row", "marlin_utils.py: MARLIN_SUPPORTED_GROUP_SIZES"},
     {V, "compressed-tensors", NULL, LQ_OF_LINEAR, not_w8a8, "integer activations: 8-bit symmetric weights, one scale per row or tensor",
      "compressed_tensors.py: _is_dynamic_token_w8a8, _is_static_tensor_w8a8"},
+    {V, "compressed-tensors", NULL, LQ_OF_LINEAR, not_w4afp8, "integers with FP8 activations: 4 bits in groups of 128, on Hopper alone",
+     "compressed_tensors.py: _is_fp8_w4a8_sm90; compressed_tensors_w4a8_fp8.py"},
     {V, "compressed-tensors", NULL, LQ_OF_LINEAR, splits_zeros, "zero points of a device's outputs are whole words", "compressed_tensors_wNa16.py: zeros_args"},
     {V, GROUPS, NULL, LQ_OF_LINEAR, straddles, "a group lies on one device: the group size divides the inputs of a device", "marlin.py: can_implement; distributed/utils.py"},
     {V, "compressed-tensors|fp8|modelopt", NULL, LQ_OF_LINEAR, splits_blocks, "blocks of 128 x 128 divide every device's slice and every merged part (q, k, v; gate, up)",
@@ -128,7 +131,7 @@ const lq_rule lq_rules[] = {
     {T, "bitnet", "gpt2", LQ_OF_FORMAT, NULL, "no Conv1D", "seen: 'You set `ignore_mismatched_sizes` to `False`'"},
     {T, "compressed-tensors", NULL, LQ_OF_LINEAR, asym_alone, "weights alone: symmetric (asymmetric ones load with CompressedTensorsConfig(dequantize=True) only)",
      "seen: 'weight_zero_point MISMATCH', with llm-compressor's own files too"},
-    {T, "compressed-tensors", NULL, LQ_OF_LINEAR, integer_act_experts, "no experts with integer activations", "seen: 'experts.gate_up_proj | CONVERSION'"},
+    {T, "compressed-tensors", NULL, LQ_OF_LINEAR, int_act_experts, "no experts with integers and rounded activations", "seen: 'experts.gate_up_proj | CONVERSION'; W4AFP8: inputs not rounded"},
     {T, "compressed-tensors", "gpt2", LQ_OF_FORMAT, NULL, "no Conv1D", "compressed_tensors targets Linear"},
     {T, GPTQ, NULL, LQ_OF_LINEAR, not_power_group, "groups of 16, 32 ... 1024, or one per row", "gptqmodel qlinear/torch.py: SUPPORTS_GROUP_SIZE"},
     {T, "awq", NULL, LQ_OF_LINEAR, not_marlin_group, "groups of 32, 64 or 128, or one per row", "gptqmodel qlinear/torch_awq.py: SUPPORTS_GROUP_SIZE"},

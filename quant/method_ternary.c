@@ -30,7 +30,7 @@ static unsigned needs_of(const void *opts) { return ((const ternary_opts *)opts)
 
 static void refine(const void *opts, lq_scheme *s) {
     const ternary_opts *o = opts;
-    if (o->activations) s->act = (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8};
+    if (o->activations) s->act = (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .scope = LQ_ACT_BITNET};
     if (o->fit == FIT_ABSMEAN && s->grid.kind == LQ_GRID_INT && s->grid.bits == 2) /* BitNet's runtimes store and use 1 / s */
         s->scale = (lq_plane_desc){.dtype = LQ_F32, .sig = s->act.kind ? LQ_SIG_INVERSE : 0};
 }

@@ -131,7 +131,8 @@ static void offer_extras(search *s, lq_scheme b) {
 }
 
 static void offer_acts(search *s, lq_scheme b) {
-    static const lq_act dynamic[] = {{.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_E4M3}, {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = 6}};
+    static const lq_act dynamic[] = {{.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_E4M3}, {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = 6},
+                                     {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .scope = LQ_ACT_BITNET}};
     b.act = s->have->act;
     offer_extras(s, b);
     b.act = (lq_act){0};

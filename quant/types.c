@@ -38,6 +38,7 @@ const lq_type lq_types[] = {
     {"W8A16", "int8 under vLLM's naming", GS, false, INT(8)},
     {"W8A8", "8-bit weights per row, 8-bit activations per token", GSA, false, INT_ROW_ACT(8, 0, DYN = LQ_I8)},
     {"W4A8", "4-bit weights, 8-bit activations per token", GSA, false, INT_ROW_ACT(4, 128, DYN = LQ_I8)},
+    {"W4AFP8", "4-bit weights, E4M3 activations per token", G, false, INT_ROW_ACT(4, 128, DYN = LQ_E4M3)},
     {"mlx2", "2-bit integers of MLX: a scale and a bias per group", G, false, MLX(2)},
     {"mlx3", "3-bit integers of MLX: a scale and a bias per group", G, false, MLX(3)},
     {"mlx4", "4-bit integers of MLX: a scale and a bias per group", G, false, MLX(4)},
@@ -60,7 +61,7 @@ const lq_type lq_types[] = {
 #undef X
     {"ternary", "-1, 0, 1", G, false, {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = SCALES(128)}},
     {"b1.58", "BitNet: ternary, one scale; 8-bit activations per token", 0, false,
-     {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = COMPUTED(LQ_SIG_INVERSE, 0), .act = {DYN = LQ_I8}}},
+     {.grid = {.kind = LQ_GRID_INT, .bits = 2, .vec = 1, .bias = 1}, .scale = COMPUTED(LQ_SIG_INVERSE, 0), .act = {DYN = LQ_I8, .scope = LQ_ACT_BITNET}}},
     {"binary", "-1, 1", G, false, {.grid = TABLE(1, LQ_LUT_SIGN), .scale = SCALES(128)}},
     {"lut2", "4 values chosen for each row", 0, false, ROW_LUT(2)},
     {"lut3", "8 values chosen for each row", 0, false, ROW_LUT(3)},

@@ -5,7 +5,7 @@
 
   gen_golden_ct.py OUT_DIR        (tests/golden/ct)
 
-packed: 2 to 8 bits, symmetric and not, groups, channels, one scale; ragged shapes; scales in three types. ints, floats: with activations;
+packed: 2 to 8 bits, symmetric and not, groups, channels, one scale; ragged shapes; scales in three types. ints, floats, w4afp8: with activations;
 FP8, MXFP8, MXFP4, NVFP4. old (--old, with an old version on PYTHONPATH): what versions before 0.17.2 packed, fields that do not cross
 words, and act-order with weight_g_idx. Made with compressed-tensors 0.20.0 and, for old, 0.9.4;
 torch 2.13.0+cpu, safetensors 0.8.0.
@@ -42,6 +42,7 @@ CASES = {
        ("pack-quantized", 24, 40, ints(4, strategy="tensor"), None, F32)],
     "ints": [("int-quantized", 40, 64, ints(8), TOKEN("int"), BF16), ("int-quantized", 40, 64, ints(8, strategy="tensor"), STATIC("int"), F32),
              ("int-quantized", 24, 48, ints(8, None, False), TOKEN("int"), F16), ("int-quantized", 24, 64, ints(4, 32), TOKEN("int"), BF16)],
+    "w4afp8": [("pack-quantized", 40, 256, ints(4, 128), TOKEN("float"), BF16), ("pack-quantized", 24, 96, ints(4, 32), TOKEN("float"), F16)],
     "floats": [("float-quantized", 40, 64, fp8(strategy="channel"), TOKEN("float"), BF16), ("float-quantized", 40, 64, fp8(strategy="tensor"), STATIC("float"), F32),
                ("float-quantized", 72, 96, fp8(strategy="block", block_structure=[32, 32]), {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32, "dynamic": True}, F32),
                ("float-quantized", 16, 64, fp8(strategy="group", group_size=32), None, F16),

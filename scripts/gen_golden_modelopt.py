@@ -3,9 +3,9 @@
 # Copyright the lquant authors
 """Small modelopt checkpoints by nvidia-modelopt's own packers, and the weights by its own dequantizers.
 
-  gen_golden_modelopt.py OUT_DIR [--awq-pre]       (tests/golden/modelopt; that one alone)
+  gen_golden_modelopt.py OUT_DIR [--awq-pre | --nvfp4-awq]       (tests/golden/modelopt; that one alone)
 
-fp8, fp8_kv (with scales of keys and values), nvfp4 and awq_pre (AWQ with the factors it leaves before o_proj and down_proj): a tiny random Llama
+fp8, fp8_kv (with scales of keys and values), nvfp4, awq_pre (AWQ with the factors it leaves before o_proj and down_proj) and nvfp4_awq: a tiny random Llama
 quantized by mtq.quantize and exported by export_hf_checkpoint, as a user would; awq: two matrices packed by to_quantized_weight. Made with nvidia-modelopt 0.47.0, transformers 5.23.0, torch 2.13.0+cpu (scripts/requirements-modelopt.txt).
 """
 import copy
@@ -19,15 +19,29 @@ import torch
 from safetensors.torch import load_file
 
 
+def simulate_on_cpu():
+    """What awq_lite searches with is a CUDA kernel; here modelopt's own packer, there and back."""
+    from modelopt.torch.quantization import tensor_quant
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+
+    def there_and_back(x, block, amax, *bits):
+        q, scale, scale_2 = NVFP4QTensor.quantize(x, block, weights_scaling_factor_2=amax.amax().float() / (6 * 448))
+        return q.dequantize(dtype=x.dtype, scale=scale, double_scale=scale_2, block_sizes={-1: block})
+    tensor_quant.dynamic_block_quantize_op = there_and_back
+
+
 def export(algo, hidden=64, ffn=96):
     import modelopt.torch.quantization as mtq
     from modelopt.torch.export import export_hf_checkpoint
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(5)
+    if algo == "nvfp4_awq":
+        simulate_on_cpu()
     config = LlamaConfig(vocab_size=32, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
                          max_position_embeddings=32, dtype="bfloat16", architectures=["LlamaForCausalLM"])
     model = LlamaForCausalLM(config).bfloat16().eval()
-    settings = copy.deepcopy({"fp8": mtq.FP8_DEFAULT_CFG, "fp8_kv": mtq.FP8_DEFAULT_CFG, "nvfp4": getattr(mtq, "W4A16_NVFP4_CFG", None), "awq_pre": mtq.INT4_AWQ_CFG}[algo])
+    settings = copy.deepcopy({"fp8": mtq.FP8_DEFAULT_CFG, "fp8_kv": mtq.FP8_DEFAULT_CFG, "nvfp4": getattr(mtq, "W4A16_NVFP4_CFG", None), "awq_pre": mtq.INT4_AWQ_CFG,
+                              "nvfp4_awq": getattr(mtq, "NVFP4_AWQ_LITE_CFG", None)}[algo])
     if algo == "fp8_kv":
         kv = mtq.FP8_KV_CFG["quant_cfg"]
         settings["quant_cfg"] = settings["quant_cfg"] + kv if isinstance(settings["quant_cfg"], list) else {**settings["quant_cfg"], **kv}
@@ -84,7 +98,16 @@ def awq_pre(stored, name):
     return w if pre is None else w * pre.float()
 
 
+def nvfp4_awq(stored, name):
+    pre = stored.get(name.replace(".weight", ".pre_quant_scale"))
+    return nvfp4(stored, name) if pre is None else nvfp4(stored, name) * pre.float()
+
+
 def main():
+    if "--nvfp4-awq" in sys.argv:
+        stored, config, beside = export("nvfp4_awq", 128, 128)
+        weights = {n: nvfp4_awq(stored, n) for n in stored if n + "_scale" in stored}
+        return golden_folder.write(os.path.join(sys.argv[1], "nvfp4_awq"), config, stored, weights, {"hf_quant_config.json": beside})
     stored, config, beside = export("awq_pre", 128, 128)
     weights = {n: awq_pre(stored, n) for n in stored if n + "_scale" in stored}
     golden_folder.write(os.path.join(sys.argv[1], "awq_pre"), config, stored, weights, {"hf_quant_config.json": beside})

@@ -421,8 +421,26 @@ static void codes_of_zero_and_of_tiny_activations_are_zero(void **state) {
     assert_true(step == 0.5f && code[1] == -127 && code[3] == 2);
 }
 
+/* The figures are torch's: 127 / x is x.reciprocal() * 127 there. */
+static void bitnet_rounds_ties_as_torch_divides(void **state) {
+    (void)state;
+    static const float max[] = {152, 166, 188, 190}, tie[] = {76, 83, 94, 95}, there[] = {64, 63, 63, 64}, once[] = {63, 64, 64, 63};
+    lq_act a = {LQ_ACT_DYNAMIC, LQ_I8, 0, 0, LQ_ACT_BITNET};
+    float x[2], code[2], step;
+    for (int i = 0; i < 4; i++)
+        for (int scope = 0; scope <= LQ_ACT_BITNET; scope += LQ_ACT_BITNET) {
+            x[0] = max[i], x[1] = tie[i], a.scope = (uint8_t)scope;
+            assert_int_equal(lq_act_quantize(&a, 0, NULL, x, 2, code, &step), 2);
+            assert_true(code[0] == 127 && code[1] == (scope ? there : once)[i]);
+        }
+    x[0] = 1e-6f, x[1] = 0, a.scope = LQ_ACT_BITNET; /* no token is scaled as if its largest were below 1e-5 */
+    assert_int_equal(lq_act_quantize(&a, 0, NULL, x, 2, code, &step), 2);
+    assert_true(code[0] == 13 && code[1] == 0 && step == 1e-5f / 127);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(bitnet_rounds_ties_as_torch_divides),
         cmocka_unit_test(fast_e4m3_is_the_definition),
         cmocka_unit_test(integer_sums_are_exact_in_every_scheme),
         cmocka_unit_test(every_scheme_multiplies_what_it_stands_for),

@@ -130,7 +130,7 @@ static void one_kind_targets_the_class(void **state) {
 /* Said by name, independently of accept. */
 static void every_named_type_is_held_or_refused_with_one_that_is(void **state) {
     (void)state;
-    static const char *const held = " int2 int3 int4 int5 int6 int8 W2A16 W3A16 W4A16 W8A16 W8A8 W4A8 FP8 FP8-tensor FP8-block FP8-W MXFP4 NVFP4 Q4_0 Q5_0 Q8_0 ";
+    static const char *const held = " int2 int3 int4 int5 int6 int8 W2A16 W3A16 W4A16 W8A16 W8A8 W4A8 W4AFP8 FP8 FP8-tensor FP8-block FP8-W MXFP4 NVFP4 Q4_0 Q5_0 Q8_0 ";
     size_t seen = 0;
     for (const lq_type *t = lq_types; t->name; t++) {
         if (t->keep) continue;
@@ -142,15 +142,15 @@ static void every_named_type_is_held_or_refused_with_one_that_is(void **state) {
         if (st && (st != LQ_ERR_UNSUPPORTED || (!strstr(c.msg, "--scheme") && !strstr(c.msg, "--format") && !strstr(c.msg, " fits")))) fail_msg("%s: '%s' names nothing that fits", t->name, c.msg);
         seen += !st;
     }
-    assert_int_equal(seen, 21);
+    assert_int_equal(seen, 22);
 }
 
 /* -- golden ---------------------------------------------------------------------------------------------------------- */
 
 static void what_compressed_tensors_packs_reads_to_its_floats_and_is_written_again(void **state) {
     (void)state;
-    static const char *const cases[] = {"ct/packed", "ct/ints", "ct/floats"};
-    for (size_t i = 0; i < 3; i++) {
+    static const char *const cases[] = {"ct/packed", "ct/ints", "ct/floats", "ct/w4afp8"};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         golden_reads(cases[i]);
         golden_is_written_again(cases[i], "compressed-tensors");
     }

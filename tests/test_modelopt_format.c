@@ -174,6 +174,24 @@ static void factors_of_inputs_are_read_and_written(void **state) {
     json_decref(c);
 }
 
+/* modelopt's NVFP4_AWQ: factors before o_proj alone (up_proj has taken down_proj's in); its 4-bit activations have no place here. */
+static void factors_beside_nvfp4_are_read(void **state) {
+    (void)state;
+    lq_source *s;
+    lq_qtensor q;
+    golden_reads("modelopt/nvfp4_awq");
+    golden_open("modelopt/nvfp4_awq", &s);
+    for (size_t i = 0; i < s->n; i++) {
+        bool pre = !strcmp(s->entries[i].name, "model.layers.0.self_attn.o_proj.weight");
+        if (s->entries[i].dtype != LQ_NONE) continue;
+        GOOD_ST(lq_source_read_q(&ctx, s, i, &q));
+        assert_true(q.sch.grid.kind == LQ_GRID_E2M1 && q.sch.act.kind == LQ_ACT_NONE && q.sch.extra == (pre ? LQ_X_PRESCALE : 0u));
+        if (pre) assert_true(q.prescale[0] != q.prescale[1]);
+        lq_qtensor_free(&q);
+    }
+    lq_source_free(&s);
+}
+
 /* -- reader ---------------------------------------------------------------------------------------------------------- */
 
 #define CONFIG(algo) "{\"quantization_config\": {\"quant_method\": \"modelopt\", \"quant_algo\": \"" algo "\"}}"
@@ -294,7 +312,7 @@ int main(void) {
         IN_FOLDERS(fp8_has_scalars_or_a_scale_per_row),
         IN_FOLDERS(scales_of_keys_are_named_after_the_projection),
         IN_FOLDERS(refusals_name_what_fits),
-        IN_FOLDERS(exports_of_modelopt_read_and_are_written_again), IN_FOLDERS(factors_of_inputs_are_read_and_written),
+        IN_FOLDERS(exports_of_modelopt_read_and_are_written_again), IN_FOLDERS(factors_of_inputs_are_read_and_written), IN_FOLDERS(factors_beside_nvfp4_are_read),
         IN_FOLDERS(false_files_are_refused_by_name),
         IN_FOLDERS(layers_of_mixed_precision_are_of_their_own_algorithms),
         IN_FOLDERS(weights_of_w4a4_are_read_alone),

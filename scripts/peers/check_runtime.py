@@ -14,8 +14,8 @@ compute in (default: its own choice). Prints one line for a checkpoint; exit sta
 --rename: the runtime gets a copy whose tensors are
 renamed; that checks the bytes where a runtime does not know the hub's names, and is said in the line. --kv fp8 (vllm): keys and values
 in E4M3 by the checkpoint's own scales, which are compared as well, on both sides. --jitter N (transformers): how far the runtime's own NLL moves in N runs
-whose embeddings are moved by one part in a million, said beside: where activations are rounded that is what a difference has to be
-judged by. --json adds one object a checkpoint to FILE.
+whose embeddings are moved by one part in a million, and how far `lquant eval`'s does by the same moves, said beside: where activations are rounded
+that is what a difference has to be judged by. --json adds one object a checkpoint to FILE.
 """
 import argparse
 import importlib
@@ -84,8 +84,10 @@ def check(runtime, folder, a):
         said += f"; {out['kv_scales_differing']} of {len(stored)} scales of keys and values differ"
     if a.jitter:
         means = [sum(x) / len(x) for x in (runtime.jittered(model, seed, ids) for seed in range(a.jitter))]
-        out["jitter"] = statistics.stdev([mean, *means])
-        said += f"; its own NLL under jitter: {min(means):.6f} to {max(means):.6f}, standard deviation {out['jitter']:.1e}"
+        here = [common.evaluated(a.lquant, common.jittered(folder, seed, a.scratch), a.text, ctx, a.chunks, a.threads)["nll"] for seed in range(a.jitter)]
+        out["jitter"], out["jitter_lquant"] = means, here
+        said += "".join(f"; under jitter {who} {statistics.mean(v):.6f}, standard deviation {statistics.stdev(v):.1e} ({min(v):.6f} to {max(v):.6f})"
+                        for who, v in (("there", means), ("lquant", here)))
     if not a.no_weights:
         known = common.decoded(a.lquant, folder)
         w = common.matrices(runtime.weights(model, known), known)

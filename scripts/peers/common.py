@@ -73,6 +73,22 @@ def renamed(folder, rules, scratch):
     return out
 
 
+def jittered(folder, seed, scratch):
+    """The folder (of one file) with what runtime_transformers.jittered moves moved alike; the copy before it is gone."""
+    import shutil
+    import torch
+    from safetensors.torch import load_file, save_file
+    out, name = os.path.join(scratch, "jittered"), "model.embed_tokens.weight"
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors", "lquant-manifest.json"))
+    tensors = load_file(os.path.join(folder, "model.safetensors"))
+    gen = torch.Generator().manual_seed(seed)
+    e = tensors[name].float()
+    tensors[name] = e * (1 + (torch.rand(e.shape, generator=gen) - 0.5) * 2e-6)
+    save_file(tensors, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
+    return out
+
+
 def decoded(lquant, checkpoint):
     """Every matrix of a checkpoint as lquant decodes it, F32, by its one spelling: {name without .weight: array [rows, cols]}."""
     from safetensors import safe_open

@@ -53,6 +53,26 @@ a_gguf_says_how_it_was_made_and_verify_holds_it_to_that() { # test
     absent "$tmp/s.gguf"
 }
 
+# tests/golden/gguf_split: `lquant convert --dtype f16 tests/golden/forward/llama`, cut by llama.cpp's llama-gguf-split --split-max-tensors 8
+a_model_in_parts_stays_in_parts_when_asked() { # test
+    parts=$root/tests/golden/gguf_split
+    ok "$lquant" quantize --pure "$parts/s-00001-of-00003.gguf" "$tmp/one.gguf" Q4_0
+    ok "$lquant" quantize --pure --keep-split "$parts/s-00001-of-00003.gguf" "$tmp/q.gguf" Q4_0
+    absent "$tmp/q.gguf" "$tmp/q-00004-of-00003.gguf"
+    for i in 1 2 3; do
+        [ "$("$lquant" inspect --json "$tmp/q-0000$i-of-00003.gguf" | grep -c 'of-00003.gguf')" -ge 3 ] || fail "part $i does not name all three"
+    done
+    ok "$lquant" verify "$tmp/q-00001-of-00003.gguf"
+    ok "$lquant" diff "$tmp/one.gguf" "$tmp/q-00001-of-00003.gguf"
+    expect 8 "exists" "$lquant" quantize --pure --keep-split "$parts/s-00001-of-00003.gguf" "$tmp/q.gguf" Q4_0
+    ok "$lquant" quantize --pure --keep-split --overwrite "$parts/s-00001-of-00003.gguf" "$tmp/q.gguf" Q8_0
+    expect 0 "one part" "$lquant" quantize --keep-split "$tiny" "$tmp/r.gguf" Q8_0
+    [ -f "$tmp/r.gguf" ] || fail "no $tmp/r.gguf"
+    rm "$tmp/q-00002-of-00003.gguf"
+    "$lquant" verify "$tmp/q-00001-of-00003.gguf" >"$tmp/stdout" 2>&1 && fail "a missing part is not found"
+    grep -q "00002-of-00003" "$tmp/stdout" || fail "the missing part is not named: $(cat "$tmp/stdout")"
+}
+
 an_importance_matrix_is_used_for_the_weights_that_are_named() { # test
     ok "$lquant" imatrix --nsamples 4 --seqlen 64 -q "$tiny" -f "$text" -o "$tmp/im.gguf"
     for how in "--include-weights attn_q" "--exclude-weights attn_q" ""; do
