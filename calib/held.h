@@ -32,6 +32,7 @@ typedef struct lq_held {
     uint32_t decoded;        /* matrices held as floats that are stored in codes */
     struct { uint32_t ld, segs, cols, rows; } round; /* largest of the linears that round their activations */
     lq_run *head;            /* for lq_logits; NULL until then */
+    bool apart;              /* operations are not joined: for tests and to measure what joining gives */
 } lq_held;
 
 /* Every tensor of the model to a device, block by block: no more than one block is in the host's memory; nothing loaded is left there. Matrices of codes lie

@@ -2,50 +2,17 @@
  * Copyright the lquant authors */
 /* A device's operations: each queues kernels of kernels/cuda/cuda.h. The host waits where it must know something: experts are chosen there, and a pass
  * ends there. What went wrong is kept until check or end. */
-#include "calib/held.h"
-#include "calib/ops.h"
+#include "calib/ops_device.h"
 
 #include <math.h>
 #include <string.h>
 
 enum { HEAD_TOKENS = 64 };
 
-typedef struct lq_device_run {
-    const lq_device *d;
-    lq_held *h;
-    const char *fault;
-    int32_t *ids, *places, *target; /* of a pass, on the device; places[i]: row of the learned positions */
-    uint32_t *pos, *seq;            /* [room] */
-    uint32_t room;                  /* tokens of ids .. seq */
-    uint32_t stream_room, reach;
-    float *stream;                  /* [stream_room][hidden] */
-    uint32_t *host;                 /* [4][room] ids .. seq before they are put */
-    struct { float *cos, *sin; } turn[2];
-    int8_t *codes;                  /* rounded activations of a chunk, for idot */
-    float *step, *rest, *product;
-    int32_t *sum;
-    uint8_t *mark;
-    float *p, *weight;              /* of experts: scores; gains of the choices */
-    int32_t *token;                 /* their rows */
-    float *logits;                  /* of HEAD_TOKENS tokens: the head's run alone */
-    double *nll;
-    int32_t *best;
-    void *pass;                     /* recorded, of `key` */
-    uint64_t key, seen;
-    bool recording;
-} lq_device_run;
-
-static const lq_device *device(const lq_run *r) { return r->m->held->d; }
-static const lq_device_ops *table(const lq_run *r) { return r->m->held->d->ops; }
-
-static void did(lq_run *r, const char *wrong) {
-    if (wrong && !r->dev->fault) r->dev->fault = wrong;
-}
-
-static float *dev_alloc(lq_run *r, uint64_t n) { return n <= SIZE_MAX / sizeof(float) ? device(r)->alloc((size_t)n * sizeof(float)) : NULL; }
+static float *dev_alloc(lq_run *r, uint64_t n) { return n <= SIZE_MAX / sizeof(float) ? lq_device_of(r)->alloc((size_t)n * sizeof(float)) : NULL; }
 
 static void dev_release(lq_run *r, float *p) {
-    if (p) device(r)->release(p);
+    if (p) lq_device_of(r)->release(p);
 }
 
 static lq_status room_for(lq_ctx *ctx, const lq_device *d, size_t n, void *p) {
@@ -55,7 +22,7 @@ static lq_status room_for(lq_ctx *ctx, const lq_device *d, size_t n, void *p) {
 }
 
 static lq_status open_turn(lq_ctx *ctx, lq_run *r, const lq_rope *rope, uint32_t positions, int i) {
-    const lq_device *d = device(r);
+    const lq_device *d = lq_device_of(r);
     float *c = NULL, *s = NULL;
     size_t n = (size_t)positions * (rope->dim / 2) * sizeof(float);
     lq_status st = lq_rope_table(ctx, rope, positions, &c, &s);
@@ -92,7 +59,7 @@ static lq_status open_experts(lq_ctx *ctx, lq_run *r) {
 static lq_status dev_open(lq_ctx *ctx, lq_run *r, uint32_t positions) {
     r->dev = LQ_NEW(lq_device_run);
     if (!r->dev) return lq_oom(ctx, sizeof *r->dev);
-    *r->dev = (lq_device_run){.d = device(r), .h = r->m->held};
+    *r->dev = (lq_device_run){.d = lq_device_of(r), .h = r->m->held};
     LQ_TRY(open_turn(ctx, r, &r->par->rope, positions, 0));
     if (r->par->two_ropes) LQ_TRY(open_turn(ctx, r, &r->par->local_rope, positions, 1));
     LQ_TRY(open_experts(ctx, r));
@@ -129,6 +96,7 @@ static lq_status dev_fit(lq_ctx *ctx, lq_run *r, const lq_layer *l) {
 }
 
 static lq_status dev_check(lq_ctx *ctx, lq_run *r) {
+    lq_queue_flush(r);
     const char *wrong = r->dev->fault;
     r->dev->fault = NULL;
     return wrong ? lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: %s", r->dev->d->name, wrong) : LQ_OK;
@@ -162,6 +130,7 @@ static lq_status fit_pass(lq_ctx *ctx, lq_run *r, uint32_t n) {
 static lq_status dev_begin(lq_ctx *ctx, lq_run *r, const int32_t *ids, const lq_span *spans, uint32_t n_spans, uint32_t n, float *hidden) {
     lq_device_run *a = r->dev;
     (void)hidden;
+    a->queued = 0; /* of a pass that failed */
     LQ_TRY(fit_pass(ctx, r, n));
     uint32_t *place = a->host, *pos = place + a->room, *seq = pos + a->room;
     a->reach = 0;
@@ -184,7 +153,7 @@ static lq_status dev_begin(lq_ctx *ctx, lq_run *r, const int32_t *ids, const lq_
 static lq_status dev_end(lq_ctx *ctx, lq_run *r, uint32_t n, float *hidden) {
     lq_device_run *a = r->dev;
     LQ_TRY(dev_check(ctx, r));
-    did(r, a->d->wait());
+    lq_device_did(r, a->d->wait());
     LQ_TRY(dev_check(ctx, r));
     if (!hidden || a->d->get(hidden, a->stream, (size_t)n * r->par->hidden * sizeof *hidden)) return LQ_OK;
     return lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: hidden states of %u tokens cannot be copied from it", a->d->name, n);
@@ -195,7 +164,7 @@ static bool dev_again(lq_run *r, uint64_t key) {
     lq_device_run *a = r->dev;
     if (!key || !a->d->record || r->par->n_experts) return false; /* experts are chosen on the host */
     if (a->pass && a->key == key) {
-        did(r, a->d->replay(a->pass));
+        lq_device_did(r, a->d->replay(a->pass));
         return true;
     }
     if (a->seen != key) {
@@ -205,7 +174,7 @@ static bool dev_again(lq_run *r, uint64_t key) {
     if (a->pass) a->d->forget(a->pass);
     a->pass = NULL;
     const char *wrong = a->d->record();
-    did(r, wrong);
+    lq_device_did(r, wrong);
     a->recording = !wrong;
     a->key = key;
     return false;
@@ -214,9 +183,10 @@ static bool dev_again(lq_run *r, uint64_t key) {
 static void dev_passed(lq_run *r, bool whole) {
     lq_device_run *a = r->dev;
     if (!a->recording) return;
+    lq_queue_flush(r);
     a->recording = false;
-    did(r, a->d->end(&a->pass));
-    if (whole && !a->fault) did(r, a->d->replay(a->pass));
+    lq_device_did(r, a->d->end(&a->pass));
+    if (whole && !a->fault) lq_device_did(r, a->d->replay(a->pass));
     if ((!whole || a->fault) && a->pass) {
         a->d->forget(a->pass);
         a->pass = NULL;
@@ -224,6 +194,9 @@ static void dev_passed(lq_run *r, bool whole) {
 }
 
 /* ---- operations ---- */
+
+/* What waits comes first. */
+#define NOW(r, what) (lq_queue_flush(r), lq_device_did(r, what))
 
 static const lq_held_layer *layer_of(const lq_run *r) { return r->layer < 0 ? &r->dev->h->outer : &r->dev->h->layers[r->layer]; }
 
@@ -235,43 +208,19 @@ static const lq_held_linear *linear_of(const lq_run *r, lq_role role) {
 
 static void dev_norm(lq_run *r, lq_role role, const float *x, uint32_t d, uint32_t n, float *y) {
     const lq_held_layer *l = layer_of(r);
-    did(r, table(r)->norm(&(lq_device_norm){l->norm[role], l->shift[role], r->par->norm_eps, r->par->layernorm}, x, d, n, y));
-}
-
-static const char *multiply(const lq_run *r, const lq_held_linear *l, const float *x, uint32_t n, float *y) {
-    if (!l->packed) return table(r)->dense(&l->w, x, n, y);
-    return n <= LQ_DEVICE_N ? device(r)->gemv(&l->m, x, n, y) : table(r)->gemm(&l->m, x, n, y);
-}
-
-static void multiply_rounded(lq_run *r, const lq_held_linear *l, const float *x, uint32_t n, float *y) {
-    lq_device_run *a = r->dev;
-    lq_device_round o = l->round;
-    bool splits = o.act.outlier > 0;
-    o.rest = splits ? a->rest : NULL;
-    o.mark = splits && o.act.scope == 1 ? a->mark : NULL;
-    did(r, table(r)->round(&l->m, &o, x, n, a->codes, a->step, a->sum));
-    did(r, a->d->idot(&l->m, a->codes, a->step, a->sum, n, y));
-    if (!splits) return;
-    did(r, multiply(r, l, a->rest, 2 * n, a->product)); /* one pass over the weights for both parts of up to four tokens */
-    did(r, table(r)->add(y, a->product, 1, (uint64_t)n * l->rows));
-    did(r, table(r)->add(y, a->product + (size_t)n * l->rows, 1, (uint64_t)n * l->rows));
-}
-
-static void apply(lq_run *r, const lq_held_linear *l, const float *bias, const float *x, uint32_t n, float *y) {
-    if (l->round.act.kind) multiply_rounded(r, l, x, n, y);
-    else did(r, multiply(r, l, x, n, y));
-    if (l->extra.rows) did(r, table(r)->sparse(&l->extra, x, n, y));
-    if (bias) did(r, table(r)->bias(y, bias, l->rows, n));
+    const lq_device_norm o = {l->norm[role], l->shift[role], r->par->norm_eps, r->par->layernorm};
+    lq_queue_push(r, &(lq_queued){.kind = LQ_QUEUED_NORM, .in = {x}, .out = y, .n = n, .width = d, .norm = o});
 }
 
 static void dev_linear(lq_run *r, lq_role role, const float *x, uint32_t n, float *y) {
     const lq_held_linear *l = linear_of(r, role);
-    apply(r, l, role == LQ_R_HEAD ? layer_of(r)->lin[role].bias : l->bias, x, n, y);
+    const float *bias = role == LQ_R_HEAD ? layer_of(r)->lin[role].bias : l->bias;
+    lq_queue_push(r, &(lq_queued){.kind = LQ_QUEUED_LINEAR, .in = {x}, .out = y, .n = n, .width = l->rows, .lin = l, .bias = bias});
 }
 
 static void dev_embed(lq_run *r, lq_role role, const int32_t *ids, uint32_t n, float *y) {
     const lq_held_linear *l = linear_of(r, role);
-    did(r, l->packed ? table(r)->embed_packed(&l->m, ids, n, y) : table(r)->embed(&l->w, ids, n, y));
+    NOW(r, l->packed ? lq_device_table(r)->embed_packed(&l->m, ids, n, y) : lq_device_table(r)->embed(&l->w, ids, n, y));
 }
 
 static void dev_split(lq_run *r, const lq_op *op, const float *x, uint32_t n, float *y) {
@@ -279,7 +228,7 @@ static void dev_split(lq_run *r, const lq_op *op, const float *x, uint32_t n, fl
     uint32_t rows = lq_part_rows(p, op->role), run = rows, first = lq_split_row(p, op->kind, op->role, 0);
     if (op->kind == LQ_OP_SPLIT_HEADS) run = op->role == LQ_R_Q ? rows / p->n_kv_heads : p->head_dim;
     uint32_t step = run < rows ? lq_split_row(p, op->kind, op->role, run) - first : run;
-    did(r, table(r)->split(x, r->width[op->in[0]], first, run, step, rows, n, y));
+    NOW(r, lq_device_table(r)->split(x, r->width[op->in[0]], first, run, step, rows, n, y));
 }
 
 static lq_device_tokens tokens_at(const lq_run *r, uint32_t from, uint32_t n) {
@@ -290,9 +239,13 @@ static lq_device_tokens tokens_at(const lq_run *r, uint32_t from, uint32_t n) {
 static void dev_rope(lq_run *r, float *x, uint32_t width, uint32_t n, const lq_span *spans) {
     const lq_rope *rope = lq_params_rope(r->par, (uint32_t)r->layer);
     int i = rope != &r->par->rope;
-    lq_device_tokens at = tokens_at(r, 0, n);
+    lq_queued q = {.kind = LQ_QUEUED_ROPE, .in = {x}, .out = x, .n = n, .width = width, .at = tokens_at(r, 0, n)};
     (void)spans;
-    did(r, table(r)->rope(x, width / r->par->head_dim, r->par->head_dim, rope->dim, rope->pairs, r->dev->turn[i].cos, r->dev->turn[i].sin, &at));
+    q.turn.rot = rope->dim;
+    q.turn.pairs = rope->pairs;
+    q.turn.cos = r->dev->turn[i].cos;
+    q.turn.sin = r->dev->turn[i].sin;
+    lq_queue_push(r, &q);
 }
 
 /* Keys and values of tokens that belong to one slab; those of one sequence begin there. */
@@ -309,8 +262,10 @@ static void attend(lq_run *r, const lq_op *op, const lq_span *s, const lq_device
     }
     lq_device_attn a = {.heads = p->n_heads, .window = lq_params_window(p, (uint32_t)r->layer), .cap = p->attn_cap};
     a.scale = p->attn_scale > 0 ? p->attn_scale : 1 / sqrtf((float)p->head_dim);
-    did(r, table(r)->kv_put(&kv, r->t[op->in[1]] + (size_t)first * r->width[op->in[1]], r->t[op->in[2]] + (size_t)first * r->width[op->in[2]], at));
-    did(r, table(r)->attn(&a, &kv, q + (size_t)first * r->width[op->in[0]], at, out + (size_t)first * r->width[T_A]));
+    lq_queued o = {.kind = LQ_QUEUED_ATTN, .out = out + (size_t)first * r->width[T_A], .n = at->n, .width = r->width[T_A], .at = *at, .attn = a, .kv = kv};
+    o.in[0] = q + (size_t)first * r->width[op->in[0]];
+    for (int i = 1; i < 3; i++) o.in[i] = r->t[op->in[i]] + (size_t)first * r->width[op->in[i]];
+    lq_queue_push(r, &o);
 }
 
 static void dev_attn(lq_run *r, const lq_op *op, float *q, uint32_t n, float *out, const lq_span *spans, uint32_t n_spans) {
@@ -330,21 +285,24 @@ static void dev_attn(lq_run *r, const lq_op *op, float *q, uint32_t n, float *ou
 }
 
 static void dev_glu(lq_run *r, const float *gate, const float *up, uint32_t width, uint32_t n, float *y) {
-    did(r, table(r)->glu((int)r->par->act, gate, up, y, (uint64_t)n * width));
+    lq_queue_push(r, &(lq_queued){.kind = LQ_QUEUED_GLU, .in = {gate, up}, .out = y, .n = n, .width = width});
 }
-static void dev_add(lq_run *r, float *y, float *x, float scale, uint32_t width, uint32_t n) { did(r, table(r)->add(y, x, scale > 0 ? scale : 1, (uint64_t)n * width)); }
-static void dev_clamp(lq_run *r, const float *x, float most, uint32_t width, uint32_t n, float *y) { did(r, table(r)->clamp(x, most, y, (uint64_t)n * width)); }
-static void dev_token_gate(lq_run *r, const float *x, const float *gate, uint32_t width, uint32_t n, float *y) { did(r, table(r)->token_gate(x, gate, width, n, y)); }
-static void dev_scale(lq_run *r, float *x, float times, uint32_t width, uint32_t n) { did(r, table(r)->scale(x, times, 0, (uint64_t)n * width)); }
-static void dev_cap(lq_run *r, float *x, float div, float cap, uint32_t width, uint32_t n) { did(r, table(r)->scale(x, div > 0 ? 1 / div : 1, cap, (uint64_t)n * width)); }
+static void dev_add(lq_run *r, float *y, float *x, float scale, uint32_t width, uint32_t n) {
+    lq_queue_push(r, &(lq_queued){.kind = LQ_QUEUED_ADD, .in = {x}, .out = y, .n = n, .width = width, .scale = scale > 0 ? scale : 1});
+}
+static void dev_clamp(lq_run *r, const float *x, float most, uint32_t width, uint32_t n, float *y) { NOW(r, lq_device_table(r)->clamp(x, most, y, (uint64_t)n * width)); }
+static void dev_token_gate(lq_run *r, const float *x, const float *gate, uint32_t width, uint32_t n, float *y) { NOW(r, lq_device_table(r)->token_gate(x, gate, width, n, y)); }
+static void dev_scale(lq_run *r, float *x, float times, uint32_t width, uint32_t n) { NOW(r, lq_device_table(r)->scale(x, times, 0, (uint64_t)n * width)); }
+static void dev_cap(lq_run *r, float *x, float div, float cap, uint32_t width, uint32_t n) { NOW(r, lq_device_table(r)->scale(x, div > 0 ? 1 / div : 1, cap, (uint64_t)n * width)); }
 
 static void dev_scores(lq_run *r, lq_role role, const float *x, uint32_t n) {
     lq_device_run *a = r->dev;
     const lq_held_linear *l = linear_of(r, role);
-    apply(r, l, l->bias, x, n, a->p);
-    did(r, a->d->wait());
+    lq_queue_flush(r);
+    lq_device_linear(r, l, l->bias, x, n, a->p);
+    lq_device_did(r, a->d->wait());
     memset(r->routing.p, 0, (size_t)n * l->rows * sizeof *r->routing.p);
-    if (!a->d->get(r->routing.p, a->p, (size_t)n * l->rows * sizeof *r->routing.p)) did(r, "a router's scores cannot be copied from it");
+    if (!a->d->get(r->routing.p, a->p, (size_t)n * l->rows * sizeof *r->routing.p)) lq_device_did(r, "a router's scores cannot be copied from it");
 }
 
 static void dev_routed(lq_run *r, uint32_t n) {
@@ -352,14 +310,14 @@ static void dev_routed(lq_run *r, uint32_t n) {
     lq_routing *g = &r->routing;
     size_t bytes = (size_t)n * g->k * 4;
     for (size_t i = 0; r->par->resid_scale > 0 && i < (size_t)n * g->k; i++) g->weight[i] *= r->par->resid_scale;
-    if (!a->d->put(a->token, g->token, bytes) || !a->d->put(a->weight, g->weight, bytes)) did(r, "the choice of experts cannot be copied to it");
+    if (!a->d->put(a->token, g->token, bytes) || !a->d->put(a->weight, g->weight, bytes)) lq_device_did(r, "the choice of experts cannot be copied to it");
 }
 
 static void dev_gather(lq_run *r, const float *x, uint32_t first, uint32_t n, uint32_t width, float *y) {
-    if (n) did(r, table(r)->embed(&(lq_device_dense){.rows = r->chunk, .cols = width, .dtype = LQ_F32, .w = x}, r->dev->token + first, n, y));
+    if (n) NOW(r, lq_device_table(r)->embed(&(lq_device_dense){.rows = r->chunk, .cols = width, .dtype = LQ_F32, .w = x}, r->dev->token + first, n, y));
 }
 static void dev_scatter(lq_run *r, const float *x, uint32_t first, uint32_t n, uint32_t width, float *y) {
-    did(r, table(r)->scatter(y, x, r->dev->token + first, r->dev->weight + first, width, n));
+    NOW(r, lq_device_table(r)->scatter(y, x, r->dev->token + first, r->dev->weight + first, width, n));
 }
 
 const lq_ops lq_ops_device = {
@@ -403,7 +361,7 @@ static lq_status head_of(lq_ctx *ctx, const lq_model *m, const float *hidden, ui
 }
 
 static lq_status fetch(lq_ctx *ctx, lq_run *r, void *to, const void *from, size_t bytes) {
-    did(r, r->dev->d->wait());
+    lq_device_did(r, r->dev->d->wait());
     LQ_TRY(dev_check(ctx, r));
     return r->dev->d->get(to, from, bytes) ? LQ_OK : lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: %zu bytes cannot be copied from it", r->dev->d->name, bytes);
 }
@@ -422,8 +380,8 @@ lq_status lq_held_nll(lq_ctx *ctx, const lq_model *m, const float *hidden, uint3
         uint32_t k = n - i < HEAD_TOKENS ? n - i : HEAD_TOKENS;
         LQ_TRY(head_of(ctx, m, hidden + (size_t)i * m->par.hidden, k));
         lq_run *r = m->held->head;
-        if (!r->dev->d->put(r->dev->target, target + i, k * sizeof *target)) did(r, "targets cannot be copied to it");
-        did(r, table(r)->score(r->dev->logits, m->par.vocab, k, r->dev->target, r->dev->nll, NULL));
+        if (!r->dev->d->put(r->dev->target, target + i, k * sizeof *target)) lq_device_did(r, "targets cannot be copied to it");
+        lq_device_did(r, lq_device_table(r)->score(r->dev->logits, m->par.vocab, k, r->dev->target, r->dev->nll, NULL));
         LQ_TRY(fetch(ctx, r, nll + i, r->dev->nll, k * sizeof *nll));
     }
     return LQ_OK;
@@ -435,7 +393,7 @@ lq_status lq_held_best(lq_ctx *ctx, const lq_run *from, uint32_t n, int32_t *bes
     for (uint32_t i = 0; i < n; i += HEAD_TOKENS) {
         uint32_t k = n - i < HEAD_TOKENS ? n - i : HEAD_TOKENS;
         lq_run_head(r, from->stream + (size_t)i * r->par->hidden, k, r->dev->logits);
-        did(r, table(r)->score(r->dev->logits, r->par->vocab, k, NULL, NULL, r->dev->best));
+        lq_device_did(r, lq_device_table(r)->score(r->dev->logits, r->par->vocab, k, NULL, NULL, r->dev->best));
         LQ_TRY(fetch(ctx, r, best + i, r->dev->best, k * sizeof *best));
     }
     return LQ_OK;

@@ -66,6 +66,7 @@ void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uin
         if (!lq_params_at(r->par, op->only_if, layer)) continue;
         r->l = l;
         r->layer = (int32_t)layer;
+        r->op = op;
         float *x = r->t[op->in[0]], *x2 = r->t[op->in[1]], *y = target(r, op);
         uint32_t width = r->width[op->in[0]], d = r->par->head_dim;
         double start = r->clock ? lq_now() : 0;

@@ -80,6 +80,7 @@ typedef struct lq_run {
     const lq_params *par;
     const lq_layer *l;        /* the block at hand, or m->outer */
     int32_t layer;            /* its number, -1 */
+    const lq_op *op;          /* of its table, at hand; means nothing where layer is -1 */
     uint32_t width[T_N];      /* floats per token of each tensor */
     float *t[T_N];            /* [n][width]; t[T_NONE]: what an ADD adds. T_RESID, T_K, T_V are set by the caller for each chunk */
     struct { float *cos, *sin; } turn[2]; /* [positions][rope dim/2], times the rope's scale; [1]: of par->local_rope when there are two */

@@ -417,7 +417,7 @@ static void one_round(ckd *c, const lq_packed *m, const lq_act *a, bool bad) {
     float *drest = ckd_out(c, 2 * nx * 4), *dstep = ckd_out(c, segs * 4);
     int8_t *dcode = ckd_out(c, (size_t)TOKENS * ld);
     int32_t *dsum = ckd_out(c, segs * 4);
-    lq_device_round o = {*a, fixed, parted ? ckd_in(c, apart, cols) : NULL, a->outlier > 0 ? drest : NULL, a->scope == 1 ? ckd_out(c, cols) : NULL};
+    lq_device_round o = {.act = *a, .fixed = fixed, .apart = parted ? ckd_in(c, apart, cols) : NULL, .rest = a->outlier > 0 ? drest : NULL, .mark = a->scope == 1 ? ckd_out(c, cols) : NULL};
     ckd_run(c, c->d->ops->round(&dm, &o, ckd_in(c, x, nx * 4), TOKENS, dcode, dstep, dsum), "round");
     ckd_get(c, dcode, (size_t)TOKENS * ld, code);
     ckd_get(c, dstep, segs * 4, step);

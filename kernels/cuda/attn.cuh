@@ -39,11 +39,10 @@ static __device__ __forceinline__ void put_small(const lq_device_kv &kv, const f
     }
 }
 
-__global__ void __launch_bounds__(LANES) put_run(const lq_device_kv kv, const float *k, const float *v, const uint32_t *pos, const uint32_t *seq) {
-    const uint32_t t = blockIdx.x, head = blockIdx.y, lane = threadIdx.x;
-    const bool values = blockIdx.z;
+static __device__ __forceinline__ void put_head(const lq_device_kv &kv, const float *all, uint32_t t, uint32_t head, bool values, const uint32_t *pos, const uint32_t *seq) {
+    const uint32_t lane = threadIdx.x;
     if (pos[t] >= kv.room) return;
-    const float *x = (values ? v : k) + ((size_t)t * kv.heads + head) * kv.dim;
+    const float *x = all + ((size_t)t * kv.heads + head) * kv.dim;
     const size_t row = ((size_t)(seq ? seq[t] : 0) * kv.room + pos[t]) * kv.heads + head;
     void *to = values ? kv.values : kv.keys;
     if (kv.dtype == LQ_F32)
@@ -53,11 +52,31 @@ __global__ void __launch_bounds__(LANES) put_run(const lq_device_kv kv, const fl
     else put_small(kv, x, row, values);
 }
 
+__global__ void __launch_bounds__(LANES) put_run(const lq_device_kv kv, const float *k, const float *v, const uint32_t *pos, const uint32_t *seq) {
+    put_head(kv, blockIdx.z ? v : k, blockIdx.x, blockIdx.y, blockIdx.z, pos, seq);
+}
+
+/* A warp per token and head: of q, then of keys, then of values. */
+__global__ void __launch_bounds__(LANES) turn_run(const lq_device_turn o, const lq_device_kv kv, const uint32_t *pos, const uint32_t *seq) {
+    const uint32_t t = blockIdx.x, keys = o.heads, values = o.heads + kv.heads, h = blockIdx.y;
+    if (h < values) {
+        float *x = h < keys ? o.q + ((size_t)t * o.heads + h) * kv.dim : o.k + ((size_t)t * kv.heads + h - keys) * kv.dim;
+        for (uint32_t j = threadIdx.x; j < o.rot / 2; j += LANES) block::turn_pair(x, o.rot / 2, o.pairs, j, o.cos, o.sin, pos[t]);
+        lq_sync_warp();
+    }
+    if (h >= keys) put_head(kv, h < values ? o.k : o.v, t, h < values ? h - keys : h - values, h >= values, pos, seq);
+}
+
 static bool has_type(int t) { return t == LQ_F32 || t == LQ_F16 || t == LQ_I8 || t == LQ_E4M3; }
 
 static const char *put(const lq_device_kv *kv, const float *k, const float *v, const lq_device_tokens *at) {
     if (!has_type(kv->dtype)) return "no cache of keys and values in this type";
     return lq_launch("kv_put", put_run, dim3(at->n, kv->heads, 2), dim3(LANES), 0, *kv, k, v, at->pos, at->seq);
+}
+
+static const char *turn(const lq_device_turn *o, const lq_device_tokens *at) {
+    if (!has_type(o->kv->dtype)) return "no cache of keys and values in this type";
+    return lq_launch("turn", turn_run, dim3(at->n, o->heads + 2 * o->kv->heads), dim3(LANES), 0, *o, *o->kv, at->pos, at->seq);
 }
 
 /* ---- attending ---- */

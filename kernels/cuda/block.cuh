@@ -5,6 +5,10 @@
 #define LQ_BLOCK_CUH
 #include "kernels/cuda/tile.cuh"
 
+extern "C" {
+#include "kernels/kernels.h"
+}
+
 #include <math.h>
 
 namespace block {
@@ -106,6 +110,43 @@ template <typename F> __global__ void __launch_bounds__(THREADS) each_token_run(
 }
 template <typename F> static const char *each_token(const char *name, const F &f, uint32_t n, uint32_t width) {
     return lq_launch(name, each_token_run<F>, dim3(n, (width + THREADS * EACH - 1) / (THREADS * EACH)), dim3(THREADS), 0, f, width);
+}
+
+/* ---- what several kernels do to an activation ---- */
+
+struct normal { float mean, scale; };
+
+/* Of one token, the same in every thread of THREADS. */
+static __device__ __forceinline__ normal normal_of(const lq_device_norm &o, const float *x, uint32_t d, float *part) {
+    float mean = 0, square = 0;
+    if (o.layernorm) {
+        float sum = 0;
+        for (uint32_t i = threadIdx.x; i < d; i += THREADS) sum += x[i];
+        mean = block_sum(sum, part) / (float)d;
+    }
+    for (uint32_t i = threadIdx.x; i < d; i += THREADS) square += (x[i] - mean) * (x[i] - mean);
+    return normal{mean, 1 / sqrtf(block_sum(square, part) / (float)d + o.eps)};
+}
+static __device__ __forceinline__ float normed(const lq_device_norm &o, normal v, float x, uint32_t i) {
+    return (x - v.mean) * v.scale * (o.gain ? o.gain[i] : 1) + (o.shift && o.layernorm ? o.shift[i] : 0);
+}
+
+/* Pair j of a head whose first 2 half coordinates turn. */
+static __device__ __forceinline__ void turn_pair(float *x, uint32_t half, bool pairs, uint32_t j, const float *cos, const float *sin, uint32_t pos) {
+    float *a = x + (pairs ? 2 * j : j), *b = a + (pairs ? 1 : half);
+    float c = cos[(size_t)pos * half + j], s = sin[(size_t)pos * half + j], u = *a, v = *b;
+    *a = lq_sub(lq_mul(u, c), lq_mul(v, s));
+    *b = lq_add(lq_mul(v, c), lq_mul(u, s));
+}
+
+static __device__ __forceinline__ float act_of(int f, float x) {
+    switch (f) {
+    case LQ_ACTFN_SILU: return x / (1.0f + exponential(-x));
+    case LQ_ACTFN_GELU_TANH: return x / (1.0f + exponential((x + x * x * x * 0.044715f) * -1.5957691f));
+    case LQ_ACTFN_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+    case LQ_ACTFN_RELU: return x < 0 ? 0 : x;
+    default: return x < 0 ? 0 : x * x;
+    }
 }
 
 } // namespace block

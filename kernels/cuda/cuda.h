@@ -75,6 +75,33 @@ typedef struct lq_device_sparse {          /* what is added to a matrix: CSR ent
     const void *low_a, *low_b;             /* [rows][rank], [rank][cols] halves */
 } lq_device_sparse;
 
+enum { LQ_DEVICE_PARTS = 3, LQ_DEVICE_JOINT = 16 }; /* parts of a product; tokens for which joining pays */
+
+typedef struct lq_device_product {         /* a few matrices times the same x, and what comes before and after, as one launch; the bits of the single operations where those are gemv or idot */
+    uint32_t n, parts;
+    struct {
+        const lq_device_matrix *m;         /* lq_device_alike to the first */
+        const float *bias;                 /* [rows] or NULL */
+        float *y;                          /* [n][rows]; it is not x */
+    } part[LQ_DEVICE_PARTS];
+    const float *x;                        /* [n][cols]; codes not NULL: instead of it what round makes */
+    const lq_device_norm *norm;            /* x is its input; NULL: none. Only of x */
+    const int8_t *codes;
+    const float *step;
+    const int32_t *sum;
+    bool glu, add;                         /* glu: part[0].y = act(v of the first) times v of the second, if there is one; add: y += scale v */
+    int act;
+    float scale;
+} lq_device_product;
+
+typedef struct lq_device_turn {            /* rope of q and k, both in place, then kv_put: one launch */
+    const lq_device_kv *kv;
+    float *q, *k;
+    const float *v, *cos, *sin;
+    uint32_t heads, rot;                   /* of q */
+    bool pairs;
+} lq_device_turn;
+
 typedef struct lq_device_round {           /* how activations are rounded: lq_act_quantize of calib/act.h, which is the definition, bit for bit */
     lq_act act;                            /* dtype I8 or BOOL */
     float fixed;                           /* the step of LQ_ACT_STATIC */
@@ -83,6 +110,8 @@ typedef struct lq_device_round {           /* how activations are rounded: lq_ac
                                             * what those leave of x; 0 elsewhere */
     uint8_t *mark;                         /* act.scope 1: [cols] scratch (a column with an outlier in one of the n tokens is left out of all; codes are of x
                                             * rounded to F16, where that is finite; rest is of x) */
+    const lq_device_norm *norm;            /* not NULL, act.outlier 0: what is rounded is norm(x), also left in normed[n][cols] */
+    float *normed;
 } lq_device_round;
 
 /* Queued in order; every sum in an order fixed by the shape. NULL, or what went wrong. */
@@ -113,6 +142,8 @@ typedef struct lq_device_ops {
     const char *(*round)(const lq_device_matrix *m, const lq_device_round *o, const float *x, uint32_t n, int8_t *codes, float *step, int32_t *sum);
     const char *(*scale)(float *x, float times, float cap, uint64_t n); /* in place: times x, then cap tanh(x / cap) where cap > 0 */
     const char *(*scatter)(float *y, const float *x, const int32_t *ids, const float *weight, uint32_t width, uint32_t n); /* y[ids[i]] += weight[i] x[i], ids distinct */
+    const char *(*product)(const lq_device_product *p);
+    const char *(*turn)(const lq_device_turn *t, const lq_device_tokens *at);
     const char *(*move)(void *to, const void *from, uint64_t bytes); /* a copy of a multiple of 16; to NULL: only reads them */
 } lq_device_ops;
 
@@ -137,6 +168,7 @@ typedef struct lq_device {
      * packed_idot rounded to fp32. Several: whole sums of at most 256 columns, scaled and added in fp32. */
     const char *(*idot)(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *sum, uint32_t n, float *y);
     const lq_device_ops *ops;
+    uint64_t (*launches)(void);            /* kernels queued since the program began; of a recorded pass once */
 } lq_device;
 
 const lq_device *lq_device_cuda(void);     /* never NULL */
@@ -150,6 +182,8 @@ void lq_pack_device(const lq_packed *p, uint8_t *out);
 void lq_unpack_device(const uint8_t *in, lq_packed *p);
 /* Has the device's gemv this matrix? A grid of whole numbers, E4M3, or a table that halves hold exactly or within their rounding. */
 bool lq_device_fits(const lq_packed *p);
+/* May they be parts of one product? */
+bool lq_device_alike(const lq_device_matrix *a, const lq_device_matrix *b);
 /* Everything of m but its pointers. */
 lq_device_matrix lq_device_shape(const lq_packed *p);
 /* Puts a matrix on the device; false: out of memory. drop releases it. */

@@ -71,8 +71,11 @@ static void forget(void *pass) {
     if (pass) cudaGraphExecDestroy((cudaGraphExec_t)pass);
 }
 
+uint64_t lq_cuda_launches;
+static uint64_t launches() { return lq_cuda_launches; }
+
 extern "C" const lq_device *lq_device_cuda(void) {
-    static const lq_device d = {"cuda", available, describe, take, release, put, get, record, end, replay, forget, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table};
+    static const lq_device d = {"cuda", available, describe, take, release, put, get, record, end, replay, forget, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table, launches};
     if (!lq_stream && available() && cudaStreamCreate(&lq_stream) != cudaSuccess) lq_stream = nullptr; /* then the one that is always there */
     return &d;
 }

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(WARPS *LANES, 2) run(const __grid_constant__ l
                 LQ_UNROLL
                 for (int t = 0; t < TILES; t++) {
                     if (other) u[t] = gemv::load_unit<F, KIND>(step + t * l.spans * 32, sums, minus);
-                    gemv::operands<F0, F1, KIND>(w[t], s, u[t].z, (const uint8_t *)(const void *)st.table, lane * 4, a[t]);
+                    gemv::operands<F0, F1, KIND>(w[t], s, u[t].z, lq_place(st.table + lane), a[t]);
                 }
                 const uint16_t *from = st.x + g * LD + at + s * STEP + 4 * q;
                 LQ_UNROLL

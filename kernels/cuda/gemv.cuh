@@ -8,7 +8,7 @@
  * FINE: a chunk has several units. Whole zeros (U8) are subtracted from the codes themselves, exactly. */
 #ifndef LQ_GEMV_CUH
 #define LQ_GEMV_CUH
-#include "kernels/cuda/tile.cuh"
+#include "kernels/cuda/joint.cuh"
 
 namespace gemv {
 
@@ -28,7 +28,7 @@ template <int BITS> static __device__ __forceinline__ uint32_t lift(uint32_t w, 
 }
 
 /* A operands (row g: k0 k2, row g + 8: k0 k2, row g: k1 k3, row g + 8: k1 k3) of step s, exact. */
-template <int F0, int F1, int KIND> static __device__ __forceinline__ void operands(const uint32_t *w, int s, const offsets &z, const uint8_t *table, uint32_t mine, uint32_t a[4]) {
+template <int F0, int F1, int KIND> static __device__ __forceinline__ void operands(const uint32_t *w, int s, const offsets &z, uint32_t own, uint32_t a[4]) {
     enum { BITS = F0 + F1 };
     if (KIND == INT && BITS <= 4) {
         const int p = F1 || F0 == 4 ? 0 : shift_of<F1 || F0 >= 4 ? 4 : F0>(s);
@@ -49,13 +49,11 @@ template <int F0, int F1, int KIND> static __device__ __forceinline__ void opera
             a[h] = (even & 0x80008000u) | (even & 0x7f007f00u) >> 1;
             a[2 + h] = (odd & 0x80008000u) | (odd & 0x7f007f00u) >> 1;
         }
-    } else { /* a byte names a pair of values: 128 bytes on for each, of which a lane has its own four, from `mine` on */
-        const uint32_t u = nibbles<F0, F1>(w, s), mask = 255u << 7;
+    } else { /* a byte names a pair of values: 128 bytes on for each, of which a lane has its own four, from `own` on */
+        const uint32_t u = nibbles<F0, F1>(w, s);
         uint32_t v[4];
-        v[0] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u << 7, mask, mine));
-        v[1] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u >> 1, mask, mine));
-        v[2] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u >> 9, mask, mine));
-        v[3] = *(const uint32_t *)(const void *)(table + lq_lop3<LQ_AND_OR>(u >> 17, mask, mine));
+LQ_UNROLL
+        for (int i = 0; i < 4; i++) v[i] = lq_word_at((lq_bytes(u, 0, 0x4440 + i) << 7) + own);
         a[0] = lq_bytes(v[0], v[2], 0x5410);
         a[1] = lq_bytes(v[0], v[2], 0x7632);
         a[2] = lq_bytes(v[1], v[3], 0x5410);
@@ -63,7 +61,15 @@ template <int F0, int F1, int KIND> static __device__ __forceinline__ void opera
     }
 }
 
+struct job { /* of a launch */
+    joint::job of;
+    const float *x;
+    lq_device_norm norm;
+    bool normed;
+};
+
 struct stage { /* shared memory of a block */
+    block::normal *normal; /* [tokens] */
     uint16_t *x;     /* [n][ld] halves, in fours: k0 k2 k1 k3 */
     float *steps;    /* [spans][g][4]: s, and z' or the bits of 1024 + z as two halves */
     float *sum;      /* [units][8 E] */
@@ -72,13 +78,23 @@ struct stage { /* shared memory of a block */
 };
 
 /* Columns [k0, k0 + wide) of every token. */
-static __device__ __forceinline__ void load_panel(const lq_device_matrix &m, const float *x, uint32_t n, uint32_t k0, const layout &l, const stage &st) {
-    for (uint32_t t = 0; t < n; t++)
+static __device__ __forceinline__ void load_panel(const lq_device_matrix &m, const job &j, uint32_t k0, const layout &l, const stage &st) {
+    for (uint32_t t = 0; t < j.of.n; t++)
         for (uint32_t c = threadIdx.x; c < l.panel; c += WARPS * LANES) {
             uint32_t k = k0 + c, to = (c & ~3u) + (c & 1) * 2 + (c >> 1 & 1);
-            float v = k < m.cols ? x[(size_t)t * m.cols + (m.perm ? m.perm[k] : k)] : 0;
+            uint32_t from = k < m.cols && m.perm ? m.perm[k] : k;
+            float v = k < m.cols ? j.x[(size_t)t * m.cols + from] : 0;
+            if (j.normed && k < m.cols) v = block::normed(j.norm, st.normal[t], v, from);
             st.x[t * l.ld + to] = lq_half(v);
         }
+}
+
+static __device__ __forceinline__ void measure(const lq_device_matrix &m, const job &j, const stage &st) {
+    for (uint32_t t = 0; t < j.of.n; t++) {
+        const block::normal v = block::normal_of(j.norm, j.x + (size_t)t * m.cols, m.cols, st.part);
+        if (threadIdx.x == 0) st.normal[t] = v;
+    }
+    __syncthreads();
 }
 
 template <int E> static __device__ __forceinline__ void sum_panel(uint32_t n, const layout &l, const stage &st) {
@@ -136,17 +152,16 @@ static __device__ __forceinline__ void flush(const unit &u, bool sums, const flo
 
 /* One chunk: x and sum from its first column on. Lanes without a token repeat token 0: what they add to is never read. */
 template <int F0, int F1, int KIND, bool FINE, int E>
-static __device__ __forceinline__ void chunk(const uint32_t *w, const uint16_t *const x[E], uint32_t at, const float *steps, const float *sum, const uint8_t *table, uint32_t columns, bool sums,
+static __device__ __forceinline__ void chunk(const uint32_t *w, const uint16_t *const x[E], uint32_t at, const float *steps, const float *sum, uint32_t own, uint32_t columns, bool sums,
                                              uint32_t minus, float acc[E][4]) {
     typedef shape<F0, F1> S;
     enum { F = F1 || F0 > 4 ? 4 : F0 };
-    const uint32_t lane = threadIdx.x % LANES * 4;
     float part[E][4] = {};
     unit u = load_unit<F, KIND>(steps, sums, minus);
 LQ_UNROLL
     for (int s = 0; s < S::STEPS; s++) {
         uint32_t a[4];
-        operands<F0, F1, KIND>(w, s, u.z, table, lane, a);
+        operands<F0, F1, KIND>(w, s, u.z, own, a);
 LQ_UNROLL
         for (int e = 0; e < E; e++) {
             uint2 b = *(const uint2 *)(const void *)(x[e] + at + s * STEP);
@@ -164,72 +179,78 @@ LQ_UNROLL
     }
 }
 
-template <int F0, int F1, int KIND, bool FINE, int E> static __device__ __forceinline__ void multiply(const lq_device_matrix &m, const float *x, uint32_t n, const layout &l, float *y) {
+template <int F0, int F1, int KIND, bool FINE, int E> static __device__ __forceinline__ void multiply(const job &j, const layout &l) {
     uint8_t *mem = lq_shared();
     stage st;
     st.table = (uint32_t *)(void *)mem;
     st.part = (float *)(void *)(mem + (KIND == TABLE ? TABLE_BYTES : 0));
-    st.steps = st.part + WARPS * 16 * 8 * E;
+    st.normal = (block::normal *)(void *)(st.part + WARPS * 16 * 8 * E);
+    st.steps = (float *)(void *)(st.normal + 8 * E);
     st.sum = st.steps + l.spans * 32;
     st.x = (uint16_t *)(void *)(st.sum + l.units * 8 * E);
-    const uint32_t lane = threadIdx.x % LANES, g = lane / 4, q = lane % 4, minus = twice(1024 + (float)m.bias);
-    const bool sums = has_sums(m);
+    const uint32_t lane = threadIdx.x % LANES, g = lane / 4, q = lane % 4, n = j.of.n;
     const uint16_t *mine[E];
-    float acc[E][4] = {};
 LQ_UNROLL
     for (int e = 0; e < E; e++) mine[e] = st.x + (g + 8 * e < n ? g + 8 * e : 0) * l.ld + 4 * q;
-    if (KIND == TABLE) fill_table(m, st);
-    walk<F0, F1>(
-        m, l.panel,
-        [&](uint32_t k0) {
-            load_panel(m, x, n, k0, l, st);
-            fill_steps(m, blockIdx.x, k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
-            __syncthreads();
-            if (!sums) return;
-            sum_panel<E>(n, l, st);
-            __syncthreads();
-        },
-        [&](const uint32_t *w, uint32_t k, uint32_t at) {
-            const float *steps = st.steps + ((k >> l.span) - ((k - at) >> l.span)) * 32 + g * 4, *sum = st.sum + (at >> l.unit) * 8 * E + 2 * q;
-            chunk<F0, F1, KIND, FINE, E>(w, mine, at, steps, sum, (const uint8_t *)(const void *)st.table, 1u << l.unit, sums, minus, acc);
-        });
-    join<E>(m, acc, n, st.part, [&](uint32_t r, uint32_t t, float sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = sum * (KIND == E4M3 ? 256.0f : 1.0f); });
+    const uint32_t own = KIND == TABLE ? lq_place(st.table + lane) : 0;
+    uint32_t p = joint::part_of(j.of);
+    if (KIND == TABLE) fill_table(j.of.of[p].m, st);
+    do {
+        const lq_device_matrix &m = j.of.of[p].m;
+        const uint32_t minus = twice(1024 + (float)m.bias);
+        const bool sums = has_sums(m);
+        float acc[E][4] = {};
+        walk<F0, F1>(
+            m, joint::tile_of(j.of, p), l.panel,
+            [&](uint32_t k0) {
+                if (j.normed && !k0 && !(j.of.glu && p)) measure(m, j, st);
+                load_panel(m, j, k0, l, st);
+                fill_steps(m, joint::tile_of(j.of, p), k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
+                __syncthreads();
+                if (!sums) return;
+                sum_panel<E>(n, l, st);
+                __syncthreads();
+            },
+            [&](const uint32_t *w, uint32_t k, uint32_t at) {
+                const float *steps = st.steps + ((k >> l.span) - ((k - at) >> l.span)) * 32 + g * 4, *sum = st.sum + (at >> l.unit) * 8 * E + 2 * q;
+                chunk<F0, F1, KIND, FINE, E>(w, mine, at, steps, sum, own, 1u << l.unit, sums, minus, acc);
+            });
+        join<E>(m, joint::tile_of(j.of, p), acc, n, st.part, [&](uint32_t r, uint32_t t, float sum) { joint::finish(j.of, p, r, t, sum * (KIND == E4M3 ? 256.0f : 1.0f)); });
+    } while (j.of.glu && ++p < j.of.parts);
 }
 
-template <int F0, int F1, int KIND, bool FINE>
-__global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE) ? 2 : 3) run(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
-    multiply<F0, F1, KIND, FINE, 1>(m, x, n, l, y);
+template <int F0, int F1, int KIND, bool FINE> __global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && KIND == TABLE) ? 2 : 3) run(const __grid_constant__ job j, const layout l) {
+    multiply<F0, F1, KIND, FINE, 1>(j, l);
 }
-template <int F0, int F1, int KIND, bool FINE> __global__ void __launch_bounds__(WARPS *LANES, F0 == 1 || (F1 && FINE) ? 1 : 2) run16(const __grid_constant__ lq_device_matrix m, const float *x, uint32_t n, layout l, float *y) {
-    multiply<F0, F1, KIND, FINE, 2>(m, x, n, l, y);
+template <int F0, int F1, int KIND, bool FINE> __global__ void __launch_bounds__(WARPS *LANES, F0 == 1 || (F1 && FINE) ? 1 : 2) run16(const __grid_constant__ job j, const layout l) {
+    multiply<F0, F1, KIND, FINE, 2>(j, l);
 }
 
-template <int F0, int F1, int KIND, bool FINE> static const char *eights(const lq_device_matrix &m, const float *x, uint32_t n, float *y);
-
-/* As many tokens in one pass as shared memory holds. */
-template <int F0, int F1, int KIND, bool FINE, int E> static const char *start(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
-    const size_t fixed = (KIND == TABLE ? TABLE_BYTES : 0) + WARPS * 16 * 8 * E * 4, most = lq_shared_most();
-    for (uint32_t t = 0, few = n; t < n; t += few) {
+/* Tokens [t, end), as many in one pass as shared memory holds. */
+template <int F0, int F1, int KIND, bool FINE, int E> static const char *start(const lq_device_product *d, uint32_t t, uint32_t end) {
+    const size_t fixed = (KIND == TABLE ? TABLE_BYTES : 0) + WARPS * 16 * 8 * E * 4 + 8 * E * sizeof(block::normal), most = lq_shared_most();
+    const lq_device_matrix &m = *d->part[0].m;
+    for (uint32_t few = end - t; t < end; t += few) {
         layout l;
-        if (few > n - t) few = n - t;
+        if (few > end - t) few = end - t;
         while (!plan<F0, F1>(m, true, few, 2, 8 * E * 4, fixed, most, &l)) {
-            if (E > 1) return eights<F0, F1, KIND, FINE>(m, x, n, y);
+            if (E > 1) {
+                const char *why = start<F0, F1, KIND, FINE, 1>(d, t, t + 8);
+                return why ? why : start<F0, F1, KIND, FINE, 1>(d, t + 8, end);
+            }
             if (!(few /= 2)) return "not enough shared memory for a panel of this matrix";
         }
-        const char *why = lq_launch("gemv", E > 1 ? run16<F0, F1, KIND, FINE> : run<F0, F1, KIND, FINE>, dim3(m.tiles), dim3(WARPS * LANES), l.bytes, m, x + (size_t)t * m.cols, few, l, y + (size_t)t * m.rows);
+        const job j = {joint::job_of(d, t, few), d->x + (size_t)t * m.cols, d->norm ? *d->norm : lq_device_norm{}, d->norm != nullptr};
+        const char *why = lq_launch("gemv", E > 1 ? run16<F0, F1, KIND, FINE> : run<F0, F1, KIND, FINE>, dim3(j.of.blocks), dim3(WARPS * LANES), l.bytes, j, l);
         if (why) return why;
     }
     return nullptr;
 }
 
-template <int F0, int F1, int KIND, bool FINE> static const char *eights(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
-    const char *why = start<F0, F1, KIND, FINE, 1>(m, x, 8, y);
-    return why ? why : start<F0, F1, KIND, FINE, 1>(m, x + (size_t)8 * m.cols, n - 8, y + (size_t)8 * m.rows);
-}
-
-template <int F0, int F1, int KIND> static const char *pick_flush(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
-    if (n > 8) return is_fine<F0, F1>(m) ? start<F0, F1, KIND, true, 2>(m, x, n, y) : start<F0, F1, KIND, false, 2>(m, x, n, y);
-    return is_fine<F0, F1>(m) ? start<F0, F1, KIND, true, 1>(m, x, n, y) : start<F0, F1, KIND, false, 1>(m, x, n, y);
+template <int F0, int F1, int KIND> static const char *pick_flush(const lq_device_product *d, uint32_t t, uint32_t end) {
+    const bool fine = is_fine<F0, F1>(*d->part[0].m);
+    if (end - t > 8) return fine ? start<F0, F1, KIND, true, 2>(d, t, end) : start<F0, F1, KIND, false, 2>(d, t, end);
+    return fine ? start<F0, F1, KIND, true, 1>(d, t, end) : start<F0, F1, KIND, false, 1>(d, t, end);
 }
 
 } // namespace gemv

@@ -5,25 +5,24 @@
 
 namespace idot {
 
-static const char *pick(const lq_device_matrix &m, const acts &in, uint32_t n, float *y) {
+static const char *pick(const lq_device_matrix &m, const call &c) {
     if (!m.times) return "no kernel for these codes and rounded activations";
     switch (m.fields[0] * 16 + m.fields[1]) {
-    case 0x10: return pick_mode<1, 0>(m, in, n, y);
-    case 0x20: return pick_mode<2, 0>(m, in, n, y);
-    case 0x21: return pick_mode<2, 1>(m, in, n, y);
-    case 0x40: return pick_mode<4, 0>(m, in, n, y);
-    case 0x41: return pick_mode<4, 1>(m, in, n, y);
-    case 0x42: return pick_mode<4, 2>(m, in, n, y);
-    case 0x80: return pick_mode<8, 0>(m, in, n, y);
+    case 0x10: return pick_mode<1, 0>(c);
+    case 0x20: return pick_mode<2, 0>(c);
+    case 0x21: return pick_mode<2, 1>(c);
+    case 0x40: return pick_mode<4, 0>(c);
+    case 0x41: return pick_mode<4, 1>(c);
+    case 0x42: return pick_mode<4, 2>(c);
+    case 0x80: return pick_mode<8, 0>(c);
     }
     return "no kernel for codes of this width";
 }
 
-static const char *all_tokens(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *ones, uint32_t n, float *y) {
-    const uint32_t wide = (m->cols + LQ_UNIT - 1) / LQ_UNIT * LQ_UNIT;
-    for (uint32_t t = 0; t < n; t += TOKENS) {
-        const acts in = {x + (size_t)t * wide, step + (size_t)t * m->segs, ones + (size_t)t * m->segs, wide};
-        const char *why = pick(*m, in, n - t < (uint32_t)TOKENS ? n - t : (uint32_t)TOKENS, y + (size_t)t * m->rows);
+static const char *all_tokens(const lq_device_product *d) {
+    const lq_device_matrix &m = *d->part[0].m;
+    for (uint32_t t = 0; t < d->n; t += TOKENS) {
+        const char *why = pick(m, call{d, t, d->n - t < (uint32_t)TOKENS ? d->n : t + TOKENS, (m.cols + LQ_UNIT - 1) / LQ_UNIT * LQ_UNIT});
         if (why) return why;
     }
     return nullptr;
@@ -31,4 +30,11 @@ static const char *all_tokens(const lq_device_matrix *m, const int8_t *x, const 
 
 } // namespace idot
 
-const char *LQ_UNIT_NAME(idot)(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *sum, uint32_t n, float *y) { return idot::all_tokens(m, x, step, sum, n, y); }
+const char *LQ_UNIT_NAME(idot_product)(const lq_device_product *d) { return idot::all_tokens(d); }
+const char *LQ_UNIT_NAME(idot)(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *sum, uint32_t n, float *y) {
+    lq_device_product d = joint::alone(m, n, y);
+    d.codes = x;
+    d.step = step;
+    d.sum = sum;
+    return idot::all_tokens(&d);
+}

@@ -7,7 +7,7 @@
  *   CHUNK  y = sum over units of  s'(r) (step sum code x) - z'(r) (step sum x), in fp32;  FINE: a chunk has several units */
 #ifndef LQ_IDOT_CUH
 #define LQ_IDOT_CUH
-#include "kernels/cuda/tile.cuh"
+#include "kernels/cuda/joint.cuh"
 
 namespace idot {
 
@@ -105,48 +105,58 @@ static __device__ __forceinline__ float worth(const lq_device_matrix &m, const a
     return (float)lq_scaled(a.step[t], s, whole, z, ones);
 }
 
-template <int F0, int F1, int MODE>
-__global__ void __launch_bounds__(WARPS *LANES, F1 ? 2 : 3) run(const __grid_constant__ lq_device_matrix m, acts in, uint32_t n, layout l, float *y) {
+template <int F0, int F1, int MODE> __global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && MODE == FINE) ? 2 : 3) run(const __grid_constant__ joint::job j, const acts in, const layout l) {
     stage st;
     st.part = (int32_t *)(void *)lq_shared();
     st.steps = (float *)(void *)(st.part + WARPS * 16 * TOKENS);
     st.sum = (float2 *)(void *)(st.steps + l.spans * 32);
     st.x = (int8_t *)(void *)(st.sum + (MODE == ROW ? 0 : l.units * TOKENS));
-    const uint32_t lane = threadIdx.x % LANES, g = lane / 4, q = lane % 4;
+    const uint32_t lane = threadIdx.x % LANES, g = lane / 4, q = lane % 4, n = j.n;
     const int8_t *mine = st.x + (g < n ? g : 0) * l.ld + 4 * q;
-    float acc[4] = {0, 0, 0, 0};
-    int32_t part[4] = {0, 0, 0, 0};
-    walk<F0, F1>(
-        m, l.panel,
-        [&](uint32_t k0) {
-            load_panel(in, n, k0, l, st);
-            if (MODE != ROW) fill_steps(m, blockIdx.x, k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of(m, v); });
-            __syncthreads();
-            if (MODE == ROW) return;
-            sum_panel(m, in, n, k0, l, st);
-            __syncthreads();
-        },
-        [&](const uint32_t *w, uint32_t k, uint32_t at) {
-            const float *steps = st.steps + ((k >> l.span) - ((k - at) >> l.span)) * 32 + g * 4;
-            chunk<F0, F1, MODE>(w, mine + at, steps, st.sum + (at >> l.unit) * TOKENS + 2 * q, 1u << l.unit, part, acc);
-        });
-    if (MODE == ROW) {
-        part[2] >>= excess<F0, F1>::BITS;
-        part[3] >>= excess<F0, F1>::BITS;
-        join<1>(m, &part, n, st.part, [&](uint32_t r, uint32_t t, int32_t sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = worth(m, in, blockIdx.x, r, t, sum); });
-    } else {
-        join<1>(m, &acc, n, (float *)(void *)st.part, [&](uint32_t r, uint32_t t, float sum) { y[(size_t)t * m.rows + blockIdx.x * 16 + r] = sum; });
-    }
+    uint32_t p = joint::part_of(j);
+    do {
+        const lq_device_matrix &m = j.of[p].m;
+        float acc[4] = {0, 0, 0, 0};
+        int32_t part[4] = {0, 0, 0, 0};
+        walk<F0, F1>(
+            m, joint::tile_of(j, p), l.panel,
+            [&](uint32_t k0) {
+                load_panel(in, n, k0, l, st);
+                if (MODE != ROW) fill_steps(m, joint::tile_of(j, p), k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of(m, v); });
+                __syncthreads();
+                if (MODE == ROW) return;
+                sum_panel(m, in, n, k0, l, st);
+                __syncthreads();
+            },
+            [&](const uint32_t *w, uint32_t k, uint32_t at) {
+                const float *steps = st.steps + ((k >> l.span) - ((k - at) >> l.span)) * 32 + g * 4;
+                chunk<F0, F1, MODE>(w, mine + at, steps, st.sum + (at >> l.unit) * TOKENS + 2 * q, 1u << l.unit, part, acc);
+            });
+        if (MODE == ROW) {
+            part[2] >>= excess<F0, F1>::BITS;
+            part[3] >>= excess<F0, F1>::BITS;
+            join<1>(m, joint::tile_of(j, p), &part, n, st.part, [&](uint32_t r, uint32_t t, int32_t sum) { joint::finish(j, p, r, t, worth(m, in, joint::tile_of(j, p), r % 16, t, sum)); });
+        } else {
+            join<1>(m, joint::tile_of(j, p), &acc, n, (float *)(void *)st.part, [&](uint32_t r, uint32_t t, float sum) { joint::finish(j, p, r, t, sum); });
+        }
+    } while (j.glu && ++p < j.parts);
 }
 
-template <int F0, int F1, int MODE> static const char *start(const lq_device_matrix &m, const acts &in, uint32_t n, float *y) {
+struct call { /* tokens [t, end) of a product */
+    const lq_device_product *d;
+    uint32_t t, end, wide;
+};
+
+template <int F0, int F1, int MODE> static const char *start(const call &c) {
     const size_t fixed = WARPS * 16 * TOKENS * 4, most = lq_shared_most();
-    for (uint32_t t = 0, few = n; t < n; t += few) {
+    const lq_device_matrix &m = *c.d->part[0].m;
+    for (uint32_t t = c.t, few = c.end - c.t; t < c.end; t += few) {
         layout l;
-        while (!plan<F0, F1>(m, MODE != ROW, few = few < n - t ? few : n - t, 1, MODE == ROW ? 0 : TOKENS * 8, fixed, most, &l))
+        while (!plan<F0, F1>(m, MODE != ROW, few = few < c.end - t ? few : c.end - t, 1, MODE == ROW ? 0 : TOKENS * 8, fixed, most, &l))
             if (!(few /= 2)) return "not enough shared memory for a panel of this matrix";
-        const acts some = {in.x + (size_t)t * in.wide, in.step + (size_t)t * m.segs, in.ones + (size_t)t * m.segs, in.wide};
-        const char *why = lq_launch("idot", run<F0, F1, MODE>, dim3(m.tiles), dim3(WARPS * LANES), l.bytes, m, some, few, l, y + (size_t)t * m.rows);
+        const acts some = {c.d->codes + (size_t)t * c.wide, c.d->step + (size_t)t * m.segs, c.d->sum + (size_t)t * m.segs, c.wide};
+        const joint::job j = joint::job_of(c.d, t, few);
+        const char *why = lq_launch("idot", run<F0, F1, MODE>, dim3(j.blocks), dim3(WARPS * LANES), l.bytes, j, some, l);
         if (why) return why;
     }
     return nullptr;
@@ -155,9 +165,9 @@ template <int F0, int F1, int MODE> static const char *start(const lq_device_mat
 /* Is a row's sum one whole number? 2^31 holds 127 * 255 * 65536 but not every sum 16 times too large. */
 template <int F0, int F1> static inline bool in_row(const lq_device_matrix &m) { return m.segs == 1 && (uint64_t)m.cols * 127 * ((1u << m.bits) - 1) << excess<F0, F1>::BITS >> 31 == 0; }
 
-template <int F0, int F1> static const char *pick_mode(const lq_device_matrix &m, const acts &in, uint32_t n, float *y) {
-    if (in_row<F0, F1>(m)) return start<F0, F1, ROW>(m, in, n, y);
-    return is_fine<F0, F1>(m) ? start<F0, F1, FINE>(m, in, n, y) : start<F0, F1, CHUNK>(m, in, n, y);
+template <int F0, int F1> static const char *pick_mode(const call &c) {
+    if (in_row<F0, F1>(*c.d->part[0].m)) return start<F0, F1, ROW>(c);
+    return is_fine<F0, F1>(*c.d->part[0].m) ? start<F0, F1, FINE>(c) : start<F0, F1, CHUNK>(c);
 }
 
 } // namespace idot

@@ -23,10 +23,12 @@ static inline size_t lq_shared_most() {
 }
 
 extern cudaStream_t lq_stream; /* device.cu */
+extern uint64_t lq_cuda_launches;
 
 template <typename Kernel, typename... Args> static const char *lq_launch(const char *, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
     cudaError_t e = shared > 48 << 10 ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) : cudaSuccess;
     if (e == cudaSuccess) {
+        lq_cuda_launches++;
         kernel<<<grid, block, shared, lq_stream>>>(args...);
         e = cudaGetLastError();
     }

@@ -13,6 +13,8 @@
 
 namespace ops {
 
+static const char *product(const lq_device_product *p) { return p->codes ? LQ_UNIT_NAME(idot_product)(p) : LQ_UNIT_NAME(gemv_product)(p); }
+
 static const lq_device_ops table = {
     dense::start,
     LQ_UNIT_NAME(gemm),
@@ -33,6 +35,8 @@ static const lq_device_ops table = {
     rounding::start,
     elementwise::scale,
     elementwise::scatter,
+    product,
+    LQ_UNIT_NAME(turn),
     roof::start,
 };
 

@@ -5,10 +5,6 @@
 #define LQ_OPS_ELEMENTWISE_CUH
 #include "kernels/cuda/block.cuh"
 
-extern "C" {
-#include "kernels/kernels.h"
-}
-
 namespace elementwise {
 
 using namespace block;
@@ -16,17 +12,10 @@ using namespace block;
 /* ---- a block per token ---- */
 
 __global__ void __launch_bounds__(THREADS) norm_run(const lq_device_norm o, const float *x, uint32_t d, float *y) {
-    float *part = (float *)(void *)lq_shared();
     const float *in = x + (size_t)blockIdx.x * d;
-    float *out = y + (size_t)blockIdx.x * d, mean = 0, square = 0;
-    if (o.layernorm) {
-        float sum = 0;
-        for (uint32_t i = threadIdx.x; i < d; i += THREADS) sum += in[i];
-        mean = block_sum(sum, part) / (float)d;
-    }
-    for (uint32_t i = threadIdx.x; i < d; i += THREADS) square += (in[i] - mean) * (in[i] - mean);
-    float scale = 1 / sqrtf(block_sum(square, part) / (float)d + o.eps);
-    for (uint32_t i = threadIdx.x; i < d; i += THREADS) out[i] = (in[i] - mean) * scale * (o.gain ? o.gain[i] : 1) + (o.shift && o.layernorm ? o.shift[i] : 0);
+    float *out = y + (size_t)blockIdx.x * d;
+    const normal v = normal_of(o, in, d, (float *)(void *)lq_shared());
+    for (uint32_t i = threadIdx.x; i < d; i += THREADS) out[i] = normed(o, v, in[i], i);
 }
 
 static const char *norm(const lq_device_norm *o, const float *x, uint32_t d, uint32_t n, float *y) {
@@ -42,10 +31,7 @@ struct rope_pair {
     const uint32_t *pos;
     __device__ void operator()(uint32_t t, uint32_t i) const {
         uint32_t h = i / half, j = i % half;
-        float *a = x + (size_t)t * heads * dim + (size_t)h * dim + (pairs ? 2 * j : j), *b = a + (pairs ? 1 : half);
-        float c = cos[(size_t)pos[t] * half + j], s = sin[(size_t)pos[t] * half + j], u = *a, v = *b;
-        *a = lq_sub(lq_mul(u, c), lq_mul(v, s));
-        *b = lq_add(lq_mul(v, c), lq_mul(u, s));
+        turn_pair(x + (size_t)t * heads * dim + (size_t)h * dim, half, pairs, j, cos, sin, pos[t]);
     }
 };
 static const char *rope(float *x, uint32_t heads, uint32_t dim, uint32_t rot, int pairs, const float *cos, const float *sin, const lq_device_tokens *at) {
@@ -53,15 +39,6 @@ static const char *rope(float *x, uint32_t heads, uint32_t dim, uint32_t rot, in
     return each_token("rope", rope_pair{x, heads, dim, rot / 2, (uint32_t)(pairs != 0), cos, sin, at->pos}, at->n, heads * (rot / 2));
 }
 
-static __device__ __forceinline__ float act_of(int f, float x) {
-    switch (f) {
-    case LQ_ACTFN_SILU: return x / (1.0f + exponential(-x));
-    case LQ_ACTFN_GELU_TANH: return x / (1.0f + exponential((x + x * x * x * 0.044715f) * -1.5957691f));
-    case LQ_ACTFN_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-    case LQ_ACTFN_RELU: return x < 0 ? 0 : x;
-    default: return x < 0 ? 0 : x * x;
-    }
-}
 struct glu_one {
     int f;
     const float *gate, *up;

@@ -11,6 +11,12 @@
 
 extern __shared__ __align__(128) unsigned char lq_shared_memory[];
 LQ_OP unsigned char *lq_shared() { return lq_shared_memory; }
+/* blockIdx.x, read anew each time: nothing is kept in a register for it. */
+LQ_OP uint32_t lq_block_x() {
+    uint32_t v;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(v));
+    return v;
+}
 LQ_OP void lq_sync_warp() { __syncwarp(); }
 
 /* Weights are read once: past L1, first to leave L2. */
@@ -24,6 +30,13 @@ template <int LUT> LQ_OP uint32_t lq_lop3(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t d;
     asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(LUT));
     return d;
+}
+/* Where p lies in shared memory, and a word from there: an address that the compiler does not take apart. */
+LQ_OP uint32_t lq_place(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+LQ_OP uint32_t lq_word_at(uint32_t place) {
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(place));
+    return v;
 }
 LQ_OP uint32_t lq_bytes(uint32_t a, uint32_t b, uint32_t select) { return __byte_perm(a, b, select); }
 

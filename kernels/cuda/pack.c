@@ -90,6 +90,12 @@ lq_device_matrix lq_device_shape(const lq_packed *p) {
     return m;
 }
 
+bool lq_device_alike(const lq_device_matrix *a, const lq_device_matrix *b) {
+    bool shape = a->cols == b->cols && a->seg == b->seg && a->segs == b->segs && a->bits == b->bits && a->fields[0] == b->fields[0] && a->fields[1] == b->fields[1];
+    bool kind = a->grid == b->grid && a->scale == b->scale && a->zero == b->zero && a->zero_kind == b->zero_kind && a->bias == b->bias && a->times == b->times;
+    return shape && kind && !memcmp(a->table, b->table, sizeof a->table);
+}
+
 bool lq_device_put(const lq_device *d, const lq_packed *p, lq_device_matrix *m) {
     size_t n = lq_device_bytes(p), params = (size_t)p->tiles * p->segs * p->seg_bytes, perm = p->q.perm ? (size_t)p->q.cols * 4 : 0;
     uint8_t *codes = lq_alloc(n);

@@ -18,6 +18,8 @@ struct job { /* of all tokens */
     int8_t *codes;
     float *step;
     int32_t *sum;
+    lq_device_norm norm;
+    bool normed;
 };
 
 /* What is rounded: bitsandbytes takes codes from halves. */
@@ -141,6 +143,13 @@ __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ job j) {
     float *part = (float *)(void *)lq_shared();
     worth *w = (worth *)(void *)(part + WARPS);
     const float *x = j.x + (size_t)blockIdx.x * j.cols;
+    if (j.normed) {
+        float *to = j.o.normed + (size_t)blockIdx.x * j.cols;
+        const normal v = normal_of(j.norm, x, j.cols, part);
+        for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS) to[c] = normed(j.norm, v, x[c], c);
+        __syncthreads();
+        x = to;
+    }
     int8_t *codes = j.codes + (size_t)blockIdx.x * j.ld;
     float odd = 0;
     for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS)
@@ -159,7 +168,7 @@ __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ job j) {
 static const char *start(const lq_device_matrix *m, const lq_device_round *o, const float *x, uint32_t n, int8_t *codes, float *step, int32_t *sum) {
     if (o->act.dtype != LQ_I8 && o->act.dtype != LQ_BOOL) return "no kernel that rounds activations to this type";
     uint32_t tile = o->act.tile && o->act.tile < m->cols ? o->act.tile : m->cols;
-    job j = {*o, m->cols, m->seg, m->segs, (m->cols + LQ_UNIT - 1) / LQ_UNIT * LQ_UNIT, tile, (m->cols + tile - 1) / tile, m->perm, x, codes, step, sum};
+    job j = {*o, m->cols, m->seg, m->segs, (m->cols + LQ_UNIT - 1) / LQ_UNIT * LQ_UNIT, tile, (m->cols + tile - 1) / tile, m->perm, x, codes, step, sum, o->norm ? *o->norm : lq_device_norm{}, o->norm != nullptr};
     if (o->act.scope == 1 && o->act.outlier > 0) {
         const char *why = o->mark ? each("mark outliers", mark_one{j, n}, m->cols) : "outliers of a batch need room for their marks";
         if (why) return why;

@@ -116,11 +116,11 @@ struct layout { /* of a launch; columns per panel, stride of activations, 2^span
 };
 
 /* fill(k0) prepares columns [k0, k0 + panel) for all of the block, use(w, k, at) multiplies a chunk: k its first column, `at` in the panel. */
-template <int F0, int F1, typename Fill, typename Use> static __device__ __forceinline__ void walk(const lq_device_matrix &m, uint32_t panel, Fill fill, Use use) {
+template <int F0, int F1, typename Fill, typename Use> static __device__ __forceinline__ void walk(const lq_device_matrix &m, uint32_t tile, uint32_t panel, Fill fill, Use use) {
     typedef shape<F0, F1> S;
     enum { TURN = S::RING * WARPS, NEXT = WARPS * S::LOADS * LANES };
     const uint32_t warp = threadIdx.x / LANES;
-    const uint4 *p = lane_codes<F0, F1>(m, blockIdx.x, warp);
+    const uint4 *p = lane_codes<F0, F1>(m, tile, warp);
     int left = (int)m.chunks - (int)warp; /* chunks from this warp's next one on */
     uint32_t ring[S::RING][S::WORDS];
 LQ_UNROLL
@@ -186,8 +186,8 @@ template <int F0, int F1> static bool plan(const lq_device_matrix &m, bool steps
     return false;
 }
 
-/* The sums of the warps in warp order, each of 16 rows and 8 E columns: put(row, token, sum). */
-template <int E, typename T, typename Put> static __device__ __forceinline__ void join(const lq_device_matrix &m, const T acc[E][4], uint32_t n, T *part, Put put) {
+/* The sums of the warps in warp order, each of 16 rows and 8 E columns: put(row, token, sum). Of 16 tokens a thread has one sum, always the same. */
+template <int E, typename T, typename Put> static __device__ __forceinline__ void join(const lq_device_matrix &m, uint32_t tile, const T acc[E][4], uint32_t n, T *part, Put put) {
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, g = lane / 4, q = lane % 4;
 LQ_UNROLL
     for (int i = 0; i < 4 * E; i++) part[(warp * 16 + g + i % 4 / 2 * 8) * 8 * E + i / 4 * 8 + 2 * q + i % 2] = acc[i / 4][i % 4];
@@ -196,7 +196,7 @@ LQ_UNROLL
         uint32_t t = i / 16, r = i % 16;
         T sum = 0;
         for (int w = 0; w < WARPS; w++) sum += part[(w * 16 + r) * 8 * E + t];
-        if (blockIdx.x * 16 + r < m.rows) put(r, t, sum);
+        if (tile * 16 + r < m.rows) put(tile * 16 + r, t, sum);
     }
 }
 

@@ -46,7 +46,11 @@ struct recorded {
 };
 static struct { bool on; const char *wrong; recorded *first, **last; } tape;
 
+static uint64_t queued;
+static uint64_t launches() { return queued; }
+
 const char *lq_emu_queue(const char *name, dim3 grid, dim3 block, size_t shared, emu::body fn, const void *arg, size_t n) {
+    queued++;
     if (!tape.on) return emu::launch(name, grid, block, shared, fn, arg);
     recorded *r = (recorded *)malloc(sizeof *r + n);
     if (!r) return tape.wrong = "no memory to record a pass in";
@@ -91,6 +95,6 @@ static const char *replay(void *pass) {
 }
 
 extern "C" const lq_device *lq_device_emu(void) {
-    static const lq_device d = {"emu", available, describe, take, release, copy, copy, record, end, replay, forget, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table};
+    static const lq_device d = {"emu", available, describe, take, release, copy, copy, record, end, replay, forget, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table, launches};
     return &d;
 }

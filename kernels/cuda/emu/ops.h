@@ -14,6 +14,7 @@ extern "C" {
 #define LQ_OP static inline
 #define LQ_UNROLL
 
+LQ_OP uint32_t lq_block_x() { return blockIdx.x; }
 LQ_OP unsigned char *lq_shared() { return emu::shared; }
 LQ_OP uint4 lq_load_stream(const uint4 *p) { return *p; }
 
@@ -23,6 +24,9 @@ template <int LUT> LQ_OP uint32_t lq_lop3(uint32_t a, uint32_t b, uint32_t c) {
         if (LUT >> i & 1) d |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
     return d;
 }
+
+LQ_OP uint32_t lq_place(const void *p) { return (uint32_t)((const uint8_t *)p - emu::shared); }
+LQ_OP uint32_t lq_word_at(uint32_t place) { return *(const uint32_t *)(const void *)(emu::shared + place); }
 
 LQ_OP uint32_t lq_bytes(uint32_t a, uint32_t b, uint32_t select) {
     uint64_t from = (uint64_t)b << 32 | a;

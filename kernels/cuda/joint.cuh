@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Several products of one input as one launch, and what becomes of a sum: lq_device_product (cuda.h). A block owns a row tile of one
+ * part; with glu, the same tile of both parts, one after the other, so that gate and up meet in the thread that has summed them. */
+#ifndef LQ_JOINT_CUH
+#define LQ_JOINT_CUH
+#include "kernels/cuda/block.cuh"
+
+namespace joint {
+
+enum { PARTS = LQ_DEVICE_PARTS };
+
+struct part {
+    lq_device_matrix m;
+    const float *bias;
+    float *y;
+};
+struct job {
+    uint32_t n, parts, first[PARTS], blocks; /* tokens; the first block of each part; all */
+    bool glu, add;
+    int act;
+    float scale;
+    part of[PARTS];
+};
+
+/* The first part of which this block has a tile; and which tile that is. */
+static __device__ __forceinline__ uint32_t part_of(const job &j) {
+    uint32_t p = 0;
+    while (p + 1 < j.parts && blockIdx.x >= j.first[p + 1]) p++;
+    return j.glu ? 0 : p;
+}
+static __device__ __forceinline__ uint32_t tile_of(const job &j, uint32_t p) { return lq_block_x() - (j.glu ? 0 : j.first[p]); }
+
+/* A gate waits where its output will be: the same thread has both. */
+static __device__ __forceinline__ void finish(const job &j, uint32_t p, uint32_t row, uint32_t token, float v) {
+    const part &a = j.of[p];
+    if (a.bias) v += a.bias[row];
+    float *y = (j.glu ? j.of[0].y : a.y) + (size_t)token * a.m.rows + row;
+    if (j.glu && p + 1 == j.parts) v = block::act_of(j.act, p ? *y : v) * (p ? v : 1);
+    *y = j.add ? lq_add(*y, lq_mul(j.scale, v)) : v;
+}
+
+static job job_of(const lq_device_product *d, uint32_t first, uint32_t n) {
+    job j = {n, d->parts, {0}, 0, d->glu, d->add, d->act, d->scale, {}};
+    for (uint32_t p = 0; p < d->parts; p++) {
+        j.of[p] = {*d->part[p].m, d->part[p].bias, d->part[p].y ? d->part[p].y + (size_t)first * d->part[p].m->rows : nullptr};
+        j.first[p] = j.blocks;
+        j.blocks += d->glu && p ? 0 : d->part[p].m->tiles;
+    }
+    return j;
+}
+
+/* Of a matrix alone. */
+static inline lq_device_product alone(const lq_device_matrix *m, uint32_t n, float *y) {
+    lq_device_product d = {};
+    d.n = n;
+    d.parts = 1;
+    d.part[0].m = m;
+    d.part[0].y = y;
+    return d;
+}
+
+} // namespace joint
+#endif

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Copyright the lquant authors */
+/* Operations that a device joins (calib/ops_queue.c) give the bits of the single ones, for every architecture and kind of codes; and joining
+ * leaves as many launches as it should. */
+#define _DEFAULT_SOURCE
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "calib/held.h"
+#define lq_run lq_quantizing_run /* quant/ has a struct of this name too */
+#include "matrix.h"
+#undef lq_run
+
+#include <dirent.h>
+
+enum { TOKENS = 4, DECODED = 2 };
+static const char *const plain[] = {NULL};
+static const int32_t ids[TOKENS] = {3, 1, 4, 1};
+
+/* All at once, then a few one by one, joined or not. */
+static void logits_of_both(lq_ctx *ctx, lq_model *m, const char *name) {
+    size_t count = (size_t)TOKENS * m->par.vocab;
+    float *logits[2] = {LQ_NEWN(float, count), LQ_NEWN(float, count)};
+    static const struct { uint32_t n, step; } runs[] = {{TOKENS, TOKENS}, {DECODED, 1}};
+    for (int k = 0; k < 2; k++) {
+        for (int apart = 0; apart < 2; apart++) {
+            m->held->apart = apart;
+            if (logits_in_steps(ctx, m, ids, runs[k].n, runs[k].step, logits[apart])) fail_msg("%s: %s", name, ctx->msg);
+        }
+        if (memcmp(logits[0], logits[1], (size_t)runs[k].n * m->par.vocab * sizeof(float)))
+            fail_msg("%s, %u tokens at a time: joined operations give other logits, by %g", name, runs[k].step, logits_off(logits[0], logits[1], (size_t)runs[k].n * m->par.vocab));
+    }
+    lq_free(logits[0]);
+    lq_free(logits[1]);
+}
+
+static void both_at(const char *path, const char *name) {
+    lq_ctx ctx = {0};
+    lq_loaded l;
+    if (lq_loaded_open(&ctx, path, false, &l) || lq_loaded_read(&ctx, &l, "emu")) fail_msg("%s: %s", name, ctx.msg);
+    logits_of_both(&ctx, l.m, name);
+    lq_loaded_close(&l);
+}
+
+static int shown(const struct dirent *e) { return e->d_name[0] != '.'; }
+
+typedef struct recipe { const char *name, *flags[6]; } recipe;
+
+static void of_golden(const char *variant, const recipe *r, size_t n) {
+    char path[512], name[160], out[64];
+    snprintf(path, sizeof path, GOLDEN "%s", variant);
+    both_at(path, variant);
+    copy_golden(variant, "letters.json");
+    for (; n; r++, n--) {
+        lq_ctx ctx = {0};
+        snprintf(name, sizeof name, "%s, %s %s", variant, r->name, r->flags[0] ? r->flags[1] : "");
+        if (quantize(&ctx, r->name, "lqt", r->flags[0] ? r->flags : plain)) fail_msg("%s: %s", name, ctx.msg);
+        both_at(matrix_out("lqt", out), name);
+    }
+}
+
+static void joined_operations_give_the_bits_of_single_ones(void **state) {
+    (void)state;
+    static const recipe few[] = {{"rtn", {"--bits", "4", "--group-size", "16", "--keep-unfit"}}, {"rtn", {"--scheme", "W8A8"}}};
+    static const recipe many[] = {{"rtn", {"--scheme", "int3-asym", "--group-size", "16"}}, {"nf4", {NULL}}, {"ternary", {"--force"}}, {"rtn", {"--scheme", "W4A8", "--group-size", "16"}},
+                                  {"int8", {"--compat", "bnb", "--threshold", "2"}}, {"int8", {"--compat", "none", "--threshold", "2"}}, {"squeezellm", {"--bits", "3"}}, {"rtn", {"--bits", "8"}}};
+    struct dirent **list;
+    int n = scandir(GOLDEN, &list, shown, alphasort);
+    assert_true(n > 20);
+    for (int i = 0; i < n; i++) {
+        of_golden(list[i]->d_name, few, strstr(list[i]->d_name, "bitnet") ? 0 : sizeof few / sizeof *few);
+        free(list[i]);
+    }
+    free(list);
+    of_golden("llama", many, sizeof many / sizeof *many);
+}
+
+/* ---- launches ---- */
+
+/* Kernels of a step of decoding, less those of the embedding and the last norm (outer), per layer. */
+static uint32_t launches_per_layer(lq_model *m, bool apart, uint32_t outer) {
+    lq_ctx ctx = {0};
+    lq_state *s;
+    float *hidden = LQ_NEWN(float, m->par.hidden);
+    uint64_t before = 0;
+    m->held->apart = apart;
+    if (lq_state_new(&ctx, m, 4, &s)) fail_msg("%s", ctx.msg);
+    for (int i = 0; i < 2; i++) {
+        lq_state_reset(s);
+        before = m->held->d->launches();
+        if (lq_forward(&ctx, s, ids, 1, hidden)) fail_msg("%s", ctx.msg);
+    }
+    uint64_t n = m->held->d->launches() - before - outer;
+    lq_state_free(&s);
+    lq_free(hidden);
+    assert_int_equal(n % m->par.n_layers, 0);
+    return (uint32_t)(n / m->par.n_layers);
+}
+
+static void a_layer_takes_few_launches(void **state) {
+    (void)state;
+    static const struct { const char *model; recipe r; uint32_t outer, single, joint; } rows[] = {
+        {"llama", {"rtn", {"--bits", "4", "--group-size", "16"}}, 2, 16, 6},  /* norm q k v | turn | attn | o add | norm gate up glu | down add */
+        {"qwen2", {"rtn", {"--bits", "4", "--group-size", "16"}}, 2, 19, 6},  /* biases of q, k, v as well */
+        {"gpt2", {"rtn", {"--bits", "4", "--group-size", "16"}}, 4, 18, 9},   /* norm qkv | three splits | put | attn | o add | norm up act | down add */
+        {"llama", {"rtn", {"--scheme", "W8A8"}}, 2, 23, 10},                  /* each of the four inputs is rounded by a kernel of its own */
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        lq_ctx ctx = {0};
+        lq_loaded l;
+        char out[64];
+        copy_golden(rows[i].model, "letters.json");
+        if (quantize(&ctx, rows[i].r.name, "lqt", rows[i].r.flags)) fail_msg("%s", ctx.msg);
+        if (lq_loaded_open(&ctx, matrix_out("lqt", out), false, &l) || lq_loaded_read(&ctx, &l, "emu")) fail_msg("%s", ctx.msg);
+        uint32_t single = launches_per_layer(l.m, true, rows[i].outer), joint = launches_per_layer(l.m, false, rows[i].outer);
+        if (single != rows[i].single || joint != rows[i].joint)
+            fail_msg("%s, %s %s: %u launches a layer, joined %u; expected %u and %u", rows[i].model, rows[i].r.name, rows[i].r.flags[1], single, joint, rows[i].single, rows[i].joint);
+        lq_loaded_close(&l);
+    }
+}
+
+int main(void) {
+    if (!lq_device_emu()->available()) {
+        printf("%s\n", lq_device_emu()->describe());
+        return 77;
+    }
+    matrix_open();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(joined_operations_give_the_bits_of_single_ones),
+        cmocka_unit_test(a_layer_takes_few_launches),
+    };
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    matrix_close();
+    return failed;
+}
