@@ -58,8 +58,11 @@ lq_status lq_held_kv_copy(lq_ctx *ctx, lq_held_kv *dst, uint32_t to, const lq_he
 
 /* lq_forward_batch on a device, and the likeliest token after each sequence: next[n], the lower of equals; only they come back. next may be ids. */
 lq_status lq_held_next(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, int32_t *next);
-/* The second half of it: after the first n states of the run's stream. */
-lq_status lq_held_best(lq_ctx *ctx, const lq_run *r, uint32_t n, int32_t *best);
+/* Its second half, of a run's own stream: room for it (n at most the run's chunk); head and choice queued, so that they may be recorded; what was chosen, once the
+ * pass has ended. */
+lq_status lq_held_choosing(lq_ctx *ctx, lq_run *r, uint32_t n);
+void lq_held_choose(lq_run *r, uint32_t n);
+lq_status lq_held_chosen(lq_ctx *ctx, lq_run *r, uint32_t n, int32_t *best);
 
 lq_status lq_held_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits);
 /* nll[n] of the targets. */

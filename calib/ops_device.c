@@ -387,14 +387,26 @@ lq_status lq_held_nll(lq_ctx *ctx, const lq_model *m, const float *hidden, uint3
     return LQ_OK;
 }
 
-lq_status lq_held_best(lq_ctx *ctx, const lq_run *from, uint32_t n, int32_t *best) {
-    if (!from->m->held->head) LQ_TRY(head_open(ctx, from->m));
-    lq_run *r = from->m->held->head;
-    for (uint32_t i = 0; i < n; i += HEAD_TOKENS) {
-        uint32_t k = n - i < HEAD_TOKENS ? n - i : HEAD_TOKENS;
-        lq_run_head(r, from->stream + (size_t)i * r->par->hidden, k, r->dev->logits);
-        lq_device_did(r, lq_device_table(r)->score(r->dev->logits, r->par->vocab, k, NULL, NULL, r->dev->best));
-        LQ_TRY(fetch(ctx, r, best + i, r->dev->best, k * sizeof *best));
-    }
+lq_status lq_held_choosing(lq_ctx *ctx, lq_run *r, uint32_t n) {
+    lq_device_run *a = r->dev;
+    if (n <= a->choices) return LQ_OK;
+    if (a->pass) a->d->forget(a->pass); /* it knows where the logits were */
+    if (a->logits) a->d->release(a->logits);
+    if (a->best) a->d->release(a->best);
+    a->pass = NULL;
+    a->logits = NULL;
+    a->best = NULL;
+    a->seen = a->choices = 0;
+    LQ_TRY(room_for(ctx, a->d, (size_t)n * r->par->vocab * sizeof *a->logits, &a->logits));
+    LQ_TRY(room_for(ctx, a->d, n * sizeof *a->best, &a->best));
+    a->choices = n;
     return LQ_OK;
 }
+
+void lq_held_choose(lq_run *r, uint32_t n) {
+    lq_device_run *a = r->dev;
+    lq_run_head(r, r->stream, n, a->logits);
+    lq_device_did(r, lq_device_table(r)->score(a->logits, r->par->vocab, n, NULL, NULL, a->best));
+}
+
+lq_status lq_held_chosen(lq_ctx *ctx, lq_run *r, uint32_t n, int32_t *best) { return fetch(ctx, r, best, r->dev->best, n * sizeof *best); }
