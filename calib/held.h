@@ -13,6 +13,7 @@ typedef struct lq_held_linear {
     lq_device_matrix m;
     lq_device_dense w;
     lq_device_sparse extra;  /* rows 0: none */
+    bool valued;             /* activations are rounded to values, not to codes */
     lq_device_round round;   /* act.kind NONE: activations are not rounded; rest and mark are the run's */
     float *bias;             /* [rows] or NULL */
 } lq_held_linear;
@@ -30,7 +31,7 @@ typedef struct lq_held {
     size_t n_own, room;
     uint64_t bytes, step_bytes; /* on the device; what a step of decoding reads */
     uint32_t decoded;        /* matrices held as floats that are stored in codes */
-    struct { uint32_t ld, segs, cols, rows; } round; /* largest of the linears that round their activations */
+    struct { uint32_t ld, segs, cols, rows, values; } round; /* largest of the linears that round their activations; values: columns of those `valued` */
     lq_run *head;            /* for lq_logits; NULL until then */
     bool apart;              /* operations are not joined: for tests and to measure what joining gives */
 } lq_held;
