@@ -232,10 +232,14 @@ static uint64_t batch_key(lq_state *const *s, uint32_t n) {
     return n > 1 ? n : 1;
 }
 
-lq_status lq_forward_batch(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, float *hidden) {
+/* next not NULL, on a device: the likeliest tokens, chosen in the same pass. */
+static lq_status forward_batch(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, float *hidden, int32_t *next) {
+    enum { WITH_HEAD = 1 << 16 };
     if (!n) return LQ_OK;
     LQ_TRY(check_batch(ctx, s, n));
     lq_run *r = &s[0]->run;
+    uint64_t key = batch_key(s, n);
+    if (key && next) key |= WITH_HEAD;
     lq_span spans[LQ_BATCH];
     float *rows = s[0]->far ? NULL : LQ_NEWN(float, (size_t)n * (r->width[T_K] + r->width[T_V]));
     lq_status st = rows || s[0]->far ? LQ_OK : lq_oom(ctx, (size_t)n * (r->width[T_K] + r->width[T_V]) * sizeof *rows);
@@ -244,20 +248,22 @@ lq_status lq_forward_batch(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, 
         st = lq_check_place(ctx, s[0]->m, ids + i, 1, s[i]->pos);
     }
     if (!st) st = r->ops->begin(ctx, r, ids, spans, n, n, hidden);
-    if (!st && !r->ops->again(r, batch_key(s, n))) {
+    if (!st && next) st = lq_held_choosing(ctx, r, n);
+    if (!st && !r->ops->again(r, key)) {
         st = run_batch(ctx, s, n, rows);
+        if (!st && next) lq_held_choose(r, n);
         r->ops->passed(r, !st);
     }
     if (!st) st = r->ops->end(ctx, r, n, hidden);
+    if (!st && next) st = lq_held_chosen(ctx, r, n, next);
     for (uint32_t i = 0; i < n && !st; i++) s[i]->pos++;
     lq_free(rows);
     return st;
 }
 
-lq_status lq_held_next(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, int32_t *next) {
-    LQ_TRY(lq_forward_batch(ctx, s, ids, n, NULL));
-    return lq_held_best(ctx, &s[0]->run, n, next);
-}
+lq_status lq_forward_batch(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, float *hidden) { return forward_batch(ctx, s, ids, n, hidden, NULL); }
+
+lq_status lq_held_next(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, int32_t *next) { return forward_batch(ctx, s, ids, n, NULL, next); }
 
 uint64_t lq_layer_step_bytes(const lq_model *m, const lq_layer *l) {
     uint64_t n = 0, experts = 0;

@@ -180,9 +180,9 @@ static lq_status hold_packed(up *u, const lq_linear *lin, lq_held_linear *out) {
     lq_status st3 = out->m.perm ? own(u, (void *)out->m.perm, (size_t)lin->cols * 4) : LQ_OK;
     if (st || st2 || st3) return st ? st : st2 ? st2 : st3;
     if (has_extras(&p->q)) LQ_TRY(hold_extras(u, &p->q, out));
+    if (!p->q.sch.act.kind || out->valued) return LQ_OK;
     out->round.act = p->q.sch.act;
     out->round.fixed = p->q.act_scale;
-    if (!p->q.sch.act.kind) return LQ_OK;
     most(&h->round.ld, lq_packed_ld(p));
     most(&h->round.segs, p->segs);
     if (p->q.sch.act.outlier > 0) most(&h->round.cols, lin->cols);
@@ -190,11 +190,22 @@ static lq_status hold_packed(up *u, const lq_linear *lin, lq_held_linear *out) {
     return LQ_OK;
 }
 
-/* Has the device everything that this matrix in codes needs? */
+/* Has the device everything that this matrix in codes needs, but for the activations? */
 static bool has_kernels(const lq_device *d, const lq_linear *lin) {
     const lq_packed *p = lin->packed;
-    if (!p || !lq_device_fits(p) || (has_extras(&p->q) && !d->ops->sparse)) return false;
-    return !p->q.sch.act.kind || (lq_device_shape(p).times && d->ops->round && d->idot);
+    return p && lq_device_fits(p) && (!has_extras(&p->q) || d->ops->sparse);
+}
+
+/* How activations are rounded: to codes where idot multiplies them, else to values; false: they cannot be. */
+static bool rounds_here(const lq_device *d, const lq_linear *lin, lq_held_linear *out) {
+    const lq_qtensor *q = lin->packed ? &lin->packed->q : lin->q;
+    if (!q || !q->sch.act.kind) return true;
+    if (has_kernels(d, lin) && lq_device_shape(lin->packed).times && d->ops->round && d->idot) return true;
+    bool plain = q->sch.act.dtype == LQ_E4M3 || q->sch.act.dtype == LQ_I8 || q->sch.act.dtype == LQ_BOOL;
+    out->valued = plain && q->sch.act.outlier <= 0 && q->sch.act.scope != 1 && d->ops->act && (has_kernels(d, lin) || !has_extras(q));
+    out->round.act = q->sch.act;
+    out->round.fixed = q->act_scale;
+    return out->valued;
 }
 
 static lq_status hold_linear(up *u, const lq_linear *lin, lq_held_linear *out) {
@@ -206,8 +217,9 @@ static lq_status hold_linear(up *u, const lq_linear *lin, lq_held_linear *out) {
     if (bias) LQ_TRY(lq_held_take(u->ctx, u->h, bias, (size_t)rows * 4, &b));
     out->bias = b;
     if (!lin->rows) return LQ_OK;
-    if (has_kernels(u->h->d, lin)) return hold_packed(u, lin, out);
-    if (!lin->q || !lin->q->sch.act.kind) return hold_dense(u, lin, out);
+    bool can = rounds_here(u->h->d, lin, out);
+    if (out->valued) most(&u->h->round.values, lin->cols);
+    if (can) return has_kernels(u->h->d, lin) ? hold_packed(u, lin, out) : hold_dense(u, lin, out);
     char name[96];
     return lq_fail(u->ctx, LQ_ERR_UNSUPPORTED, "tensor '%s' is %s: device %s cannot round activations that way yet", lin->row->name, lq_scheme_name(&lin->q->sch, name, sizeof name), u->h->d->name);
 }

@@ -13,6 +13,7 @@ typedef struct lq_held_linear {
     lq_device_matrix m;
     lq_device_dense w;
     lq_device_sparse extra;  /* rows 0: none */
+    bool valued;             /* activations are rounded to values, not to codes */
     lq_device_round round;   /* act.kind NONE: activations are not rounded; rest and mark are the run's */
     float *bias;             /* [rows] or NULL */
 } lq_held_linear;
@@ -30,7 +31,7 @@ typedef struct lq_held {
     size_t n_own, room;
     uint64_t bytes, step_bytes; /* on the device; what a step of decoding reads */
     uint32_t decoded;        /* matrices held as floats that are stored in codes */
-    struct { uint32_t ld, segs, cols, rows; } round; /* largest of the linears that round their activations */
+    struct { uint32_t ld, segs, cols, rows, values; } round; /* largest of the linears that round their activations; values: columns of those `valued` */
     lq_run *head;            /* for lq_logits; NULL until then */
     bool apart;              /* operations are not joined: for tests and to measure what joining gives */
 } lq_held;
@@ -58,8 +59,11 @@ lq_status lq_held_kv_copy(lq_ctx *ctx, lq_held_kv *dst, uint32_t to, const lq_he
 
 /* lq_forward_batch on a device, and the likeliest token after each sequence: next[n], the lower of equals; only they come back. next may be ids. */
 lq_status lq_held_next(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, uint32_t n, int32_t *next);
-/* The second half of it: after the first n states of the run's stream. */
-lq_status lq_held_best(lq_ctx *ctx, const lq_run *r, uint32_t n, int32_t *best);
+/* Its second half, of a run's own stream: room for it (n at most the run's chunk); head and choice queued, so that they may be recorded; what was chosen, once the
+ * pass has ended. */
+lq_status lq_held_choosing(lq_ctx *ctx, lq_run *r, uint32_t n);
+void lq_held_choose(lq_run *r, uint32_t n);
+lq_status lq_held_chosen(lq_ctx *ctx, lq_run *r, uint32_t n, int32_t *best);
 
 lq_status lq_held_logits(lq_ctx *ctx, const lq_model *m, const float *hidden, uint32_t n, float *logits);
 /* nll[n] of the targets. */

@@ -38,6 +38,7 @@ static lq_status open_rounding(lq_ctx *ctx, lq_run *r) {
     lq_device_run *a = r->dev;
     const lq_held *h = a->h;
     size_t n = r->chunk;
+    if (h->round.values) LQ_TRY(room_for(ctx, a->d, n * h->round.values * 4, &a->value));
     if (!h->round.ld) return LQ_OK;
     LQ_TRY(room_for(ctx, a->d, n * h->round.ld, &a->codes));
     LQ_TRY(room_for(ctx, a->d, n * h->round.segs * 4, &a->step));
@@ -82,7 +83,7 @@ static void dev_close(lq_run *r) {
     lq_device_run *a = r->dev;
     if (!a) return;
     drop_pass(a);
-    const void *const mem[] = {a->stream, a->turn[0].cos, a->turn[0].sin, a->turn[1].cos, a->turn[1].sin, a->codes, a->step, a->rest, a->product, a->sum, a->mark,
+    const void *const mem[] = {a->stream, a->turn[0].cos, a->turn[0].sin, a->turn[1].cos, a->turn[1].sin, a->codes, a->step, a->rest, a->product, a->value, a->sum, a->mark,
                                a->p, a->weight, a->token, a->logits, a->nll, a->best};
     for (size_t i = 0; i < sizeof mem / sizeof *mem; i++)
         if (mem[i]) a->d->release((void *)mem[i]);
@@ -387,14 +388,26 @@ lq_status lq_held_nll(lq_ctx *ctx, const lq_model *m, const float *hidden, uint3
     return LQ_OK;
 }
 
-lq_status lq_held_best(lq_ctx *ctx, const lq_run *from, uint32_t n, int32_t *best) {
-    if (!from->m->held->head) LQ_TRY(head_open(ctx, from->m));
-    lq_run *r = from->m->held->head;
-    for (uint32_t i = 0; i < n; i += HEAD_TOKENS) {
-        uint32_t k = n - i < HEAD_TOKENS ? n - i : HEAD_TOKENS;
-        lq_run_head(r, from->stream + (size_t)i * r->par->hidden, k, r->dev->logits);
-        lq_device_did(r, lq_device_table(r)->score(r->dev->logits, r->par->vocab, k, NULL, NULL, r->dev->best));
-        LQ_TRY(fetch(ctx, r, best + i, r->dev->best, k * sizeof *best));
-    }
+lq_status lq_held_choosing(lq_ctx *ctx, lq_run *r, uint32_t n) {
+    lq_device_run *a = r->dev;
+    if (n <= a->choices) return LQ_OK;
+    if (a->pass) a->d->forget(a->pass); /* it knows where the logits were */
+    if (a->logits) a->d->release(a->logits);
+    if (a->best) a->d->release(a->best);
+    a->pass = NULL;
+    a->logits = NULL;
+    a->best = NULL;
+    a->seen = a->choices = 0;
+    LQ_TRY(room_for(ctx, a->d, (size_t)n * r->par->vocab * sizeof *a->logits, &a->logits));
+    LQ_TRY(room_for(ctx, a->d, n * sizeof *a->best, &a->best));
+    a->choices = n;
     return LQ_OK;
 }
+
+void lq_held_choose(lq_run *r, uint32_t n) {
+    lq_device_run *a = r->dev;
+    lq_run_head(r, r->stream, n, a->logits);
+    lq_device_did(r, lq_device_table(r)->score(a->logits, r->par->vocab, n, NULL, NULL, a->best));
+}
+
+lq_status lq_held_chosen(lq_ctx *ctx, lq_run *r, uint32_t n, int32_t *best) { return fetch(ctx, r, best, r->dev->best, n * sizeof *best); }

@@ -32,17 +32,17 @@ typedef struct lq_device_run {
     int32_t *ids, *places, *target; /* of a pass, on the device; places[i]: row of the learned positions */
     uint32_t *pos, *seq;            /* [room] */
     uint32_t room;                  /* tokens of ids .. seq */
-    uint32_t stream_room, reach;
+    uint32_t stream_room, reach, choices;
     float *stream;                  /* [stream_room][hidden] */
     uint32_t *host;                 /* [4][room] ids .. seq before they are put */
     struct { float *cos, *sin; } turn[2];
     int8_t *codes;                  /* rounded activations of a chunk, for idot */
-    float *step, *rest, *product;
+    float *step, *rest, *product, *value; /* value: [chunk][columns] rounded activations as floats */
     int32_t *sum;
     uint8_t *mark;
     float *p, *weight;              /* of experts: scores; gains of the choices */
     int32_t *token;                 /* their rows */
-    float *logits;                  /* of HEAD_TOKENS tokens: the head's run alone */
+    float *logits;                  /* of HEAD_TOKENS tokens: the head's run; of `choices` others: lq_held_choose */
     double *nll;
     int32_t *best;
     void *pass;                     /* recorded, of `key` */

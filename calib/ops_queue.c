@@ -33,7 +33,10 @@ static void multiply_rounded(lq_run *r, const lq_held_linear *l, const float *x,
 }
 
 void lq_device_linear(lq_run *r, const lq_held_linear *l, const float *bias, const float *x, uint32_t n, float *y) {
-    if (l->round.act.kind) multiply_rounded(r, l, x, n, y);
+    if (l->valued) {
+        lq_device_did(r, lq_device_table(r)->act(&l->round, x, l->cols, n, r->dev->value));
+        lq_device_did(r, multiply(r, l, r->dev->value, n, y));
+    } else if (l->round.act.kind) multiply_rounded(r, l, x, n, y);
     else lq_device_did(r, multiply(r, l, x, n, y));
     if (l->extra.rows) lq_device_did(r, lq_device_table(r)->sparse(&l->extra, x, n, y));
     if (bias) lq_device_did(r, lq_device_table(r)->bias(y, bias, l->rows, n));
@@ -93,7 +96,7 @@ static bool needed(const lq_run *r, uint32_t i, const float *p) {
 
 static bool joins(const lq_queued *q) {
     const lq_held_linear *l = q->lin;
-    return q->kind == LQ_QUEUED_LINEAR && l->packed && !l->extra.rows && l->round.act.outlier <= 0 && q->out != q->in[0];
+    return q->kind == LQ_QUEUED_LINEAR && l->packed && !l->valued && !l->extra.rows && l->round.act.outlier <= 0 && q->out != q->in[0];
 }
 
 static bool same_rounding(const lq_held_linear *a, const lq_held_linear *b) {

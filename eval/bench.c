@@ -91,6 +91,8 @@ static uint64_t cache_bytes(const bench *b, uint32_t ctx) { /* of one sequence; 
     return lq_state_kv_bytes(b->state[0]) / lq_state_room(b->state[0]) * ctx;
 }
 
+static uint64_t kernels_so_far(const bench *b) { return b->m->held && b->m->held->d->launches ? b->m->held->d->launches() : 0; }
+
 static lq_status bench_decode(lq_ctx *ctx, bench *b, uint32_t at, uint32_t n) {
     enum { WARM = 2 };
     lq_bench_row *r = &b->out->row[b->out->n++];
@@ -100,7 +102,11 @@ static lq_status bench_decode(lq_ctx *ctx, bench *b, uint32_t at, uint32_t n) {
         next[i] = b->ids[i % at];
         if (i) LQ_TRY(lq_state_copy(ctx, b->state[i], b->state[0]));
     }
-    for (uint32_t i = 0; i < WARM; i++) LQ_TRY(step(ctx, b, n, next));
+    for (uint32_t i = 0; i < WARM; i++) {
+        uint64_t before = kernels_so_far(b);
+        LQ_TRY(step(ctx, b, n, next));
+        if (!i) r->kernels = (uint32_t)(kernels_so_far(b) - before); /* later ones may be recorded */
+    }
     memset(b->clock, 0, sizeof b->clock);
     b->head = 0;
     double before = lq_joules();
@@ -158,6 +164,47 @@ done:
     return st;
 }
 
+/* ---- what a device's memory gives ---- */
+
+static double moved(const lq_device *d, void *to, const void *from, uint64_t n) {
+    if (d->wait()) return -1;
+    double start = lq_now();
+    return d->ops->move(to, from, n) || d->wait() ? -1 : lq_now() - start;
+}
+
+/* loop raised to what n bytes read, then copied, show; the seconds of the shorter, 0 where the device has no room or no such kernel. */
+static double try_move(const lq_device *d, uint64_t n, double loop[2]) {
+    enum { TRIES = 4 };
+    void *from = d->alloc(n), *to = d->alloc(n);
+    double best[2] = {1e9, 1e9};
+    bool ok = from && to;
+    for (int i = 0; ok && i < 2 * TRIES; i++) {
+        double t = moved(d, i % 2 ? to : NULL, from, n);
+        ok = t > 0;
+        if (ok && t < best[i % 2]) best[i % 2] = t;
+    }
+    d->release(from);
+    d->release(to);
+    for (int i = 0; ok && i < 2; i++) loop[i] = (double)(i ? 2 * n : n) / best[i];
+    return !ok ? 0 : best[0] < best[1] ? best[0] : best[1];
+}
+
+/* Sizes double until a move takes so long that its start does not count, far beyond any cache: the last one is what is kept. */
+static void device_roof(const lq_device *d, double loop[2]) {
+    const uint64_t most = (uint64_t)4 << 30;
+    double got[2] = {0, 0}, t = 1e-9;
+    for (uint64_t n = 4 << 20; n <= most && t > 0 && t < 2e-3; n *= 2) t = try_move(d, n, got);
+    for (int i = 0; i < 2; i++) loop[i] = got[i] > loop[i] ? got[i] : loop[i];
+}
+
+static void read_speed(bench *b) {
+    lq_bench *o = b->out;
+    const lq_held *h = b->m->held;
+    if (h && h->d->ops->move) device_roof(h->d, o->loop);
+    if (!h) memcpy(o->loop, b->bw.loop, sizeof o->loop);
+    o->read = o->loop[0] > o->loop[1] ? o->loop[0] : o->loop[1];
+}
+
 lq_status lq_bench_run(lq_ctx *ctx, const lq_model *m, const lq_bench_opts *o, lq_bench *out) {
     bench b = {.m = m, .o = o, .out = out, .most = 1};
     lq_status st = LQ_OK;
@@ -167,10 +214,10 @@ lq_status lq_bench_run(lq_ctx *ctx, const lq_model *m, const lq_bench_opts *o, l
         return lq_fail(ctx, LQ_ERR_INTERNAL, "a benchmark of %u sequences, %u contexts", b.most, o->n_ctx);
     LQ_GO(lq_bandwidth_init(ctx, &b.bw));
     lq_bandwidth_try(&b.bw);
+    if (m->held) read_speed(&b);
     for (uint32_t i = 0; i < o->n_ctx; i++) LQ_GO(bench_context(ctx, &b, o->ctx[i]));
-    memcpy(out->loop, b.bw.loop, sizeof out->loop);
-    out->read = out->loop[0] > out->loop[1] ? out->loop[0] : out->loop[1];
-    for (uint32_t i = 0; i < out->n; i++) out->row[i].bandwidth = m->held ? 0 : (double)out->row[i].bytes / out->row[i].least / out->read;
+    read_speed(&b);
+    for (uint32_t i = 0; i < out->n; i++) out->row[i].bandwidth = out->read <= 0 ? 0 : (double)out->row[i].bytes / out->row[i].least / out->read;
     if (getloadavg(out->load, 3) != 3) out->load[0] = -1;
 done:
     lq_bandwidth_free(&b.bw);

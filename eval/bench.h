@@ -21,7 +21,8 @@ typedef struct lq_bench_row {
     uint32_t ctx, batch, reps;
     double least, median;      /* seconds of a repetition: a whole prompt with its logits, one step of all sequences */
     uint64_t bytes;            /* decode: of weights, keys and values read in a step; prompt: 0 */
-    double bandwidth;          /* decode: bytes / least over the read bandwidth, 1 = all of it; on a device 0: not measured */
+    double bandwidth;          /* decode: bytes / least over the read bandwidth (a device's: the larger of reading and copying), 1 = all of it */
+    uint32_t kernels;          /* decode on a device: kernels of a step; else 0 */
     double joules;             /* per token; negative: cannot be read here */
     double clock[LQ_CLOCKS], head; /* seconds of a repetition, mean: blocks by class, logits */
 } lq_bench_row;
@@ -30,7 +31,7 @@ typedef struct lq_bench {
     lq_bench_row row[LQ_BENCH_MOST * (LQ_BENCH_MOST + 1)];
     uint32_t n;
     uint64_t weights;          /* bytes of weights a step reads */
-    double loop[2];            /* bytes per second, best of all tries: every line touched; libc's memchr */
+    double loop[2];            /* bytes per second, best of all tries: every line touched; libc's memchr. On a device: read; copied, both ways counted */
     double read;               /* the larger */
     double load[3];            /* load average at the end; negative: unknown */
 } lq_bench;

@@ -74,6 +74,8 @@ static void show_row(const lq_bench_row *r) {
     if (r->bandwidth > 0) snprintf(share, sizeof share, "%.1f%%", 100 * r->bandwidth);
     if (r->decode) printf("decode %6u  batch %3u  %9.2f %9.2f  %9.2f  %7s  %8s", r->ctx, r->batch, lq_bench_rate(r, r->least), lq_bench_rate(r, r->median), (double)r->bytes / r->batch / 1e6, share, joules);
     else printf("prompt %6u  first %5.2fs %8.2f %9.2f  %9s  %7s  %8s", r->ctx, r->least, lq_bench_rate(r, r->least), lq_bench_rate(r, r->median), "-", "-", joules);
+    if (all <= 0) printf("  -");
+    if (r->kernels) printf(", %u kernels a step", r->kernels);
     if (all > 0) show_share(" linear", r->clock[LQ_CLOCK_LINEAR], all);
     if (all > 0) show_share("attention", r->clock[LQ_CLOCK_ATTENTION], all);
     if (all > 0) show_share("other", r->clock[LQ_CLOCK_OTHER], all);
@@ -88,7 +90,8 @@ static void show(const lq_bench *b, const lq_loaded *l, const char *model) {
     printf("%-25s %9s %9s  %9s  %7s  %8s   time by class\n", "tokens/s", "least", "median", "MB/token", "of read", "J/token");
     for (uint32_t i = 0; i < b->n; i++) show_row(&b->row[i]);
     if (!l->m->held) printf("read bandwidth %.2f GB/s (touching every line %.2f, memchr %.2f)", b->read / 1e9, b->loop[0] / 1e9, b->loop[1] / 1e9);
-    if (b->load[0] >= 0) printf("%sload average %.2f %.2f %.2f", l->m->held ? "" : "; ", b->load[0], b->load[1], b->load[2]);
+    if (l->m->held) printf("device %s reads %.2f GB/s, copies %.2f (both ways)", l->m->held->d->name, b->loop[0] / 1e9, b->loop[1] / 1e9);
+    if (b->load[0] >= 0) printf("; load average %.2f %.2f %.2f", b->load[0], b->load[1], b->load[2]);
     printf("\n");
 }
 
@@ -100,6 +103,7 @@ static json_t *row_json(const lq_bench_row *r) {
                           "other", r->clock[LQ_CLOCK_OTHER], "head", r->head);
     if (v && r->decode) {
         json_object_set_new(v, "bytes_per_token", json_real((double)r->bytes / r->batch));
+        if (r->kernels) json_object_set_new(v, "kernels_per_step", json_integer(r->kernels));
         json_object_set_new(v, "bandwidth_share", r->bandwidth > 0 ? json_real(r->bandwidth) : json_null());
     } else if (v) json_object_set_new(v, "first_token_seconds", json_real(r->least));
     return v;
@@ -113,6 +117,12 @@ static lq_status show_json(lq_ctx *ctx, const lq_bench *b, const lq_loaded *l, c
                           kernels_of(l->m), "weight_bytes_per_step", (json_int_t)b->weights, "read_bandwidth", b->read, "read_touch", b->loop[0], "read_memchr", b->loop[1],
                           "load_average", load, "rows", rows);
     lq_buf out = {0};
+    if (v && l->m->held) {
+        json_object_del(v, "read_touch");
+        json_object_del(v, "read_memchr");
+        json_object_set_new(v, "device_read", json_real(b->loop[0]));
+        json_object_set_new(v, "device_copy", json_real(b->loop[1]));
+    }
     if (v && ggml) json_object_set_new(v, "activations", json_string("ggml"));
     lq_status st = v ? lq_json_dump(ctx, v, &out) : lq_oom(ctx, 1024);
     if (!st && fwrite(out.v, 1, out.n, stdout) != out.n) st = lq_fail(ctx, LQ_ERR_IO, "stdout: cannot write");

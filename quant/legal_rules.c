@@ -179,6 +179,7 @@ const lq_rule lq_rules[] = {
     /* mlx-lm */
     {M, "mlx", NULL, LQ_OF_LINEAR, not_mlx_group, "groups of 32, 64 or 128", "mlx: quantize"},
     {M, "awq", NULL, LQ_OF_LINEAR, not_4_bits, "4 bits", "mlx_lm/utils.py: _transform_awq_weights"},
+    {M, "awq", NULL, LQ_OF_LINEAR, not_mlx_group, "groups of 32, 64 or 128", "seen: 'The requested group size 16 is not supported.'"},
     {M, "*", "falcon|opt", LQ_OF_FORMAT, NULL, "no such architecture", "mlx_lm/models"},
     NEVER(M, GPTQ, "it refuses a g_idx, which transformers asks for", "mlx_lm/utils.py: _transform_awq_weights"),
     NEVER(M, "compressed-tensors", "it reads the config but not the tensors' names", "mlx_lm/utils.py: _compressed_tensors_quantization"),

@@ -73,6 +73,11 @@ static lq_status format_for_targets(road *r, const char **name) {
     if (!r->targets.n) return LQ_OK;
     LQ_TRY(lq_plan_base(r->ctx, &r->run->plan_opts, r->run->recipe.method, r->run->recipe.opts, &s));
     const char *better = lq_legal_choose(*name, &s, &r->targets);
+    for (uint32_t g = 64; !better && g >= 32 && !r->run->plan_opts.group && s.scale.tile_r == 1 && s.scale.tile_c; g /= 2) { /* lq_legal_plan will choose it */
+        s.scale.tile_c = g;
+        if (s.zero_kind) s.zero.tile_c = g;
+        better = lq_legal_choose(*name, &s, &r->targets);
+    }
     if (better && strcmp(better, *name)) lq_log(r->ctx, LQ_LOG_INFO, "format %s: the target does not load %s", better, *name);
     if (better) *name = better;
     return LQ_OK;

@@ -8,6 +8,8 @@
   every kernel        no spills, no stack, no local loads or stores; registers within those its launch bounds leave
   kernels of weights  (scripts/sass_budgets.json) the shortest way round the main loop that loads weights all the way: instructions per weight within the budget, weights
                       loaded by 128 bits at a time, as many products (mma) on the way as the weights need
+  other hot kernels   instructions of the loop with the most products (mma; fused multiply-adds of kernels that have none) per product of it, registers, and
+                      how many loads of 128 bits there are at least; --rows prints these rows as measured, with a small margin
 
 Exit 0: all within; 1: something exceeds, one line each; 77: nothing to compile with.
 
@@ -23,6 +25,7 @@ import argparse
 import concurrent.futures
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -38,6 +41,8 @@ BRA, BRA_UNIFORM = 0x947, 0x547
 HMMA, IMMA = 0x23c, 0x237
 TRUE = 7
 OF_WEIGHTS = ("gemv::run", "idot::run")
+HOT = ("gemv::run16", "gemm::run", "idot_many::run", "attn::run", "attn::mma_run", "dense::few_run", "dense::many_run")
+FFMA = (0x223, 0x423, 0x823, 0xc23)
 ISSUE = 6.9  # instructions of a thread per byte that an H200 reads: 132 x 4 x 32 x 1.755 GHz over 4.3 TB/s
 PTX = {"75": "75"}  # the others share one PTX: what nvcc's first half makes is the same for them
 
@@ -127,6 +132,12 @@ def shortest(code, first, last, arch):
     return path
 
 
+def busiest_loop(code, arch, product):
+    """(first, last) of the smallest loop with the most products; None"""
+    loops = [(target(w, i, arch), i) for i, w in enumerate(code) if is_branch(w) and 0 <= target(w, i, arch) <= i]
+    return max(loops, key=lambda l: (sum(map(product, code[l[0]:l[1] + 1])), l[0] - l[1]), default=None)
+
+
 def template(name):
     """_ZN4gemv3runILi4ELi0ELNS_4kindE0ELb1EEE... -> ('gemv::run', [4, 0, 0, 1])"""
     rest, parts = name[3:] if name.startswith("_ZN") else name[2:] if name.startswith("_Z") else "", []
@@ -158,6 +169,10 @@ def measure(name, code, arch):
     ops = list(map(op, code))
     got = {"kernel": key_of(name), "instructions": len(code), "local": ops.count(LDL) + ops.count(STL), "wide": sum(map(wide_load, code)), "products": sum(map(mma, code))}
     base, args = template(name)
+    product = mma if got["products"] else lambda w: op(w) in FFMA
+    busy = busiest_loop(code, arch, product) if base in HOT else None
+    if busy and (macs := sum(map(product, code[busy[0]:busy[1] + 1]))):
+        got["per_mac"] = (busy[1] + 1 - busy[0]) / macs
     loop = main_loop(code, arch)
     if not loop or len(args) < 2 or base not in OF_WEIGHTS:
         return got
@@ -241,7 +256,7 @@ def compile_all(nvcc, build, archs):
 def judge(table, arch, got, registers, used):
     """What is wrong with one kernel, in sentences."""
     key, wrong = got["kernel"], []
-    row = table["per_weight"].get(key, {})
+    row = table["per_weight"].get(key) or table.get("per_mac", {}).get(key, {})
     most, budget = row.get("registers", table["registers"].get(key.split("<")[0], table["registers"]["others"])), row.get(arch, row.get("all"))
     if registers > most:
         wrong.append(f"{registers} registers, at most {most}")
@@ -250,8 +265,13 @@ def judge(table, arch, got, registers, used):
         wrong.append(f"{used[1]} bytes of stack, {used[2]} bytes spilled, at most {spills}")
     if got["local"] and not spills:
         wrong.append(f"{got['local']} loads and stores of local memory")
-    if budget is None and key.split("<")[0] in OF_WEIGHTS:
+    if budget is None and key.split("<")[0] in OF_WEIGHTS + HOT:
         wrong.append("no budget in scripts/sass_budgets.json")
+    elif key in table.get("per_mac", {}):
+        if not got.get("per_mac", 1e9) <= budget:
+            wrong.append(f"{got.get('per_mac', 0):.2f} instructions per product, at most {budget:.2f}")
+        if got["wide"] < row.get("wide", 0):
+            wrong.append(f"{got['wide']} loads of 128 bits, at least {row['wide']}")
     elif budget is not None and "per_weight" not in got:
         wrong.append("no loop with products and 128-bit loads")
     elif budget is not None:
@@ -263,8 +283,18 @@ def judge(table, arch, got, registers, used):
 
 
 def line(arch, got, registers):
-    per = f"{got['per_weight']:6.2f} ({got['issue']:3.0f} %) {got['way']:5d} of {got['loop']:5d} for {got['weights']:4g}" if "per_weight" in got else "     -"
+    per = f"{got['per_mac']:6.2f} per product" if "per_mac" in got else f"{got['per_weight']:6.2f} ({got['issue']:3.0f} %) {got['way']:5d} of {got['loop']:5d} for {got['weights']:4g}" if "per_weight" in got else "     -"
     return f"sm_{arch:4s} {got['kernel']:28s} {registers:4d} registers {got['instructions']:6d} instructions  per weight {per}"
+
+
+def rows(seen):
+    """{kernel: [(arch, measured, registers)]} as lines of the table "per_mac"."""
+    out = []
+    for key, all_of in sorted(seen.items()):
+        most = {a: max((math.ceil(g["per_mac"] * 103) / 100 for b, g, _ in all_of if (b == "75") == a), default=None) for a in (False, True)}
+        row = {"registers": -8 * (-max(r for _, _, r in all_of) // 8), "wide": min(g["wide"] for _, g, _ in all_of), "all": most[False], "75": most[True]}
+        out.append(f'    "{key}": ' + json.dumps({k: v for k, v in row.items() if v is not None}))
+    return ",\n".join(out)
 
 
 def main():
@@ -272,6 +302,7 @@ def main():
     p.add_argument("--build", default=os.path.join(ROOT, "build"))
     p.add_argument("--archs", default=",".join(ARCHS))
     p.add_argument("--table", action="store_true", help="every kernel, not only what is wrong")
+    p.add_argument("--rows", action="store_true", help="the rows of per_mac as measured")
     p.add_argument("--budgets", default=os.path.join(ROOT, "scripts/sass_budgets.json"))
     p.add_argument("cubins", nargs="*", help="read these (sm_NN in the name) instead of compiling")
     a = p.parse_args()
@@ -285,7 +316,7 @@ def main():
             print("check_sass: no nvcc here, so no machine code to read")
             return 77
         todo = compile_all(nvcc, a.build, a.archs.split(","))
-    wrong, kernels, archs = [], 0, 0
+    wrong, kernels, archs, seen = [], 0, 0, {}
     for arch, cubins, log in todo:
         used, archs = resources(log), archs + 1
         for cubin in cubins:
@@ -293,8 +324,13 @@ def main():
                 registers = used[name][0] if name in used else registers
                 kernels += 1
                 wrong += judge(table, arch, got, registers, used.get(name))
+                if "per_mac" in got:
+                    seen.setdefault(got["kernel"], []).append((arch, got, registers))
                 if a.table:
                     print(line(arch, got, registers))
+    if a.rows:
+        print(rows(seen))
+        return 0
     for w in wrong:
         print(w)
     print(f"check_sass: {kernels} kernels of {archs} architectures, {len(wrong)} over budget")

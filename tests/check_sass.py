@@ -82,6 +82,15 @@ class Reader(unittest.TestCase):
         table["per_weight"] = {}
         self.assertIn("no budget", sass.judge(table, "90", got, 62, None)[1])
 
+    def test_a_hot_kernel_needs_a_row_and_keeps_it(self):
+        table = {"registers": {"others": 80}, "per_weight": {}, "per_mac": {"gemm::run<4,0,0,0>": {"registers": 64, "wide": 3, "all": 8.5}}}
+        got = {"kernel": "gemm::run<4,0,0,0>", "local": 0, "wide": 2, "per_mac": 9.0}
+        said = sass.judge(table, "90", got, 72, [72, 0, 0])
+        self.assertEqual([s.split(": ", 1)[1] for s in said], ["72 registers, at most 64", "9.00 instructions per product, at most 8.50", "2 loads of 128 bits, at least 3"])
+        self.assertIn("no budget", sass.judge({**table, "per_mac": {}}, "90", got, 72, [72, 0, 0])[0])
+        code = [HMMA, HMMA, FADD, bra(-4, 90), EXIT]
+        self.assertEqual(sass.busiest_loop(code, 90, sass.mma), (0, 3))
+
     def test_products_that_are_missing_are_said(self):
         code = [HMMA, LDG128, bra(-3, 90), EXIT]
         table = {"registers": {"others": 80}, "per_weight": {"gemv::run<4,0,0,1>": {"all": 9}}}

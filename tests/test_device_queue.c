@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "calib/held.h"
+#include "eval/divergence.h"
 #define lq_run lq_quantizing_run /* quant/ has a struct of this name too */
 #include "matrix.h"
 #undef lq_run
@@ -122,6 +123,41 @@ static void a_layer_takes_few_launches(void **state) {
     }
 }
 
+/* ---- a step that is recorded ---- */
+
+static int32_t likeliest(lq_ctx *ctx, lq_model *m, lq_state *s, int32_t id) {
+    float *hidden = LQ_NEWN(float, m->par.hidden), *logits = LQ_NEWN(float, m->par.vocab);
+    if (lq_forward(ctx, s, &id, 1, hidden) || lq_logits(ctx, m, hidden, 1, logits)) fail_msg("%s", ctx->msg);
+    id = (int32_t)lq_argmax(logits, m->par.vocab);
+    lq_free(hidden);
+    lq_free(logits);
+    return id;
+}
+
+static void a_recorded_step_has_the_head_and_the_choice(void **state) {
+    (void)state;
+    static const char *const flags[] = {"--bits", "4", "--group-size", "16", NULL};
+    lq_ctx ctx = {0};
+    lq_loaded l;
+    lq_state *a, *b;
+    char out[64];
+    int32_t one = 3, other = 3;
+    copy_golden("llama", "letters.json");
+    if (quantize(&ctx, "rtn", "lqt", flags)) fail_msg("%s", ctx.msg);
+    if (lq_loaded_open(&ctx, matrix_out("lqt", out), false, &l) || lq_loaded_read(&ctx, &l, "emu")) fail_msg("%s", ctx.msg);
+    if (lq_state_new(&ctx, l.m, 8, &a) || lq_state_new(&ctx, l.m, 8, &b)) fail_msg("%s", ctx.msg);
+    for (int t = 0; t < 6; t++) {
+        uint64_t before = l.m->held->d->launches();
+        if (lq_held_next(&ctx, &a, &one, 1, &one)) fail_msg("%s", ctx.msg);
+        if (t > 1 && l.m->held->d->launches() != before) fail_msg("step %d queues %d kernels beside the recorded ones", t, (int)(l.m->held->d->launches() - before));
+        other = likeliest(&ctx, l.m, b, other);
+        assert_int_equal(one, other);
+    }
+    lq_state_free(&a);
+    lq_state_free(&b);
+    lq_loaded_close(&l);
+}
+
 int main(void) {
     if (!lq_device_emu()->available()) {
         printf("%s\n", lq_device_emu()->describe());
@@ -131,6 +167,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(joined_operations_give_the_bits_of_single_ones),
         cmocka_unit_test(a_layer_takes_few_launches),
+        cmocka_unit_test(a_recorded_step_has_the_head_and_the_choice),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     matrix_close();

@@ -107,6 +107,7 @@ static const bad bads[] = {
     {LQ_RT_TRTLLM, 8, "modelopt", "FP8-tensor", "llama", 4096, 8196, "tp divides a matrix"},
     {LQ_RT_TRTLLM, 1, "awq", "int4-asym", "llama", 4096, 8192, "no loader"},
     {LQ_RT_TRTLLM, 1, "lqt", "int4", "llama", 4096, 8192, "own file"},
+    {LQ_RT_MLX, 1, "awq", "int4-asym-g16", "llama", 4096, 8192, "groups of 32, 64 or 128"},
     {LQ_RT_MLX, 1, "mlx", "int4-g256", "llama", 4096, 8192, "groups of 32, 64 or 128"},
     {LQ_RT_MLX, 1, "awq", "int8-asym", "llama", 4096, 8192, "4 bits"},
     {LQ_RT_MLX, 1, "modelopt", "NVFP4", "llama", 4096, 8192, "weights alone"},

@@ -140,6 +140,8 @@ typedef struct lq_device_ops {
     const char *(*score)(const float *logits, uint32_t vocab, uint32_t n, const int32_t *target, double *nll, int32_t *best);
     /* n tokens as lq_packed_i has them, for idot: codes[n][ld], step[n][segs], sum[n][segs]. A token that is not finite gets steps of NaN. */
     const char *(*round)(const lq_device_matrix *m, const lq_device_round *o, const float *x, uint32_t n, int8_t *codes, float *step, int32_t *sum);
+    /* y[n][cols] = step times code as floats, of E4M3, I8 or BOOL (act.outlier 0): what matrices multiply that idot has not. Columns apart: 0; not finite: NaN. */
+    const char *(*act)(const lq_device_round *o, const float *x, uint32_t cols, uint32_t n, float *y);
     const char *(*scale)(float *x, float times, float cap, uint64_t n); /* in place: times x, then cap tanh(x / cap) where cap > 0 */
     const char *(*scatter)(float *y, const float *x, const int32_t *ids, const float *weight, uint32_t width, uint32_t n); /* y[ids[i]] += weight[i] x[i], ids distinct */
     const char *(*product)(const lq_device_product *p);

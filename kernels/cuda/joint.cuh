@@ -40,7 +40,7 @@ static __device__ __forceinline__ void finish(const job &j, uint32_t p, uint32_t
     *y = j.add ? lq_add(*y, lq_mul(j.scale, v)) : v;
 }
 
-static job job_of(const lq_device_product *d, uint32_t first, uint32_t n) {
+static inline job job_of(const lq_device_product *d, uint32_t first, uint32_t n) {
     job j = {n, d->parts, {0}, 0, d->glu, d->add, d->act, d->scale, {}};
     for (uint32_t p = 0; p < d->parts; p++) {
         j.of[p] = {*d->part[p].m, d->part[p].bias, d->part[p].y ? d->part[p].y + (size_t)first * d->part[p].m->rows : nullptr};

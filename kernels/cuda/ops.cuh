@@ -33,6 +33,7 @@ static const lq_device_ops table = {
     LQ_UNIT_NAME(attn),
     score::start,
     rounding::start,
+    rounding::act,
     elementwise::scale,
     elementwise::scatter,
     product,

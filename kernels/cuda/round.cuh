@@ -45,7 +45,7 @@ struct mark_one { /* columns that hold an outlier in some token */
 struct worth { float step, inverse; };
 
 static __device__ __forceinline__ worth worth_of(const lq_device_round &o, float max) {
-    const float top = 127;
+    const float top = o.act.dtype == LQ_E4M3 ? 448 : 127;
     if (o.act.kind == LQ_ACT_STATIC) return worth{o.fixed, o.fixed > 1e-30f ? 1 / o.fixed : 0};
     if (o.act.scope == LQ_ACT_BITNET) {
         max = max > 1e-5f ? max : 1e-5f;
@@ -163,6 +163,37 @@ __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ job j) {
     if (j.o.act.outlier > 0 && j.o.rest) write_rest(j, x, j.o.rest + (size_t)blockIdx.x * j.cols);
     __syncthreads();
     add_up(j, codes, w, bad, j.step + (size_t)blockIdx.x * j.segs, j.sum + (size_t)blockIdx.x * j.segs);
+}
+
+/* The same, but values instead of codes: a block per token. */
+__global__ void __launch_bounds__(THREADS) act_run(const __grid_constant__ job j, float *y) {
+    float *part = (float *)(void *)lq_shared();
+    worth *w = (worth *)(void *)(part + WARPS);
+    const float *x = j.x + (size_t)blockIdx.x * j.cols;
+    float odd = 0;
+    for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS)
+        if (!finite(x[c])) odd = 1;
+    const bool bad = block_max(odd, part) > 0;
+    if (j.o.act.dtype == LQ_BOOL) mean_tiles(j, x, w);
+    else if (j.tiles == 1) measure_row(j, x, w, part);
+    else measure_tiles(j, x, w);
+    __syncthreads();
+    for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS) {
+        const worth v = w[c / j.tile];
+        const float code = is_apart(j.o, c) ? 0 : j.o.act.dtype == LQ_E4M3 ? e4m3(to_e4m3(lq_mul(x[c], v.inverse))) : (float)code_of(j, x[c], v.inverse);
+        y[(size_t)blockIdx.x * j.cols + c] = bad ? lq_of_bits(0x7fc00000u) : lq_mul(v.step, code);
+    }
+}
+
+static const char *act(const lq_device_round *o, const float *x, uint32_t cols, uint32_t n, float *y) {
+    if ((o->act.dtype != LQ_E4M3 && o->act.dtype != LQ_I8 && o->act.dtype != LQ_BOOL) || o->act.outlier > 0) return "no kernel that rounds activations this way";
+    job j = {};
+    j.o = *o;
+    j.cols = cols;
+    j.tile = o->act.tile && o->act.tile < cols ? o->act.tile : cols;
+    j.tiles = (cols + j.tile - 1) / j.tile;
+    j.x = x;
+    return lq_launch("act", act_run, dim3(n), dim3(THREADS), WARPS * sizeof(float) + j.tiles * sizeof(worth), j, y);
 }
 
 static const char *start(const lq_device_matrix *m, const lq_device_round *o, const float *x, uint32_t n, int8_t *codes, float *step, int32_t *sum) {

@@ -73,6 +73,14 @@ a_model_in_parts_stays_in_parts_when_asked() { # test
     grep -q "00002-of-00003" "$tmp/stdout" || fail "the missing part is not named: $(cat "$tmp/stdout")"
 }
 
+a_target_alone_chooses_format_and_group_size() { # test
+    ok "$lquant" rtn --bits 4 --target llama.cpp -q "$tiny" "$tmp/model"
+    ok "$lquant" inspect "$tmp/model"
+    grep -q "GGUF" "$tmp/stdout" || fail "no GGUF: $(head -n 1 "$tmp/stdout")"
+    expect 4 "nearest that loads: --format gguf --group-size 32" "$lquant" rtn --bits 4 --group-size 128 --target llama.cpp "$tiny" "$tmp/other"
+    absent "$tmp/other"
+}
+
 an_importance_matrix_is_used_for_the_weights_that_are_named() { # test
     ok "$lquant" imatrix --nsamples 4 --seqlen 64 -q "$tiny" -f "$text" -o "$tmp/im.gguf"
     for how in "--include-weights attn_q" "--exclude-weights attn_q" ""; do
