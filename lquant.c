@@ -55,21 +55,64 @@ static void list_kernels(void) {
         printf("%-12s %s\n", t->name, !strcmp(t->name, used) ? "used" : (lq_cpu_mask() & t->bit) == t->bit ? "yes" : "no");
 }
 
+static void list_methods(void) {
+    for (const lq_method *const *m = lq_methods; *m; m++) printf("%-14s %s (%s)\n", (*m)->name, (*m)->what, (*m)->paper);
+    for (const lq_xform *const *x = lq_xforms; *x; x++) printf("%-14s %s (%s)\n", (*x)->name, (*x)->what, (*x)->paper);
+}
+
+static void list_formats(void) {
+    for (const lq_format *const *f = lq_formats; *f; f++) printf("%-14s %s\n", (*f)->name, (*f)->what);
+}
+
+static void list_types(void) {
+    for (const lq_type *t = lq_types; t->name; t++) printf("%-14s %s\n", t->name, t->what);
+}
+
+static void list_protocols(void) {
+    for (const lq_protocol *p = lq_protocols; p->name; p++) printf("%-14s %s\n", p->name, p->what);
+}
+
+static void list_targets(void) { lq_legal_print(stdout); }
+
+static const struct list { const char *name, *what; void (*print)(void); } lists[] = {
+    {"methods", "methods and transforms, with their papers", list_methods},
+    {"formats", "what --format takes", list_formats},
+    {"targets", "what --target takes, and what each runtime refuses", list_targets},
+    {"archs", "model_type of the architectures that are run and calibrated", list_archs},
+    {"types", "what --scheme and --tensor-type take", list_types},
+    {"protocols", "what eval --protocol takes", list_protocols},
+    {"kernels", "tiers of instruction sets, and which is used here", list_kernels},
+    {NULL, NULL, NULL}};
+
+static void list_help(void) {
+    printf("lquant list WHAT\n\n");
+    for (const struct list *l = lists; l->name; l++) printf("  %-14s %s\n", l->name, l->what);
+    printf("\nexamples:\n  lquant list methods\n  lquant list types\n  lquant list targets\n");
+}
+
+static void plan_help(void) {
+    printf("lquant plan METHOD [flags] IN [OUT]\n\nThe plan of `lquant METHOD`, from headers alone: sizes, what is kept, which runtimes load it. The same as METHOD --dry-run;\n"
+           "the flags are the method's (lquant METHOD --help).\n\nexamples:\n  lquant plan gptq --bits 4 SmolLM2 out\n  lquant plan awq,gptq --bits 3 --group-size 64 SmolLM2 out\n"
+           "  lquant plan rtn --scheme FP8 --target vllm SmolLM2 out\n");
+}
+
+static bool asks_help(const char *arg) { return !strcmp(arg, "--help") || !strcmp(arg, "-h"); }
+
 static lq_status list(lq_ctx *ctx, const char *what) {
-    if (!strcmp(what, "methods")) {
-        for (const lq_method *const *m = lq_methods; *m; m++) printf("%-14s %s (%s)\n", (*m)->name, (*m)->what, (*m)->paper);
-        for (const lq_xform *const *x = lq_xforms; *x; x++) printf("%-14s %s (%s)\n", (*x)->name, (*x)->what, (*x)->paper);
-    } else if (!strcmp(what, "formats"))
-        for (const lq_format *const *f = lq_formats; *f; f++) printf("%-14s %s\n", (*f)->name, (*f)->what);
-    else if (!strcmp(what, "types"))
-        for (const lq_type *t = lq_types; t->name; t++) printf("%-14s %s\n", t->name, t->what);
-    else if (!strcmp(what, "protocols"))
-        for (const lq_protocol *p = lq_protocols; p->name; p++) printf("%-14s %s\n", p->name, p->what);
-    else if (!strcmp(what, "targets")) lq_legal_print(stdout);
-    else if (!strcmp(what, "archs")) list_archs();
-    else if (!strcmp(what, "kernels")) list_kernels();
-    else return lq_fail(ctx, LQ_ERR_USAGE, "lquant list %s: expected methods, formats, targets, archs, types, protocols or kernels", what);
-    return LQ_OK;
+    if (asks_help(what)) return list_help(), LQ_OK;
+    for (const struct list *l = lists; l->name; l++)
+        if (!strcmp(what, l->name)) return l->print(), LQ_OK;
+    return lq_fail(ctx, LQ_ERR_USAGE, "lquant list %s: expected methods, formats, targets, archs, types, protocols or kernels", what);
+}
+
+/* RECIPE ...: RECIPE --dry-run ... */
+static lq_status plan(lq_ctx *ctx, int argc, char **argv) {
+    char *recipe = argc > 0 ? argv[0] : NULL;
+    if (recipe && asks_help(recipe)) return plan_help(), LQ_OK;
+    if (!recipe || !lq_recipe_is(recipe))
+        return lq_fail(ctx, LQ_ERR_USAGE, "lquant plan %s: expected a method, as in lquant plan gptq --bits 4 IN OUT; lquant list methods names them", recipe ? recipe : "");
+    argv[0] = (char[]){"--dry-run"};
+    return lq_verb_quantize.run(ctx, recipe, argc, argv);
 }
 
 static bool answers(const lq_verb *v, const char *name) {
@@ -89,18 +132,14 @@ static lq_status dispatch(lq_ctx *ctx, int argc, char **argv) {
         char *ask[] = {argv[0], argv[2], (char[]){"--help"}};
         return dispatch(ctx, 3, ask);
     }
-    if (!strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help")) {
+    if (asks_help(name) || !strcmp(name, "help")) {
         help(argc > 1 ? stdout : stderr);
         return argc > 1 ? LQ_OK : lq_fail(ctx, LQ_ERR_USAGE, "a verb is missing");
     }
     if (!strcmp(name, "list")) return list(ctx, argc > 2 ? argv[2] : "");
     for (int i = 0; i < N_VERBS; i++)
         if (answers(verbs[i], name)) return verbs[i]->run(ctx, verbs[i]->name, argc - 2, argv + 2);
-    if (!strcmp(name, "plan") && argc > 2 && lq_recipe_is(argv[2])) { /* plan RECIPE ...: RECIPE --dry-run ... */
-        char *recipe = argv[2];
-        argv[2] = (char[]){"--dry-run"};
-        return lq_verb_quantize.run(ctx, recipe, argc - 2, argv + 2);
-    }
+    if (!strcmp(name, "plan")) return plan(ctx, argc - 2, argv + 2);
     if (lq_recipe_is(name)) return lq_verb_quantize.run(ctx, name, argc - 2, argv + 2);
     return lq_fail(ctx, LQ_ERR_USAGE, "unknown verb '%s'; lquant --help lists the verbs", name);
 }

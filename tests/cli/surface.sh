@@ -47,6 +47,12 @@ lists_come_from_the_registries() { # test
     ok "$lquant" list archs
     for arch in llama mistral qwen2 qwen3; do grep -qx $arch "$tmp/stdout" || fail "$arch is not listed"; done
     expect 2 "expected methods" "$lquant" list nothing
+    for verb in list plan; do
+        ok "$lquant" $verb --help
+        [ "$(grep -c "^  lquant $verb " "$tmp/stdout")" = 3 ] || fail "lquant $verb --help has not three examples"
+    done
+    expect 2 "expected a method" "$lquant" plan
+    expect 2 "expected a method" "$lquant" plan nothing
 }
 
 results_go_to_stdout_and_logs_to_stderr() { # test
