@@ -25,12 +25,12 @@ typedef struct awq_opts { int64_t ratios; int sites, clip, family, pow2, loss; }
 
 static const lq_opt options[] = {
     {"awq-ratios", NULL, LQ_OPT_INT, offsetof(awq_opts, ratios), "N", "20", NULL, 1, 100, 0, "ratios tried: 0/N .. (N-1)/N, and no scale at all"},
-    {"awq-scales", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, family), NULL, "both", "both|x|xw", 0, 0, 0, "from activations (llm-awq), with weights too (AutoAWQ), or both"},
+    {"awq-scales", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, family), NULL, "both", "both|x|xw", 0, 0, 0, "~from activations (llm-awq), with weights too (AutoAWQ), or both"},
     {"clip", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, clip), NULL, "auto", "auto|on|off", 0, 0, 0,
-     "cut the ranges of weight groups; auto: unless the method searches its scales itself"},
+     "cut the ranges of groups; auto: unless the method searches its scales"},
     {"awq-loss", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, loss), NULL, "gram", "gram|block", 0, 0, 0, "block: the best by the Gram matrix are judged by the block's output"},
-    {"awq-sites", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, sites), NULL, "all", "all|norms", 0, 0, 0, "where to fold"},
-    {"awq-pow2", NULL, LQ_OPT_SET, offsetof(awq_opts, pow2), NULL, NULL, NULL, 0, 0, 1, "powers of two only: the fold is bit-exact"},
+    {"awq-sites", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, sites), NULL, "all", "all|norms", 0, 0, 0, "~where to fold"},
+    {"awq-pow2", NULL, LQ_OPT_SET, offsetof(awq_opts, pow2), NULL, NULL, NULL, 0, 0, 1, "~powers of two only: the fold is bit-exact"},
     {0}};
 
 static bool wants(const void *opts, lq_site_kind kind) { return kind == LQ_SITE_NORM || ((const awq_opts *)opts)->sites == SITES_ALL; }
