@@ -303,7 +303,8 @@ static lq_status check_memory(road *r) {
         if (row->quantize && lq_row_cols(row) > k) k = lq_row_cols(row);
         if (row->quantize && lq_row_elems(row) > largest) largest = lq_row_elems(row);
     }
-    uint64_t need = block + 16 * k * k + (64u << 20) + lq_experts_bytes(r->model), budget = r->run->opts.max_memory;
+    uint64_t need = block + 16 * k * k + (64u << 20) + lq_experts_bytes(r->model, r->needs), budget = r->run->opts.max_memory;
+    if (r->needs & LQ_NEED_CROSS) need += 20 * k * k + 32 * k * k; /* statistics: a triangle and two squares more; the correction's four squares */
     if (r->run->recipe.n_xforms) need += 16 * largest + 4ull * LQ_SAMPLES * k; /* a search's copies of one linear, sampled tokens */
     r->cache_budget = machine / 4;
     if (!budget) return LQ_OK;
