@@ -94,7 +94,11 @@ static const char *replay(void *pass) {
     return nullptr;
 }
 
+static const char *branch(uint32_t i) { return i < LQ_DEVICE_BRANCHES ? nullptr : "no such branch"; } /* launches keep their order */
+static double peak() { return 0; }
+static void *stream() { return nullptr; }
+
 extern "C" const lq_device *lq_device_emu(void) {
-    static const lq_device d = {"emu", available, describe, take, release, copy, copy, record, end, replay, forget, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table, launches};
+    static const lq_device d = {"emu", available, describe, take, release, copy, copy, record, end, replay, forget, branch, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table, launches, peak, stream};
     return &d;
 }
