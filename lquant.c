@@ -91,8 +91,8 @@ static void list_help(void) {
 }
 
 static void plan_help(void) {
-    printf("lquant plan METHOD [flags] IN [OUT]\n\nThe plan of `lquant METHOD`, from headers alone: sizes, what is kept, which runtimes load it. The same as METHOD --dry-run;\n"
-           "the flags are the method's (lquant METHOD --help).\n\nexamples:\n  lquant plan gptq --bits 4 SmolLM2 out\n  lquant plan awq,gptq --bits 3 --group-size 64 SmolLM2 out\n"
+    printf("lquant plan METHOD [flags] IN [OUT]\n\nThe plan of `lquant METHOD`, from headers alone: sizes, what is kept, which runtimes load it. The same as\n"
+           "METHOD --dry-run; the flags are the method's (lquant METHOD --help).\n\nexamples:\n  lquant plan gptq --bits 4 SmolLM2 out\n  lquant plan awq,gptq --bits 3 --group-size 64 SmolLM2 out\n"
            "  lquant plan rtn --scheme FP8 --target vllm SmolLM2 out\n");
 }
 

@@ -180,15 +180,17 @@ static uint64_t gram_bytes(uint32_t cols) {
     return tiles * (tiles + 1) * 4 * LQ_GRAM_TILE * LQ_GRAM_TILE;
 }
 
-uint64_t lq_experts_bytes(const lq_model *m) {
+/* With CROSS: the held-out part, two whole matrices beside two halves; the cache. */
+static uint64_t times(unsigned needs) { return needs & LQ_NEED_CROSS ? 7 : 1; }
+
+uint64_t lq_experts_bytes(const lq_model *m, unsigned needs) {
     if (!m->arch || !lq_params_has(&m->par, LQ_FEAT_MOE)) return 0;
     uint64_t in = gram_bytes(m->par.hidden), mid = gram_bytes(m->par.expert_ffn);
-    return in + (in > mid ? in : mid) + mid + (uint64_t)SAMPLE * m->par.hidden * 4;
+    return times(needs) * (in + (in > mid ? in : mid) + mid) + (uint64_t)SAMPLE * m->par.hidden * 4;
 }
 
 static uint32_t set_size(const lq_walk *w, const experts *x) {
-    uint64_t a = gram_bytes(w->run.width[x->input[0]]), b = gram_bytes(w->run.width[x->input[1]]), most = a > b ? a : b;
-    if (x->hook.needs & LQ_NEED_CROSS) most *= 7; /* the held-out part, two whole matrices beside two halves; the cache */
+    uint64_t a = gram_bytes(w->run.width[x->input[0]]), b = gram_bytes(w->run.width[x->input[1]]), most = (a > b ? a : b) * times(x->hook.needs);
     uint64_t fit = w->stats_budget / most, all = w->m->par.n_experts;
     return fit < 1 ? 1 : fit < all ? (uint32_t)fit : (uint32_t)all;
 }

@@ -87,7 +87,7 @@ lq_status lq_block_look(lq_ctx *ctx, lq_model *m, int32_t b, lq_cache *resid, co
 /* Stage `index` of a loaded block; expert: whose linears a stage of experts gets. */
 void lq_stage_fill(lq_model *m, int32_t b, uint32_t index, int32_t expert, lq_stage *out);
 /* What the experts of a block take besides one stage's statistics, at least: the priors, the sample. 0: no experts. */
-uint64_t lq_experts_bytes(const lq_model *m);
+uint64_t lq_experts_bytes(const lq_model *m, unsigned needs);
 /* The stages of a block by index; one of experts (expert >= 0: here 0) is visited once for each. Returns their number (at most max). */
 uint32_t lq_block_stages(lq_model *m, int32_t b, lq_stage *out, uint32_t max);
 #endif

@@ -18,8 +18,8 @@ static const lq_opt options[] = {
 
 static void help(const lq_optset *sets) {
     printf("lquant diff A B [flags]\n\n"
-           "Two checkpoints of a model, in any formats: types, codes, decoded weights. Exit 0: every tensor has equal values; 1: some differ or are\n"
-           "in one only; above: trouble. Differences are of B against A.\n\n");
+           "Two checkpoints of a model, in any formats: types, codes, decoded weights. Exit 0: every tensor has equal\n"
+           "values; 1: some differ or are in one only; above: trouble. Differences are of B against A.\n\n");
     lq_opts_help(stdout, sets);
     printf("\nexamples:\n"
            "  lquant diff model-gptq model.gguf\n"

@@ -11,7 +11,7 @@
 typedef struct args {
     lq_common common;
     const char *file, *base, *protocol;
-    int64_t ctx, chunks;
+    int64_t ctx, chunks, kld_chunks;
     int bos, kld, decode, ggml;
     lq_kv_opts kv;
 } args;
@@ -24,6 +24,7 @@ static const lq_opt options[] = {
     {"chunks", "nsamples,n", LQ_OPT_INT, OFF(chunks), "N", NULL, NULL, 1, 1 << 30, 0, "score the first N chunks [all]"},
     {"base", NULL, LQ_OPT_STRING, OFF(base), "MODEL|RESULT", NULL, NULL, 0, 0, 0, "compare: a model, or a former --json"},
     {"kld", "kl-divergence", LQ_OPT_SET, OFF(kld), NULL, NULL, NULL, 0, 0, 1, "KL divergence from --base MODEL, top-1 agreement"},
+    {"kld-chunks", NULL, LQ_OPT_INT, OFF(kld_chunks), "N", NULL, NULL, 1, 1 << 30, 0, "compare with --base on the first N chunks only [all]"},
     {"bos", NULL, LQ_OPT_CHOICE, OFF(bos), NULL, "auto", "auto|always|never", 0, 0, 0, "text begins with BOS; auto: as the tokenizer does"},
     {"decode", NULL, LQ_OPT_SET, OFF(decode), NULL, NULL, NULL, 0, 0, 1, "token by token: KV cache and GEMV"},
     {"activations", NULL, LQ_OPT_CHOICE, OFF(ggml), NULL, "as-stored", "as-stored|ggml", 0, 0, 0, "ggml: round what a GGUF's blocks multiply, as llama.cpp's CPU kernels do"},
@@ -64,6 +65,7 @@ static lq_status check(lq_ctx *ctx, const args *a, size_t n_pos) {
     if (!a->file) return lq_fail(ctx, LQ_ERR_USAGE, "eval needs a text: -f TEXT");
     if (a->kld && !a->base) return lq_fail(ctx, LQ_ERR_USAGE, "--kld needs --base MODEL");
     if (a->kld && lq_eval_is_result(a->base)) return lq_fail(ctx, LQ_ERR_USAGE, "--kld needs a model as base, %s is a result", a->base);
+    if (a->kld_chunks && !a->kld) return lq_fail(ctx, LQ_ERR_USAGE, "--kld-chunks needs --kld");
     return LQ_OK;
 }
 
@@ -95,6 +97,7 @@ static lq_status prepare(work *w, const char *model) {
     if (a->ggml) LQ_TRY(lq_model_round_like_ggml(w->ctx, w->model.m));
     LQ_TRY(lq_eval_text_load(w->ctx, w->model.tok, p, a->file, a->bos, w->model.m->par.vocab, &w->text));
     LQ_TRY(lq_eval_plan_make(w->ctx, p, &w->text, (uint32_t)a->ctx, (uint32_t)a->chunks, w->model.m->par.max_ctx, &w->plan));
+    w->plan.both = (uint32_t)a->kld_chunks;
     lq_log(w->ctx, LQ_LOG_INFO, "%s: %zu tokens, %u chunks of %u, %llu predictions scored", w->plan.name, w->text.ids.n, w->plan.chunks,
            w->plan.ctx, (unsigned long long)w->plan.tokens);
     if (!a->base) return LQ_OK;
@@ -136,7 +139,7 @@ static lq_status show(work *w, const char *model) {
         r->base_nll = w->base_ppl.nll;
         r->base_ppl = w->base_ppl.ppl;
         r->base_ppl_stderr = w->base_ppl.ppl_stderr;
-        r->diff = lq_paired_diff(w->ppl.chunk_nll, w->base_ppl.chunk_nll, w->plan.chunks);
+        r->diff = lq_paired_diff(w->ppl.chunk_nll, w->base_ppl.chunk_nll, w->base_ppl.chunks);
     }
     lq_status st = w->a->common.json ? lq_eval_json(w->ctx, r, &v) : lq_eval_lines(w->ctx, r, &out);
     if (!st && v) st = lq_json_dump(w->ctx, v, &out);

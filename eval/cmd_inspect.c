@@ -17,7 +17,8 @@ static const lq_opt options[] = {
 
 static void help(const lq_optset *sets) {
     printf("lquant inspect PATH [flags]        (also: show, dump)\n\n"
-           "Names, shapes, types, bits per weight, configuration and provenance of a model, read from headers alone (but --histogram).\n\n");
+           "Names, shapes, types, bits per weight, configuration and provenance of a model, from headers alone (but\n"
+           "--histogram).\n\n");
     lq_opts_help(stdout, sets);
     printf("\nexamples:\n"
            "  lquant inspect SmolLM2-4bit\n"

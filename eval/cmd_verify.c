@@ -17,8 +17,9 @@ static const lq_opt options[] = {
 
 static void help(const lq_optset *sets) {
     printf("lquant verify PATH [flags]\n\n"
-           "Everything a runtime would choke on in a checkpoint, anybody's, in any format that is read: headers, index, hashes, configuration\n"
-           "against tensors, token ids, side files; every block is decoded. One line per finding; exit 3 when one is an error, else 0.\n\n");
+           "Everything a runtime would choke on in a checkpoint, anybody's, in any format that is read: headers, index,\n"
+           "hashes, configuration against tensors, token ids, side files; every block is decoded. One line per finding;\n"
+           "exit 3 when one is an error, else 0.\n\n");
     lq_opts_help(stdout, sets);
     printf("\nexamples:\n"
            "  lquant verify SmolLM2-4bit\n"

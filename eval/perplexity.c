@@ -126,8 +126,9 @@ typedef struct side {          /* one model on its way through the text */
 typedef struct run {
     const lq_eval_plan *plan;
     side s[2];                 /* the model; the base, when there is one */
-    int sides;
+    int sides;                 /* that run this chunk */
     const int32_t *ids;        /* the chunk */
+    uint32_t both;             /* chunks that the base runs too */
     uint32_t pos, slice;       /* first position of the slice in the chunk; most tokens of a slice, 0: logits are not wanted */
     uint32_t vocab;
     float *kl;                 /* [tokens] */
@@ -146,7 +147,8 @@ static lq_status side_open(lq_ctx *ctx, run *r, side *s, bool decode) {
     s->logits = lq_mul_ok(r->slice, r->vocab, &n) ? LQ_NEWN(float, n) : NULL;
     s->nll = LQ_NEWN(double, r->plan->ctx);
     s->lse = LQ_NEWN(double, r->plan->ctx);
-    *s->out = (lq_ppl){.chunks = r->plan->chunks, .chunk_nll = LQ_NEWN(double, r->plan->chunks)};
+    uint32_t chunks = s == r->s ? r->plan->chunks : r->both;
+    *s->out = (lq_ppl){.chunks = chunks, .chunk_nll = LQ_NEWN(double, chunks)};
     if (!s->hidden || !s->logits || !s->nll || !s->lse || !s->out->chunk_nll) return lq_oom(ctx, (size_t)r->plan->ctx * s->m->par.hidden * 4);
     return LQ_OK;
 }
@@ -188,7 +190,7 @@ static lq_status forward(lq_ctx *ctx, run *r, side *s, bool decode) {
 static lq_status score_chunk(lq_ctx *ctx, run *r, bool decode) {
     uint32_t end = r->plan->ctx - 1;
     for (int k = 0; k < r->sides; k++) LQ_TRY(forward(ctx, r, &r->s[k], decode));
-    if (!r->slice) {
+    if (!decode && r->sides < 2) {
         const side *s = &r->s[0];
         uint32_t first = r->plan->first;
         return lq_score(ctx, s->m, s->hidden + (size_t)first * s->m->par.hidden, end - first, r->ids + first + 1, s->nll + first);
@@ -217,7 +219,7 @@ static lq_status add_up(lq_ctx *ctx, const run *r, side *s, uint32_t chunk, doub
 }
 
 static void finish(const lq_eval_plan *plan, lq_ppl *p, double sum, double sum2) {
-    double n = (double)plan->tokens, dev = 0;
+    double n = (double)p->chunks * (plan->ctx - 1 - plan->first), dev = 0;
     p->nll = sum / n;
     for (uint32_t i = 0; i < p->chunks; i++) dev += (p->chunk_nll[i] - p->nll) * (p->chunk_nll[i] - p->nll);
     if (plan->protocol->stderr_tokens || p->chunks < 2) p->nll_stderr = n > 1 ? sqrt(fmax(sum2 / n - p->nll * p->nll, 0) / (n - 1)) : 0;
@@ -237,6 +239,7 @@ static lq_status run_chunks(lq_ctx *ctx, run *r, const lq_eval_text *t, bool dec
         memcpy(ids, t->ids.v + (size_t)c * plan->ctx, plan->ctx * sizeof *ids);
         if (plan->protocol->bos_per_chunk && t->bos_id >= 0) ids[0] = t->bos_id;
         r->ids = ids;
+        r->sides = c < r->both ? 2 : 1;
         st = lq_check_cancel(ctx);
         if (!st) st = score_chunk(ctx, r, decode);
         if (!st) st = add_up(ctx, r, &r->s[0], c, &r->sum, &r->sum2);
@@ -267,27 +270,27 @@ static lq_status same_shape(lq_ctx *ctx, const lq_model *m, const lq_model *base
 
 lq_status lq_ppl_run(lq_ctx *ctx, const lq_model *m, const lq_kv_opts *kv, const lq_eval_text *t, const lq_eval_plan *plan, bool decode, lq_ppl *out,
                      const lq_model *base, lq_ppl *base_ppl, lq_kld *kld) {
-    run r = {.plan = plan, .s = {{.m = m, .out = out, .kv = kv ? *kv : (lq_kv_opts){0}}, {.m = base, .out = base_ppl}}, .sides = base ? 2 : 1, .vocab = m->par.vocab,
-             .slice = slice_of(m->par.vocab, decode, base)};
+    run r = {.plan = plan, .s = {{.m = m, .out = out, .kv = kv ? *kv : (lq_kv_opts){0}}, {.m = base, .out = base_ppl}}, .vocab = m->par.vocab,
+             .both = !base ? 0 : plan->both && plan->both < plan->chunks ? plan->both : plan->chunks, .slice = slice_of(m->par.vocab, decode, base)};
     lq_status st = LQ_OK;
-    uint64_t same = 0;
+    uint64_t same = 0, compared = plan->tokens / plan->chunks * r.both;
     *out = (lq_ppl){0};
     if (base) {
         *base_ppl = (lq_ppl){0};
         LQ_GO(same_shape(ctx, m, base, plan->ctx));
-        r.kl = LQ_NEWN(float, plan->tokens);
-        r.same = LQ_NEWN(uint8_t, plan->tokens);
-        if (!r.kl || !r.same) LQ_GO(lq_oom(ctx, plan->tokens * 5));
+        r.kl = LQ_NEWN(float, compared);
+        r.same = LQ_NEWN(uint8_t, compared);
+        if (!r.kl || !r.same) LQ_GO(lq_oom(ctx, compared * 5));
     }
-    for (int k = 0; k < r.sides; k++) LQ_GO(side_open(ctx, &r, &r.s[k], decode));
+    for (int k = 0; k < (base ? 2 : 1); k++) LQ_GO(side_open(ctx, &r, &r.s[k], decode));
     LQ_GO(run_chunks(ctx, &r, t, decode));
     finish(plan, out, r.sum, r.sum2);
     if (!base) goto done;
     finish(plan, base_ppl, r.base_sum, r.base_sum2);
-    for (uint64_t i = 0; i < plan->tokens; i++) same += r.same[i];
-    lq_kld_summary(r.kl, plan->tokens, same, kld);
+    for (uint64_t i = 0; i < compared; i++) same += r.same[i];
+    lq_kld_summary(r.kl, compared, same, kld);
 done:
-    for (int k = 0; k < r.sides; k++) side_close(&r.s[k]);
+    for (int k = 0; k < (base ? 2 : 1); k++) side_close(&r.s[k]);
     lq_free(r.kl);
     lq_free(r.same);
     if (st) {

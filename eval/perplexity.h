@@ -47,6 +47,7 @@ typedef struct lq_eval_plan {   /* what will be scored */
     char name[64];              /* with the length actually used, "gptq-256" */
     uint32_t ctx, first, chunks;
     uint64_t tokens;            /* scored predictions: chunks * (ctx - 1 - first) */
+    uint32_t both;              /* the base, if there is one, runs on the first so many chunks; 0: on all */
 } lq_eval_plan;
 /* ctx 0: the protocol's; clipped to max_ctx with a log line. chunks 0: all. A text too short for the protocol: LQ_ERR_FORMAT
  * that says how many tokens there are and how many are needed. */
@@ -67,8 +68,8 @@ typedef struct lq_kld {         /* KL(base || model) per scored token, nats */
 } lq_kld;
 
 /* Runs m, whose tensors must be loaded, over the plan. decode: token by token through the KV cache and GEMV. base, base_ppl
- * and kld come together or are all NULL: then both models run side by side on slices of tokens; logits are never kept. */
-/* kv: cache of m (not of base); NULL: fp32. */
+ * and kld come together or are all NULL: then both models run side by side on slices of tokens of the first plan->both chunks; logits are
+ * never kept. kv: cache of m (not of base); NULL: fp32. */
 lq_status lq_ppl_run(lq_ctx *ctx, const lq_model *m, const lq_kv_opts *kv, const lq_eval_text *t, const lq_eval_plan *plan, bool decode, lq_ppl *out,
                      const lq_model *base, lq_ppl *base_ppl, lq_kld *kld);
 #endif

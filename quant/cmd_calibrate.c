@@ -24,9 +24,9 @@ typedef struct args {
 } args;
 
 static const lq_opt options[] = {
-    {"output", "o", LQ_OPT_STRING, offsetof(args, output), "STATS", NULL, NULL, 0, 0, 0, "the file to write (or the second argument); NAME.gguf, NAME.dat: llama.cpp's importance matrix"},
+    {"output", "o", LQ_OPT_STRING, offsetof(args, output), "STATS", NULL, NULL, 0, 0, 0, "the file to write; NAME.gguf, NAME.dat: llama.cpp's importance matrix"},
     {"hessians", NULL, LQ_OPT_SET, offsetof(args, hessians), NULL, NULL, NULL, 0, 0, 1, "with the Gram matrices gptq and others need: 4 k^2 bytes per input of k columns"},
-    {"samples", NULL, LQ_OPT_SET, offsetof(args, samples), NULL, NULL, NULL, 0, 0, 1, "with up to 1024 tokens' activations, which smoothquant's search needs: 4096 k bytes per input of k columns"},
+    {"samples", NULL, LQ_OPT_SET, offsetof(args, samples), NULL, NULL, NULL, 0, 0, 1, "tokens' activations too, for smoothquant's search: 4096 k bytes per k columns"},
     {"rotate", NULL, LQ_OPT_CHOICE, offsetof(args, rotate), NULL, "none", LQ_ROTATION_FIXED, 0, 0, 0, "statistics of the model rotated so"},
     {"rotate-seed", NULL, LQ_OPT_INT, offsetof(args, rotate_seed), "N", "0", NULL, 0, 1e15, 0, "another random rotation"},
     {"max-memory", NULL, LQ_OPT_SIZE, offsetof(args, max_memory), "SIZE", NULL, NULL, 0, 0, 0, "activations beyond it go to disk; default: a quarter of the machine's"},
@@ -133,7 +133,10 @@ done:
 static void help(const lq_optset *sets) {
     printf("lquant calibrate [flags] IN -o STATS\n  statistics of the activations, for --stats of every method and for merge; also called imatrix\n\n");
     lq_opts_help(stdout, sets);
-    printf("\nexamples:\n  lquant calibrate SmolLM2 -f calib.txt -o smol.stats\n  lquant calibrate --hessians SmolLM2 -o smol.stats\n  lquant imatrix --seqlen 512 SmolLM2 -f calib.txt -o smol.imatrix.gguf\n  lquant gptq --bits 4 --stats smol.stats SmolLM2 OUT\n");
+    printf("\nexamples:\n"
+           "  lquant calibrate SmolLM2 -f calib.txt -o smol.stats\n"
+           "  lquant calibrate --hessians SmolLM2 -o smol.stats        then: lquant gptq --stats smol.stats SmolLM2 OUT\n"
+           "  lquant calibrate --seqlen 512 SmolLM2 -f calib.txt -o smol.imatrix.gguf\n");
 }
 
 static lq_status run_calibrate(lq_ctx *ctx, const char *name, int argc, char **argv) {
@@ -187,6 +190,10 @@ static lq_status merge(lq_ctx *ctx, const merge_args *a, const char **in, size_t
 static void merge_help(const lq_optset *sets) {
     printf("lquant merge STATS... -o OUT\n  statistics of disjoint texts (lquant calibrate) added up\n\n");
     lq_opts_help(stdout, sets);
+    printf("\nexamples:\n"
+           "  lquant merge web.stats code.stats -o all.stats\n"
+           "  lquant merge part-*.stats -o all.stats --overwrite\n"
+           "  lquant merge web.stats code.stats -o all.stats && lquant awq --stats all.stats SmolLM2 OUT\n");
 }
 
 static lq_status run_merge(lq_ctx *ctx, const char *name, int argc, char **argv) {

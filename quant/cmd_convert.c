@@ -19,7 +19,7 @@ typedef struct args {
 } args;
 
 static const lq_opt options[] = {
-    {"format", NULL, LQ_OPT_STRING, offsetof(args, format), "F[,F...]", NULL, NULL, 0, 0, 0, "formats of `lquant list formats`; several go to OUT/F each; default: OUT's suffix, else safetensors (floats)"},
+    {"format", NULL, LQ_OPT_STRING, offsetof(args, format), "F[,F...]", NULL, NULL, 0, 0, 0, "one of `lquant list formats`; several go to OUT/F each; default: OUT's suffix"},
     {"pre", NULL, LQ_OPT_STRING, offsetof(args, pre), "NAME", NULL, NULL, 0, 0, 0, "gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
     {"override-kv", NULL, LQ_OPT_LIST, offsetof(args, override_kv), "KEY=TYPE:VALUE", NULL, NULL, 0, 0, 0, "gguf: another value of a key; TYPE: int, float, bool, str; repeatable"},
     {"target", NULL, LQ_OPT_LIST, offsetof(args, target), "RUNTIME[,tp=N]", NULL, NULL, 0, 0, 0, "refuse what a runtime will not load (lquant list targets); repeatable"},

@@ -20,10 +20,10 @@ typedef struct args {
 
 #define FLAG(name, field, help) {name, NULL, LQ_OPT_SET, offsetof(args, field), NULL, NULL, NULL, 0, 0, 1, help}
 static const lq_opt options[] = {
-    {"imatrix", NULL, LQ_OPT_STRING, offsetof(args, imatrix), "FILE", NULL, NULL, 0, 0, 0, "importance of columns: llama.cpp's file (GGUF or .dat) or statistics of `lquant calibrate`"},
+    {"imatrix", NULL, LQ_OPT_STRING, offsetof(args, imatrix), "FILE", NULL, NULL, 0, 0, 0, "importance of columns: llama.cpp's file (GGUF or .dat) or `lquant calibrate`'s"},
     {"output-tensor-type", NULL, LQ_OPT_STRING, offsetof(args, output_type), "TYPE", NULL, NULL, 0, 0, 0, "of output.weight"},
     {"token-embedding-type", NULL, LQ_OPT_STRING, offsetof(args, embed_type), "TYPE", NULL, NULL, 0, 0, 0, "of token_embd.weight"},
-    {"tensor-type", NULL, LQ_OPT_LIST, offsetof(args, tensor_type), "NAME=TYPE", NULL, NULL, 0, 0, 0, "of tensors whose name a regular expression finds, e.g. attn_q=q8_0; the first that fits counts"},
+    {"tensor-type", NULL, LQ_OPT_LIST, offsetof(args, tensor_type), "NAME=TYPE", NULL, NULL, 0, 0, 0, "of tensors whose name a regular expression finds, e.g. attn_q=q8_0; the first counts"},
     {"tensor-type-file", NULL, LQ_OPT_STRING, offsetof(args, type_file), "FILE", NULL, NULL, 0, 0, 0, "such rules from a file, between spaces or lines; behind those of the command line"},
     {"include-weights", NULL, LQ_OPT_LIST, offsetof(args, include), "NAME", NULL, NULL, 0, 0, 0, "the importance matrix is used for tensors whose name holds it alone"},
     {"exclude-weights", NULL, LQ_OPT_LIST, offsetof(args, exclude), "NAME", NULL, NULL, 0, 0, 0, "... for all but those"},
@@ -220,9 +220,10 @@ static void help(const char *name, const lq_optset *sets) {
     printf("lquant %s [flags] IN [OUT.gguf] TYPE [THREADS]\n  llama-quantize's command line; IN: a GGUF or a Hugging Face folder\n\n", name);
     lq_opts_help(stdout, sets);
     printf("\ntypes:");
-    for (const lq_mixture *m = lq_mixtures; m->name; m++) printf(" %s", m->name);
+    for (const lq_mixture *m = lq_mixtures; m->name; m++) printf("%s %s", (m - lq_mixtures) % 16 ? "" : "\n ", m->name);
     printf(" COPY\n  Q3_K, Q4_K, Q5_K are Q3_K_M, Q4_K_M, Q5_K_M, and llama.cpp's numbers are understood\n"
-           "\nexamples:\n  lquant quantize model-f16.gguf model-q4.gguf Q4_K_M 8\n  lquant quantize --imatrix smol.imatrix.gguf SmolLM2 smol.gguf IQ4_XS\n");
+           "\nexamples:\n  lquant quantize model-f16.gguf model-q4.gguf Q4_K_M 8\n  lquant quantize --imatrix smol.imatrix.gguf SmolLM2 smol.gguf IQ4_XS\n"
+           "  lquant quantize --tensor-type attn_v=q6_k --output-tensor-type q8_0 SmolLM2 smol.gguf Q4_K_S\n");
 }
 
 static lq_status run_quantize(lq_ctx *ctx, const char *name, int argc, char **argv) {

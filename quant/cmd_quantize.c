@@ -8,11 +8,17 @@
 
 typedef struct args { lq_common common; lq_run run; } args;
 
+static void say_part(const char *name, const char *what, const char *paper) {
+    bool wide = strlen(name) + strlen(what) + strlen(paper) > 110; /* a terminal of 120 */
+    printf("  %s: %s%s(%s)\n", name, what, wide ? "\n    " : " ", paper);
+}
+
 /* The usual flags; with -v all of them. */
 static void help(const char *name, const lq_optset *sets, const lq_recipe *r, bool all) {
     printf("lquant %s [flags] IN OUT\n", name);
-    for (uint32_t i = 0; i < r->n_xforms; i++) printf("  %s: %s (%s)\n", r->xform[i].x->name, r->xform[i].x->what, r->xform[i].x->paper);
-    printf("  %s%s%s (%s)\n\n", r->n_xforms ? r->method->name : "", r->n_xforms ? ": " : "", r->method->what, r->method->paper);
+    for (uint32_t i = 0; i < r->n_xforms; i++) say_part(r->xform[i].x->name, r->xform[i].x->what, r->xform[i].x->paper);
+    say_part(r->method->name, r->method->what, r->method->paper);
+    putchar('\n');
     uint32_t more = all ? 0 : lq_opts_help_short(stdout, sets);
     if (all) lq_opts_help(stdout, sets);
     if (more) printf("  %u more flags: lquant %s --help -v\n", more, name);

@@ -22,7 +22,7 @@ typedef struct binary_opts { int64_t planes; int fit, activations, force; } bina
 
 static const lq_opt options[] = {
     {"fit", NULL, LQ_OPT_CHOICE, offsetof(binary_opts, fit), NULL, "gptq", "mean|weighted|gptq", 0, 0, 0,
-     "mean |w|, data-free; weighted by the inputs' second moments; codes with feedback, scales refitted (both calibrated)"},
+     "mean |w|; weighted by the inputs' energy; feedback, scales refitted"},
     {"planes", NULL, LQ_OPT_INT, offsetof(binary_opts, planes), "N", "1", NULL, 1, 2, 0, "2: the signs of the residual too, two bits per weight, two scales per row"},
     {"activations", NULL, LQ_OPT_SET, offsetof(binary_opts, activations), NULL, NULL, NULL, 0, 0, 1, "inputs as signs too, with one scale per token"},
     {"force", NULL, LQ_OPT_SET, offsetof(binary_opts, force), NULL, NULL, NULL, 0, 0, 1, "also a model that was not trained for it"},

@@ -22,7 +22,7 @@ typedef struct gptq_opts {
 
 static const lq_opt options[] = {
     {"damp-percent", "percdamp,dampening-frac", LQ_OPT_REAL, offsetof(gptq_opts, damp), "X", "0.01", NULL, 0, 1, 0,
-     "added to the Hessian's diagonal, as a part of its mean; raised when the Cholesky fails"},
+     "added to the Hessian's diagonal, a part of its mean; raised if Cholesky fails"},
     {"desc-act", "act-order", LQ_OPT_SET, offsetof(gptq_opts, in_order), NULL, NULL, NULL, 0, 0, 0, "process columns by falling activation (default)"},
     {"no-desc-act", "no-act-order", LQ_OPT_SET, offsetof(gptq_opts, in_order), NULL, NULL, NULL, 0, 0, 1, "process columns in their order"},
     {"static-groups", NULL, LQ_OPT_SET, offsetof(gptq_opts, static_groups), NULL, NULL, NULL, 0, 0, 1,

@@ -26,7 +26,7 @@ typedef struct int8_opts {
 static const lq_opt options[] = {
     {"threshold", NULL, LQ_OPT_REAL, offsetof(int8_opts, threshold), "X", "6", NULL, 0, 1e30, 0, "activations this large are multiplied apart; 0: none"},
     {"compat", NULL, LQ_OPT_CHOICE, offsetof(int8_opts, compat), NULL, "bnb", "none|bnb", 0, 0, 0,
-     "bnb: outliers are whole columns of a batch, weights pass through F16, as in bitsandbytes; none: outliers of each token"},
+     "bnb: outliers are columns of a batch, weights pass F16; none: of a token"},
     {"static", NULL, LQ_OPT_SET, offsetof(int8_opts, fixed), NULL, NULL, NULL, 0, 0, 1, "calibration fixes the outlier columns; their weights stay F16"},
     {"max-columns", NULL, LQ_OPT_INT, offsetof(int8_opts, most), "N", "32", NULL, 1, 4096, 0, "--static: keep at most the N largest columns of a linear"},
     {0}};

@@ -14,7 +14,7 @@ typedef struct rtn_opts { int search, signed_scales, double_quant, granularity; 
 
 #define SEARCH {"search", NULL, LQ_OPT_SET, offsetof(rtn_opts, search), NULL, NULL, NULL, 0, 0, 1, "search the scales that lose least instead of min-max"}
 #define SIGNED(grids) \
-    {"signed-scales", NULL, LQ_OPT_SET, offsetof(rtn_opts, signed_scales), NULL, NULL, NULL, 0, 0, 1, "let --search use negative scales" grids}
+    {"signed-scales", NULL, LQ_OPT_SET, offsetof(rtn_opts, signed_scales), NULL, NULL, NULL, 0, 0, 1, "~let --search use negative scales" grids}
 
 static const lq_opt options[] = {SEARCH, SIGNED(" (symmetric grids)"), {0}};
 static const lq_opt table_options[] = {
@@ -22,7 +22,7 @@ static const lq_opt table_options[] = {
     SEARCH, SIGNED(""), {0}};
 static const lq_opt fp8_options[] = {
     {"granularity", NULL, LQ_OPT_CHOICE, offsetof(rtn_opts, granularity), NULL, "type", "type|tensor|row|block", 0, 0, 0,
-     "weights per scale: as the type says, all, a row, 128 x 128 (activations in 128s)"},
+     "scales: as the type says, one, of rows, of 128 x 128 (activations: 128)"},
     SEARCH, {0}};
 static const lq_opt float_options[] = {SEARCH, {0}};
 

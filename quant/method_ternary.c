@@ -21,7 +21,7 @@ typedef struct ternary_opts { int fit, activations, force; } ternary_opts;
 
 static const lq_opt options[] = {
     {"fit", NULL, LQ_OPT_CHOICE, offsetof(ternary_opts, fit), NULL, "absmean", "absmean|optimal|gptq", 0, 0, 0,
-     "absmean: as BitNet b1.58 was trained; optimal: least error per group; gptq: with feedback, scales refitted (calibrated): best for ordinary models"},
+     "BitNet's rule; least error; feedback (calibrated): best for ordinary models"},
     {"activations", NULL, LQ_OPT_CHOICE, offsetof(ternary_opts, activations), NULL, "none", "none|int8", 0, 0, 0, "int8: per token, as BitNet b1.58 was trained"},
     {"force", NULL, LQ_OPT_SET, offsetof(ternary_opts, force), NULL, NULL, NULL, 0, 0, 1, "also a model that was not trained for it"},
     {0}};

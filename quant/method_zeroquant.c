@@ -23,7 +23,7 @@ static const lq_opt options[] = {
     {"no-correction", NULL, LQ_OPT_SET, offsetof(zeroquant_opts, no_correction), NULL, NULL, NULL, 0, 0, 1, "aim at the weights, not at the unquantized model's output"},
     {"lorc", NULL, LQ_OPT_INT, offsetof(zeroquant_opts, lorc), "RANK", "0", NULL, 0, 256, 0, "low-rank compensation of what rounding lost, in F16"},
     {"lorc-error", NULL, LQ_OPT_CHOICE, offsetof(zeroquant_opts, lorc_error), NULL, "output", "output|weight", 0, 0, 0,
-     "what --lorc makes small: the error of the output (by the Gram matrix) or of the weights"},
+     "the error --lorc reduces: of the output (Gram matrix) or of the weights"},
     {0}};
 
 static unsigned needs_of(const void *opts) {

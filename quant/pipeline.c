@@ -12,13 +12,13 @@
 #include <unistd.h>
 
 const lq_opt lq_run_options[] = {
-    {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "F[,F...]", NULL, NULL, 0, 0, 0, "formats of `lquant list formats`; several go to OUT/F each; default: OUT's suffix, else the method's own"},
+    {"format", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, format), "F[,F...]", NULL, NULL, 0, 0, 0, "one of `lquant list formats`; several go to OUT/F each; default: OUT's suffix"},
     {"pre", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, pre), "NAME", NULL, NULL, 0, 0, 0, "~gguf: llama.cpp's pre-tokenizer when the tokenizer's is not recognised"},
     {"override-kv", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, override_kv), "KEY=TYPE:VALUE", NULL, NULL, 0, 0, 0, "~gguf: another value of a key; TYPE: int, float, bool, str; repeatable"},
     {"include-weights", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, include), "NAME", NULL, NULL, 0, 0, 0, "~an importance matrix is used for tensors of such GGUF names alone; repeatable"},
     {"exclude-weights", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, exclude), "NAME", NULL, NULL, 0, 0, 0, "~... for all but these"},
     {"target", NULL, LQ_OPT_LIST, offsetof(lq_run_opts, target), "RUNTIME[,tp=N]", NULL, NULL, 0, 0, 0,
-     "refuse what vllm, transformers, gptqmodel, llama.cpp, trtllm or mlx will not load (lquant list targets); repeatable"},
+     "refuse what that runtime will not load (lquant list targets); repeatable"},
     {"shard-size", "max-shard-size,ss", LQ_OPT_SIZE, offsetof(lq_run_opts, shard_size), "SIZE", "5GB", NULL, 0, 0, 0, "~largest file of a checkpoint folder"},
     {"max-memory", NULL, LQ_OPT_SIZE, offsetof(lq_run_opts, max_memory), "SIZE", NULL, NULL, 0, 0, 0, "~activations beyond it go to disk; default: a quarter of the machine's"},
     {"work-dir", "w", LQ_OPT_STRING, offsetof(lq_run_opts, work_dir), "DIR", NULL, NULL, 0, 0, 0, "~where they go; default: TMPDIR or /tmp"},
@@ -35,8 +35,8 @@ const lq_opt lq_run_options[] = {
      "~an expert with N tokens has half that weight; 0: as many as it has inputs"},
     {"expert-weights", NULL, LQ_OPT_CHOICE, offsetof(lq_run_opts, experts.flat), NULL, "gate", "gate|flat", 0, 0, 0,
      "~tokens of an expert count by their gate probability squared, or alike"},
-    {"kv-scales", NULL, LQ_OPT_SET, offsetof(lq_run_opts, kv_scales), NULL, NULL, NULL, 0, 0, 1, "store the calibrated scales of keys and values (eval --kv int8 --kv-scales)"},
-    {"target-correction", NULL, LQ_OPT_SET, offsetof(lq_run_opts, target_correction), NULL, NULL, NULL, 0, 0, 1, "aim at what the unquantized model puts out, not at the weights; any method"},
+    {"kv-scales", NULL, LQ_OPT_SET, offsetof(lq_run_opts, kv_scales), NULL, NULL, NULL, 0, 0, 1, "~store the calibrated scales of keys and values (eval --kv int8 --kv-scales)"},
+    {"target-correction", NULL, LQ_OPT_SET, offsetof(lq_run_opts, target_correction), NULL, NULL, NULL, 0, 0, 1, "~aim at what the unquantized model puts out, not at the weights; any method"},
     {"true-sequential", NULL, LQ_OPT_SET, offsetof(lq_run_opts, true_sequential), NULL, NULL, NULL, 0, 0, 1, NULL},
     {"dry-run", NULL, LQ_OPT_SET, offsetof(lq_run_opts, dry_run), NULL, NULL, NULL, 0, 0, 1, "print the plan from headers and stop"},
     {"report", NULL, LQ_OPT_STRING, offsetof(lq_run_opts, report), "FILE", NULL, NULL, 0, 0, 0, "~write the run's JSON report (times, peaks, every linear)"},
@@ -303,7 +303,8 @@ static lq_status check_memory(road *r) {
         if (row->quantize && lq_row_cols(row) > k) k = lq_row_cols(row);
         if (row->quantize && lq_row_elems(row) > largest) largest = lq_row_elems(row);
     }
-    uint64_t need = block + 16 * k * k + (64u << 20) + lq_experts_bytes(r->model), budget = r->run->opts.max_memory;
+    uint64_t need = block + 16 * k * k + (64u << 20) + lq_experts_bytes(r->model, r->needs), budget = r->run->opts.max_memory;
+    if (r->needs & LQ_NEED_CROSS) need += 20 * k * k + 32 * k * k; /* statistics: a triangle and two squares more; the correction's four squares */
     if (r->run->recipe.n_xforms) need += 16 * largest + 4ull * LQ_SAMPLES * k; /* a search's copies of one linear, sampled tokens */
     r->cache_budget = machine / 4;
     if (!budget) return LQ_OK;

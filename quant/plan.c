@@ -21,12 +21,12 @@ const lq_opt lq_plan_options[] = {
     {"scale-dtype", NULL, LQ_OPT_CHOICE, offsetof(lq_plan_opts, scale_dtype), NULL, "both", "both|f16", 0, 0, 0, "~scales exact in F16 and BF16, or in F16 only"},
     {"tensor-type", NULL, LQ_OPT_LIST, offsetof(lq_plan_opts, tensor_type), "REGEX=TYPE", NULL, NULL, 0, 0, 0, "another type for matching modules; repeatable"},
     {"ignore", "ignore-layers", LQ_OPT_LIST, offsetof(lq_plan_opts, ignore), "REGEX", NULL, NULL, 0, 0, 0, "keep matching modules unquantized; repeatable"},
-    {"keep-unfit", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, keep_unfit), NULL, NULL, NULL, 0, 0, 1, "keep linears the format cannot hold"},
+    {"keep-unfit", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, keep_unfit), NULL, NULL, NULL, 0, 0, 1, "~keep linears the format cannot hold"},
     {"output-tensor-type", NULL, LQ_OPT_STRING, offsetof(lq_plan_opts, output_type), "TYPE", NULL, NULL, 0, 0, 0, "~mixtures of a GGUF (--scheme Q4_K_M): of output.weight"},
     {"token-embedding-type", NULL, LQ_OPT_STRING, offsetof(lq_plan_opts, embed_type), "TYPE", NULL, NULL, 0, 0, 0, "~mixtures: of the embedding"},
     {"leave-output-tensor", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, leave_output), NULL, NULL, NULL, 0, 0, 1, "~mixtures: output.weight stays as it is"},
     {"pure", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, pure), NULL, NULL, NULL, 0, 0, 1, "~mixtures: one type for all"},
-    {"no-fallback", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, no_fallback), NULL, NULL, NULL, 0, 0, 1, "mixtures: refuse rows that blocks of 256 do not divide"},
+    {"no-fallback", NULL, LQ_OPT_SET, offsetof(lq_plan_opts, no_fallback), NULL, NULL, NULL, 0, 0, 1, "~mixtures: refuse rows that blocks of 256 do not divide"},
     {"dtype", NULL, LQ_OPT_CHOICE, offsetof(lq_plan_opts, dtype), NULL, "bf16", LQ_FLOAT_CHOICES, 0, 0, 0, "~kept tensors of a GGUF input"},
     {0}};
 

@@ -25,12 +25,12 @@ typedef struct awq_opts { int64_t ratios; int sites, clip, family, pow2, loss; }
 
 static const lq_opt options[] = {
     {"awq-ratios", NULL, LQ_OPT_INT, offsetof(awq_opts, ratios), "N", "20", NULL, 1, 100, 0, "ratios tried: 0/N .. (N-1)/N, and no scale at all"},
-    {"awq-scales", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, family), NULL, "both", "both|x|xw", 0, 0, 0, "from activations (llm-awq), with weights too (AutoAWQ), or both"},
+    {"awq-scales", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, family), NULL, "both", "both|x|xw", 0, 0, 0, "~from activations (llm-awq), with weights too (AutoAWQ), or both"},
     {"clip", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, clip), NULL, "auto", "auto|on|off", 0, 0, 0,
-     "cut the ranges of weight groups; auto: unless the method searches its scales itself"},
+     "cut the ranges of groups; auto: unless the method searches its scales"},
     {"awq-loss", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, loss), NULL, "gram", "gram|block", 0, 0, 0, "block: the best by the Gram matrix are judged by the block's output"},
-    {"awq-sites", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, sites), NULL, "all", "all|norms", 0, 0, 0, "where to fold"},
-    {"awq-pow2", NULL, LQ_OPT_SET, offsetof(awq_opts, pow2), NULL, NULL, NULL, 0, 0, 1, "powers of two only: the fold is bit-exact"},
+    {"awq-sites", NULL, LQ_OPT_CHOICE, offsetof(awq_opts, sites), NULL, "all", "all|norms", 0, 0, 0, "~where to fold"},
+    {"awq-pow2", NULL, LQ_OPT_SET, offsetof(awq_opts, pow2), NULL, NULL, NULL, 0, 0, 1, "~powers of two only: the fold is bit-exact"},
     {0}};
 
 static bool wants(const void *opts, lq_site_kind kind) { return kind == LQ_SITE_NORM || ((const awq_opts *)opts)->sites == SITES_ALL; }
@@ -135,9 +135,8 @@ static uint32_t sample_rows(const lq_xsite *x, const lq_xreader *in) {
     return in->rows < most ? in->rows : (uint32_t)most;
 }
 
-/* loss[k] of the candidates s[which[k]][cols] on the sample's rows of each quantized reader, or on all. */
-static lq_status score(lq_ctx *ctx, const lq_xsite *x, const float *h, const float *moment, const float *s, const uint32_t *which, uint32_t n, bool all,
-                       double *loss) {
+/* loss[k] of the scales s[k][cols] (NULL: all one) on the sample's rows of each quantized reader, or on all. */
+static lq_status score(lq_ctx *ctx, const lq_xsite *x, const float *h, const float *moment, const float *const *s, uint32_t n, bool all, double *loss) {
     lq_status st = LQ_OK;
     for (uint32_t i = 0; i < x->n && !st; i++) {
         const lq_xreader *in = &x->reader[i];
@@ -154,7 +153,7 @@ static lq_status score(lq_ctx *ctx, const lq_xsite *x, const float *h, const flo
         if (sample) b.w = sample;
         for (uint32_t k = 0; k < n && !st; k++) {
             st = lq_check_cancel(ctx);
-            if (!st) st = bench_loss(ctx, &b, in->target, which[k] ? s + (size_t)which[k] * x->cols : NULL, x->fit, &loss[k]);
+            if (!st) st = bench_loss(ctx, &b, in->target, s[k], x->fit, &loss[k]);
         }
         lq_free(b.q);
         lq_free(b.scratch);
@@ -173,8 +172,8 @@ static bool samples_all(const lq_xsite *x) {
 typedef struct candidates {
     uint32_t n;
     float *s, *by_column;     /* [n][scales], [n][cols]; 0: all one */
+    const float **at;         /* [n] into by_column; 0: NULL */
     double *loss;
-    uint32_t *which;
 } candidates;
 
 static void name_choice(const awq_opts *o, uint32_t k, uint32_t n_x, char *out, size_t n) {
@@ -188,11 +187,11 @@ static lq_status make(lq_ctx *ctx, const awq_opts *o, const lq_xsite *x, uint32_
     c->s = LQ_NEWN(float, (size_t)c->n * x->scales);
     c->by_column = LQ_NEWN(float, (size_t)c->n * x->cols);
     c->loss = LQ_NEWN(double, c->n);
-    c->which = LQ_NEWN(uint32_t, c->n);
-    lq_status st = xm && c->s && c->by_column && c->loss && c->which ? means(ctx, x, xm, xm + x->scales) : lq_oom(ctx, (size_t)c->n * x->cols * 8);
+    c->at = LQ_NEWN(const float *, c->n);
+    lq_status st = xm && c->s && c->by_column && c->loss && c->at ? means(ctx, x, xm, xm + x->scales) : lq_oom(ctx, (size_t)c->n * x->cols * 8);
     for (uint32_t k = 0; k < c->n && !st; k++) {
         float *s = c->s + (size_t)k * x->scales;
-        c->which[k] = k;
+        c->at[k] = k ? c->by_column + (size_t)k * x->cols : NULL;
         for (uint32_t j = 0; j < x->scales; j++) s[j] = 1;
         if (k) st = scales_of(ctx, x, xm, xm + x->scales, (double)(k <= n_x ? k : k - n_x - 1) / (double)o->ratios, k > n_x, o->pow2, s);
         for (uint32_t col = 0; col < x->cols; col++) c->by_column[(size_t)k * x->cols + col] = s[x->scale_of[col]];
@@ -202,16 +201,14 @@ static lq_status make(lq_ctx *ctx, const awq_opts *o, const lq_xsite *x, uint32_
 }
 
 static lq_status choose(lq_ctx *ctx, const lq_xsite *x, const float *h, const float *moment, candidates *c, uint32_t *best, double *before) {
-    uint32_t pair[2] = {0, 0};
     double both[2] = {0, 0};
     *best = 0;
-    LQ_TRY(score(ctx, x, h, moment, c->by_column, c->which, c->n, false, c->loss));
+    LQ_TRY(score(ctx, x, h, moment, c->at, c->n, false, c->loss));
     for (uint32_t k = 1; k < c->n; k++)
         if (c->loss[k] < c->loss[*best]) *best = k;
     *before = c->loss[0];
     if (!*best || samples_all(x)) return LQ_OK;
-    pair[1] = *best; /* the sample's winner must beat doing nothing on every row */
-    LQ_TRY(score(ctx, x, h, moment, c->by_column, pair, 2, true, both));
+    LQ_TRY(score(ctx, x, h, moment, (const float *[]){NULL, c->at[*best]}, 2, true, both)); /* the sample's winner must beat doing nothing on every row */
     *before = both[0];
     if (!(both[1] < both[0])) *best = 0;
     c->loss[*best] = *best ? both[1] : both[0];
@@ -231,12 +228,12 @@ static uint32_t next_best(candidates *c) {
 static lq_status judge(lq_ctx *ctx, const lq_xsite *x, const float *h, const float *moment, candidates *c, uint32_t *best, double *before) {
     double least, loss;
     if (!x->output_loss) return lq_fail(ctx, LQ_ERR_INTERNAL, "%s: no block to run", x->name);
-    LQ_TRY(score(ctx, x, h, moment, c->by_column, c->which, c->n, false, c->loss));
+    LQ_TRY(score(ctx, x, h, moment, c->at, c->n, false, c->loss));
     LQ_TRY(x->output_loss(ctx, x, NULL, moment, before));
     least = *before;
     *best = 0;
     for (uint32_t i = 0, k; i < JUDGED && (k = next_best(c)); i++) {
-        LQ_TRY(x->output_loss(ctx, x, c->by_column + (size_t)k * x->cols, moment, &loss));
+        LQ_TRY(x->output_loss(ctx, x, c->at[k], moment, &loss));
         if (!(loss < least)) continue;
         least = loss;
         *best = k;
@@ -269,7 +266,7 @@ static lq_status apply(lq_ctx *ctx, const void *opts, const lq_xsite *x, float *
     lq_free(c.s);
     lq_free(c.by_column);
     lq_free(c.loss);
-    lq_free(c.which);
+    lq_free(c.at);
     lq_free(h);
     lq_free(moment);
     return st;
@@ -296,7 +293,6 @@ static void scale_slice(void *arg, size_t i) {
     for (size_t r = i * LQ_PROXY_ROWS; r < (i + 1) * LQ_PROXY_ROWS && r < a->in->rows; r++)
         for (uint32_t c = 0; c < cols; c++) a->scaled[r * cols + c] = a->in->w[r * cols + c] * a->s[a->x->scale_of[c]];
 }
-
 
 static void cut_slice(void *arg, size_t i) {
     const clipper *a = arg;

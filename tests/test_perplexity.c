@@ -227,6 +227,30 @@ static void a_model_does_not_diverge_from_itself(void **state) {
     close_model(other, other_src);
 }
 
+static void divergence_of_the_first_chunks_is_that_of_a_text_which_ends_there(void **state) {
+    (void)state;
+    int32_t ids[TEXT];
+    lq_eval_text t = make_text(ids, TEXT);
+    lq_eval_plan plan, brief;
+    lq_source *src, *other_src;
+    lq_model *m = open_model("llama", &src), *other = open_model("llama_tied", &other_src);
+    lq_ppl p, b, p2, b2, alone = run(m, &t, "gptq-2048", 40, false);
+    lq_kld k, k2;
+    assert_int_equal(lq_eval_plan_make(NULL, lq_protocol_find("gptq-2048"), &t, 40, 2, 128, &brief), LQ_OK);
+    assert_int_equal(lq_eval_plan_make(NULL, lq_protocol_find("gptq-2048"), &t, 40, 0, 128, &plan), LQ_OK);
+    plan.both = 2;
+    assert_int_equal(lq_ppl_run(NULL, m, NULL, &t, &plan, false, &p, other, &b, &k), LQ_OK);
+    assert_int_equal(lq_ppl_run(NULL, m, NULL, &t, &brief, false, &p2, other, &b2, &k2), LQ_OK);
+    assert_memory_equal(&k, &k2, sizeof k);
+    assert_int_equal(b.chunks, 2);
+    assert_int_equal(p.chunks, plan.chunks);
+    assert_true(b.nll == b2.nll && b.nll_stderr == b2.nll_stderr && p.chunk_nll[1] == p2.chunk_nll[1]);
+    assert_true(p.chunk_nll[4] == alone.chunk_nll[4] && fabs(p.nll - alone.nll) <= 1e-6);
+    for (lq_ppl *x[] = {&p, &b, &p2, &b2, &alone, NULL}, **i = x; *i; i++) lq_ppl_free(*i);
+    close_model(m, src);
+    close_model(other, other_src);
+}
+
 static void divergence_follows_its_formula(void **state) {
     (void)state;
     const float p[3] = {1, 2, 0.5f}, q[3] = {0, 3, -1};
@@ -330,6 +354,7 @@ int main(void) {
         cmocka_unit_test(decoding_gives_the_same_perplexity_and_threads_the_same_bits),
         cmocka_unit_test(standard_errors_are_over_chunks_or_over_tokens_as_the_protocol_says),
         cmocka_unit_test(a_model_does_not_diverge_from_itself),
+        cmocka_unit_test(divergence_of_the_first_chunks_is_that_of_a_text_which_ends_there),
         cmocka_unit_test(divergence_follows_its_formula),
         cmocka_unit_test(a_result_is_a_base_for_the_same_measurement_only),
         cmocka_unit_test(running_out_of_memory_is_an_error),

@@ -8,7 +8,7 @@
 One JSON per cell in WORK/cells; what is there is not made again, so a run may be interrupted, extended by --only, and continued.
 Several may run beside one another on the same WORK: a cell that another one has begun is left to it.
 Checkpoints are deleted once measured (--keep leaves them). Difference to fp in nats per token is paired over chunks (mean and
-its standard error); KLD is measured on --kld-chunks. A refused recipe is a cell too: its reason stands in the table.
+its standard error); KLD is measured on the first --kld-chunks. A refused recipe is a cell too: its reason stands in the table.
 bits/w counts everything a quantized linear stores. Seconds (of all threads together, so that other work on the machine does not count) and
 peak memory are the quantizing command's own.
 """
@@ -88,8 +88,8 @@ def paired(a, b):
     return mean, math.sqrt(sum((x - mean) ** 2 for x in d) / max(len(d) - 1, 1) / len(d))
 
 
-def evaluate(a, path, flags, chunks, extra, log):
-    command = [a.lquant, "eval", str(path), "-f", a.text, "--chunks", str(chunks), "-t", str(a.threads), "--json", "-q", *flags, *extra]
+def evaluate(a, path, flags, log):
+    command = [a.lquant, "eval", str(path), "-f", a.text, "--chunks", str(a.chunks), "-t", str(a.threads), "--json", "-q", *flags]
     if a.ctx:
         command += ["--ctx", str(a.ctx)]
     code, out, last, _ = run(command, log)
@@ -113,12 +113,11 @@ def measure(a, model, name, recipe, flags, eval_flags):
             return {**cell, "exit": code, "why": last}
         r = json.loads(report.read_text())
         cell |= {"peak_memory": r["peak_memory"], "fallbacks": r["fallbacks"]}
-    cell["eval"], last = evaluate(a, path, eval_flags, a.chunks, [], log.with_suffix(".eval"))
+    extra = ["--kld", "--base", model, "--kld-chunks", str(a.kld_chunks)] if (recipe or eval_flags) and a.kld_chunks else []
+    cell["eval"], last = evaluate(a, path, [*eval_flags, *extra], log.with_suffix(".eval"))
     if not cell["eval"]:
         return {**cell, "exit": 1, "why": last}
-    if (recipe or eval_flags) and a.kld_chunks:
-        kld, _ = evaluate(a, path, eval_flags, a.kld_chunks, ["--kld", "--base", model], log.with_suffix(".kld"))
-        cell["kld"] = kld["kld"] if kld else None
+    cell["kld"] = cell["eval"].get("kld")
     if not a.keep:
         shutil.rmtree(log.with_suffix(".out"), ignore_errors=True)
     return {**cell, "exit": 0}

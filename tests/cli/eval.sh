@@ -78,6 +78,7 @@ what_cannot_be_compared_is_refused() { # test
     expect 2 "text_sha256" "$lquant" eval "$tiny" -f "$tmp/other.txt" --chunks 4 --base "$tmp/base.json"
     expect 2 "is a result" "$lquant" eval "$tiny" -f "$text" --base "$tmp/base.json" --kld
     expect 2 "needs --base" "$lquant" eval "$tiny" -f "$text" --kld
+    expect 2 "needs --kld" "$lquant" eval "$tiny" -f "$text" --base "$tiny" --kld-chunks 2
     echo "a few words" >"$tmp/short.txt"
     expect 3 "tokens, gptq-256 needs at least 256" "$lquant" eval "$tiny" -f "$tmp/short.txt"
     expect 2 "needs a text" "$lquant" eval "$tiny"

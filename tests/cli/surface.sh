@@ -3,10 +3,11 @@
 . "$2/tests/cli/lib.sh"
 
 help_fits_a_screen_and_has_examples() { # test
-    for verb in gptq awq rtn convert eval run bench inspect verify diff; do
+    for verb in $("$lquant" list methods | awk '{ print $1 }') convert quantize calibrate merge eval run bench inspect verify diff plan list; do
         ok "$lquant" $verb --help
-        [ "$(wc -l <"$tmp/stdout")" -le 56 ] || fail "$verb --help has $(wc -l <"$tmp/stdout") lines"
-        [ "$(grep -c "^  lquant $verb" "$tmp/stdout")" -ge 3 ] || fail "$verb --help has fewer than three examples"
+        awk 'length > 120 { exit 1 }' "$tmp/stdout" || fail "$verb --help: $(awk 'length > 120' "$tmp/stdout" | head -n 1)"
+        [ "$(wc -l <"$tmp/stdout")" -le 48 ] || fail "$verb --help has $(wc -l <"$tmp/stdout") lines"
+        [ "$(grep -cE "^  (printf .*)?lquant $verb( |$)" "$tmp/stdout")" -ge 3 ] || fail "$verb --help has fewer than three examples"
     done
     ok "$lquant" --help
     ok "$lquant" awq --help -v
