@@ -96,13 +96,17 @@ typedef struct spread { const lq_gram *g; double *out; } spread;
 
 static void full_task(void *arg, size_t ti) {
     const spread *s = arg;
-    uint32_t k = s->g->k, end = (uint32_t)(ti + 1) * T < k ? (uint32_t)(ti + 1) * T : k;
-    for (uint32_t i = (uint32_t)ti * T; i < end; i++)
-        for (uint32_t j = 0; j <= i; j++) {
-            double v = lq_gram_at(s->g, i, j) / (double)(s->g->n ? s->g->n : 1);
-            s->out[(size_t)i * k + j] = v;
-            s->out[(size_t)j * k + i] = v;
-        }
+    uint32_t k = s->g->k, i0 = (uint32_t)ti * T, rows = most(k - i0, T);
+    double n = (double)(s->g->n ? s->g->n : 1);
+    for (uint32_t tj = 0; tj <= ti; tj++) {
+        const double *t = tile_at(s->g, (uint32_t)ti, tj);
+        for (uint32_t i = 0; i < rows; i++)
+            for (uint32_t j = 0; j < (tj == ti ? i + 1 : T); j++) {
+                double v = t[(size_t)i * T + j] / n;
+                s->out[(size_t)(i0 + i) * k + tj * T + j] = v;
+                s->out[(size_t)(tj * T + j) * k + i0 + i] = v;
+            }
+    }
 }
 
 void lq_gram_full(const lq_gram *g, double *out) { lq_parallel_for(tile_rows(g->k), full_task, &(spread){g, out}); }
