@@ -63,9 +63,13 @@ uint8_t lq_f32_e8m0(float f) {
 
 float lq_round_sig(float f, int sig) {
     if (f == 0 || !isfinite(f)) return f;
-    int e;
-    double m = frexp((double)f, &e);
-    return (float)ldexp(rint(ldexp(m, sig)), e - sig);
+    double v = (double)f; /* never subnormal */
+    uint64_t bits, drop = 53 - (uint64_t)sig;
+    memcpy(&bits, &v, sizeof bits);
+    bits += ((uint64_t)1 << (drop - 1)) - 1 + (sig == 1 || bits >> drop & 1); /* ties to even; a leading 1 is not stored and odd */
+    bits = bits >> drop << drop;
+    memcpy(&v, &bits, sizeof v);
+    return (float)v;
 }
 
 void lq_rng_seed(lq_rng *r, uint64_t seed, uint64_t stream) {
