@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <dlfcn.h>
 
 cudaStream_t lq_stream; /* NULL until the device was asked for */
 
@@ -63,10 +64,14 @@ static cudaError_t plant() {
     return e;
 }
 
+static bool capturing;
+
 static const char *record() {
     if (!lq_stream) return "no stream to record";
     cudaError_t e = plant();
-    return said(e == cudaSuccess ? cudaStreamBeginCapture(lq_stream, cudaStreamCaptureModeThreadLocal) : e);
+    if (e == cudaSuccess) e = cudaStreamBeginCapture(lq_stream, cudaStreamCaptureModeThreadLocal);
+    capturing = e == cudaSuccess;
+    return said(e);
 }
 
 static const char *branch(uint32_t i) {
@@ -96,6 +101,7 @@ static const char *end(void **pass) {
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t exec = nullptr;
     cudaError_t joined = join(), e = cudaStreamEndCapture(lq_stream, &graph);
+    capturing = false;
     if (joined != cudaSuccess) e = joined;
     if (e == cudaSuccess) e = cudaGraphInstantiate(&exec, graph, 0);
     if (graph) cudaGraphDestroy(graph);
@@ -107,6 +113,41 @@ static const char *replay(void *pass) { return said(cudaGraphLaunch((cudaGraphEx
 
 static void forget(void *pass) {
     if (pass) cudaGraphExecDestroy((cudaGraphExec_t)pass);
+}
+
+/* ---- time and energy ---- */
+
+static cudaEvent_t marks[LQ_DEVICE_MARKS]; /* made when first asked for: a pass runs once before it is recorded */
+
+static const char *mark(uint32_t i) {
+    if (i >= LQ_DEVICE_MARKS) return "no such mark";
+    cudaError_t e = marks[i] ? cudaSuccess : cudaEventCreate(&marks[i]);
+    if (e == cudaSuccess) e = cudaEventRecordWithFlags(marks[i], lq_stream, capturing ? cudaEventRecordExternal : cudaEventRecordDefault);
+    return said(e);
+}
+
+static double lasted(uint32_t i) {
+    float ms = 0;
+    if (i + 1 >= LQ_DEVICE_MARKS || !marks[i] || !marks[i + 1]) return -1;
+    return cudaEventElapsedTime(&ms, marks[i], marks[i + 1]) == cudaSuccess ? ms * 1e-3 : -1;
+}
+
+/* The driver's management library (NVML), opened at run time: millijoules of the board since the driver was loaded. */
+static double joules() {
+    static int (*used)(void *, unsigned long long *);
+    static void *board;
+    static bool tried;
+    if (!tried) {
+        tried = true;
+        void *lib = dlopen("libnvidia-ml.so.1", RTLD_NOW);
+        int (*init)(void) = lib ? (int (*)(void))dlsym(lib, "nvmlInit_v2") : nullptr;
+        int (*find)(const char *, void **) = lib ? (int (*)(const char *, void **))dlsym(lib, "nvmlDeviceGetHandleByPciBusId_v2") : nullptr;
+        char bus[32];
+        if (init && find && !init() && cudaDeviceGetPCIBusId(bus, sizeof bus, 0) == cudaSuccess && !find(bus, &board))
+            used = (int (*)(void *, unsigned long long *))dlsym(lib, "nvmlDeviceGetTotalEnergyConsumption");
+    }
+    unsigned long long mj = 0;
+    return used && !used(board, &mj) ? (double)mj * 1e-3 : -1;
 }
 
 uint64_t lq_cuda_launches;
@@ -135,7 +176,7 @@ static double peak() {
 static void *stream() { return lq_stream; }
 
 extern "C" const lq_device *lq_device_cuda(void) {
-    static const lq_device d = {"cuda", available, describe, take, release, put, get, record, end, replay, forget, branch, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table, launches, peak, stream};
+    static const lq_device d = {"cuda", available, describe, take, release, put, get, record, end, replay, forget, branch, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table, launches, mark, lasted, joules, peak, stream};
     if (!lq_stream && available() && cudaStreamCreate(&lq_stream) != cudaSuccess) lq_stream = nullptr; /* then the one that is always there */
     return &d;
 }
