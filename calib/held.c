@@ -10,7 +10,12 @@
 
 enum { SLAB = 4 << 20 }; /* bytes of a decoded piece of a matrix */
 
-typedef struct up { lq_ctx *ctx; lq_model *m; lq_held *h; } up;
+typedef struct up {
+    lq_ctx *ctx;
+    lq_model *m;
+    lq_held *h;
+    struct { char *codes, *params, *perm; } at; /* room that the next matrix goes to (floats: codes); NULL: room of its own */
+} up;
 
 static lq_status own(up *u, void *p, size_t n) {
     lq_held *h = u->h;
@@ -67,13 +72,19 @@ static lq_status put_decoded(up *u, const lq_linear *lin, lq_dtype type, void *t
 
 static bool is_float(lq_dtype t) { return t == LQ_F32 || t == LQ_F16 || t == LQ_BF16; }
 
-static lq_status hold_dense(up *u, const lq_linear *lin, lq_held_linear *out) {
+/* What a matrix is held as that the device has no kernel for; F32 where a value is too large for that. */
+static lq_dtype type_held(const lq_linear *lin) {
     lq_dtype type = lin->q ? lq_qtensor_floats(lin->q) : lin->dtype;
-    void *w = NULL;
+    return is_float(type) ? type : LQ_F16;
+}
+
+static lq_status hold_dense(up *u, const lq_linear *lin, lq_held_linear *out) {
+    lq_dtype type = type_held(lin);
+    void *w = u->at.codes;
     bool stored = !lin->q && is_float(lin->dtype), small = false;
-    if (!is_float(type)) type = LQ_F16;
     size_t n = (size_t)lin->rows * lin->cols;
-    LQ_TRY(lq_held_take(u->ctx, u->h, stored ? lin->w : NULL, n * lq_dtypes[type].bytes, &w));
+    if (!u->at.codes) LQ_TRY(lq_held_take(u->ctx, u->h, stored ? lin->w : NULL, n * lq_dtypes[type].bytes, &w));
+    else if (stored && !u->h->d->put(w, lin->w, n * lq_dtypes[type].bytes)) return lq_fail(u->ctx, LQ_ERR_RESOURCE, "device %s: tensor '%s' cannot be copied to it", u->h->d->name, lin->row->name);
     if (!stored) {
         u->h->decoded++;
         LQ_TRY(put_decoded(u, lin, type, w, &small));
@@ -171,14 +182,23 @@ done:
 
 static void most(uint32_t *have, uint32_t n) { *have = n > *have ? n : *have; }
 
+static lq_status put_packed(up *u, const lq_linear *lin, lq_held_linear *out) {
+    const lq_packed *p = lin->packed;
+    lq_held *h = u->h;
+    out->packed = true;
+    out->m = (lq_device_matrix){.codes = u->at.codes, .params = u->at.params, .perm = (const uint32_t *)(const void *)u->at.perm};
+    bool ok = u->at.codes ? lq_device_fill(h->d, p, &out->m) : lq_device_put(h->d, p, &out->m);
+    if (!ok) return lq_fail(u->ctx, LQ_ERR_RESOURCE, "device %s: no room for tensor '%s' beside the %llu bytes it holds", h->d->name, lin->row->name, (unsigned long long)h->bytes);
+    if (u->at.codes) return LQ_OK;
+    lq_status st = own(u, (void *)out->m.codes, lq_device_bytes(p)), st2 = own(u, (void *)out->m.params, (size_t)lq_device_param_bytes(p));
+    lq_status st3 = out->m.perm ? own(u, (void *)out->m.perm, (size_t)lin->cols * 4) : LQ_OK;
+    return st ? st : st2 ? st2 : st3;
+}
+
 static lq_status hold_packed(up *u, const lq_linear *lin, lq_held_linear *out) {
     const lq_packed *p = lin->packed;
     lq_held *h = u->h;
-    if (!lq_device_put(h->d, p, &out->m)) return lq_fail(u->ctx, LQ_ERR_RESOURCE, "device %s: no room for tensor '%s' beside the %llu bytes it holds", h->d->name, lin->row->name, (unsigned long long)h->bytes);
-    out->packed = true;
-    lq_status st = own(u, (void *)out->m.codes, lq_device_bytes(p)), st2 = own(u, (void *)out->m.params, (size_t)lq_device_param_bytes(p));
-    lq_status st3 = out->m.perm ? own(u, (void *)out->m.perm, (size_t)lin->cols * 4) : LQ_OK;
-    if (st || st2 || st3) return st ? st : st2 ? st2 : st3;
+    LQ_TRY(put_packed(u, lin, out));
     if (has_extras(&p->q)) LQ_TRY(hold_extras(u, &p->q, out));
     if (!p->q.sch.act.kind || out->valued) return LQ_OK;
     out->round.act = p->q.sch.act;
@@ -224,6 +244,52 @@ static lq_status hold_linear(up *u, const lq_linear *lin, lq_held_linear *out) {
     return lq_fail(u->ctx, LQ_ERR_UNSUPPORTED, "tensor '%s' is %s: device %s cannot round activations that way yet", lin->row->name, lq_scheme_name(&lin->q->sch, name, sizeof name), u->h->d->name);
 }
 
+/* ---- experts one behind the other ---- */
+
+static bool same_act(const lq_act *a, const lq_act *b) { return a->kind == b->kind && a->dtype == b->dtype && a->tile == b->tile && a->outlier == b->outlier && a->scope == b->scope; }
+
+/* May rows that pick the experts a and b be multiplied by one launch? Static steps, and columns of a batch that are left out, are an expert's own. */
+static bool may_stack(const lq_device *d, const lq_linear *a, const lq_linear *b) {
+    const lq_qtensor *q = a->packed ? &a->packed->q : a->q, *r = b->packed ? &b->packed->q : b->q;
+    if (a->rows != b->rows || a->cols != b->cols || !q != !r || b->bias || (r && r->bias) || has_kernels(d, a) != has_kernels(d, b)) return false;
+    if (q && (!same_act(&q->sch.act, &r->sch.act) || r->sch.act.kind == LQ_ACT_STATIC || (r->sch.act.scope == 1 && r->sch.act.outlier > 0))) return false;
+    if (!has_kernels(d, a)) return type_held(a) == type_held(b);
+    const lq_device_matrix x = lq_device_shape(a->packed), y = lq_device_shape(b->packed);
+    return !has_extras(r) && lq_device_alike(&x, &y) && x.up == y.up && x.shift == y.shift && !q->perm == !r->perm && !(q->perm && q->sch.act.kind);
+}
+
+static bool role_stacks(const lq_device *d, const lq_layer *l, int role) {
+    for (uint32_t e = 0; e < l->n_experts; e++)
+        if (!may_stack(d, &l->experts[role], &l->experts[(size_t)e * LQ_EXPERT_ROLES + role])) return false;
+    return l->n_experts <= LQ_DEVICE_EXPERTS && d->ops->route;
+}
+
+static lq_status hold_role(up *u, const lq_layer *l, int role, lq_held_linear *out) {
+    const lq_linear *first = &l->experts[role];
+    const lq_packed *p = has_kernels(u->h->d, first) ? first->packed : NULL;
+    const bool stacks = first->rows && role_stacks(u->h->d, l, role);
+    bool one_type = true;
+    const size_t codes = p ? lq_device_bytes(p) : (size_t)first->rows * first->cols * lq_dtypes[type_held(first)].bytes, params = p ? (size_t)lq_device_param_bytes(p) : 0;
+    const size_t perm = p && p->q.perm ? (size_t)first->cols * 4 : 0;
+    void *room[3] = {NULL, NULL, NULL};
+    if (stacks) LQ_TRY(lq_held_take(u->ctx, u->h, NULL, codes * l->n_experts + 16, &room[0]));
+    if (stacks && params) LQ_TRY(lq_held_take(u->ctx, u->h, NULL, params * l->n_experts + 16, &room[1]));
+    if (stacks && perm) LQ_TRY(lq_held_take(u->ctx, u->h, NULL, perm * l->n_experts, &room[2]));
+    for (size_t e = 0; e < l->n_experts; e++) {
+        lq_held_linear *to = &out[e * LQ_EXPERT_ROLES + (size_t)role];
+        if (stacks) u->at.codes = (char *)room[0] + e * codes;
+        if (params && stacks) u->at.params = (char *)room[1] + e * params;
+        if (perm && stacks) u->at.perm = (char *)room[2] + e * perm;
+        lq_status st = hold_linear(u, &l->experts[e * LQ_EXPERT_ROLES + (size_t)role], to);
+        u->at.codes = u->at.params = u->at.perm = NULL;
+        if (st) return st;
+        to->stacked = stacks;
+        one_type &= p || !stacks || to->w.w == (char *)room[0] + e * codes;
+    }
+    u->h->picks &= (stacks && one_type) || !first->rows; /* one of another type lies apart */
+    return LQ_OK;
+}
+
 static lq_status hold_vector(up *u, const float *v, uint32_t n, float **out) {
     void *p = NULL;
     if (v) LQ_TRY(lq_held_take(u->ctx, u->h, v, (size_t)n * 4, &p));
@@ -235,7 +301,7 @@ static lq_status hold_layer(up *u, const lq_layer *l, int32_t b, lq_held_layer *
     const lq_model *m = u->m;
     for (int r = 0; r < LQ_R_N; r++) LQ_TRY(hold_linear(u, &l->lin[r], &out->lin[r]));
     if (l->n_experts && !(out->experts = LQ_NEWN(lq_held_linear, (size_t)l->n_experts * LQ_EXPERT_ROLES))) return lq_oom(u->ctx, l->n_experts * sizeof *out->experts);
-    for (size_t i = 0; i < (size_t)l->n_experts * LQ_EXPERT_ROLES; i++) LQ_TRY(hold_linear(u, &l->experts[i], &out->experts[i]));
+    for (int r = 0; r < LQ_EXPERT_ROLES && l->n_experts; r++) LQ_TRY(hold_role(u, l, r, out->experts));
     for (size_t i = 0; i < m->cat.n; i++) { /* norms have the catalog's length */
         const lq_row *r = &m->cat.rows[i];
         if (r->slot.block != b || r->slot.role >= LQ_R_N || lq_role_is_kv(r->slot.role)) continue;
@@ -266,8 +332,8 @@ lq_status lq_model_hold(lq_ctx *ctx, lq_model *m, const lq_device *d) {
     if (!d->ops) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "device %s has no forward pass in this build", d->name);
     lq_held *h = LQ_NEW(lq_held);
     if (!h) return lq_oom(ctx, sizeof *h);
-    *h = (lq_held){.d = d, .n_layers = m->par.n_layers, .layers = LQ_NEWN(lq_held_layer, m->par.n_layers)};
-    lq_status st = h->layers ? hold_all(&(up){ctx, m, h}) : lq_oom(ctx, m->par.n_layers * sizeof *h->layers);
+    *h = (lq_held){.d = d, .picks = true, .n_layers = m->par.n_layers, .layers = LQ_NEWN(lq_held_layer, m->par.n_layers)};
+    lq_status st = h->layers ? hold_all(&(up){.ctx = ctx, .m = m, .h = h}) : lq_oom(ctx, m->par.n_layers * sizeof *h->layers);
     if (st) return lq_held_free(&h), st;
     m->held = h;
     lq_log(ctx, LQ_LOG_INFO, "%s: %s; %.1f MB of weights on it", d->name, d->describe(), (double)h->bytes / 1e6);

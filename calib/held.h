@@ -16,6 +16,7 @@ typedef struct lq_held_linear {
     bool valued;             /* activations are rounded to values, not to codes */
     lq_device_round round;   /* act.kind NONE: activations are not rounded; rest and mark are the run's */
     float *bias;             /* [rows] or NULL */
+    bool stacked;            /* an expert's: the same role's of all others are alike and lie one behind the other */
 } lq_held_linear;
 
 typedef struct lq_held_layer {
@@ -33,6 +34,7 @@ typedef struct lq_held {
     uint32_t decoded;        /* matrices held as floats that are stored in codes */
     struct { uint32_t ld, segs, cols, rows, values; } round; /* largest of the linears that round their activations; values: columns of those `valued` */
     lq_run *head;            /* for lq_logits; NULL until then */
+    bool picks;              /* every block's experts are stacked: rows may pick theirs on the device */
     bool apart;              /* operations are not joined: for tests and to measure what joining gives */
 } lq_held;
 

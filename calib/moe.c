@@ -94,9 +94,27 @@ static const lq_op *merge_of(const lq_op *op) {
     return op;
 }
 
+/* Rows of the choices instead of groups of tokens: the host knows neither. */
+static void picked_experts(lq_run *r, const lq_layer *l, uint32_t layer, const lq_op *route, const lq_op *merge, uint32_t n) {
+    const lq_op *table = r->arch->block;
+    uint8_t out = merge->out & ~LQ_OUT_ADD;
+    uint32_t rows = n * r->par->top_k;
+    r->l = l;
+    r->ops->choose(r, route->role, r->t[route->in[0]], n);
+    r->ops->gather(r, r->t[route->in[0]], 0, rows, r->width[route->out], r->t[route->out]);
+    r->expert = LQ_EXPERT_PICKED;
+    lq_run_ops(r, l, layer, (uint32_t)(route + 1 - table), (uint32_t)(merge - table), rows, NULL, 0);
+    r->ops->merge(r, r->t[merge->in[0]], n, r->width[out], r->t[out]);
+    r->expert = 0;
+}
+
 const lq_op *lq_run_experts(lq_run *r, const lq_layer *l, uint32_t layer, const lq_op *route, uint32_t n) {
     const lq_op *merge = merge_of(route), *table = r->arch->block;
     uint8_t out = merge->out & ~LQ_OUT_ADD;
+    if (r->ops->picks && r->ops->picks(r, n)) {
+        picked_experts(r, l, layer, route, merge, n);
+        return merge;
+    }
     lq_run_route(r, l, route, n);
     for (uint32_t e = 0; e < r->routing.experts; e++) {
         uint32_t m = lq_run_gather(r, route, e, NULL);

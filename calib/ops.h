@@ -43,7 +43,13 @@ struct lq_ops {
     /* Rows routing.token[first ..] of x; y's same rows += routing.weight x (times resid_scale). */
     void (*gather)(lq_run *r, const float *x, uint32_t first, uint32_t n, uint32_t width, float *y);
     void (*scatter)(lq_run *r, const float *x, uint32_t first, uint32_t n, uint32_t width, float *y);
+    /* Where experts can be chosen without the host (NULL: never; picks: for these n tokens): choose instead of scores and routed, then gather of n k rows, the ops of experts
+     * over them as expert LQ_EXPERT_PICKED, and merge: each token's k rows of x, in ascending order of experts, times their gains, are added to y. */
+    bool (*picks)(const lq_run *r, uint32_t n);
+    void (*choose)(lq_run *r, lq_role role, const float *x, uint32_t n);
+    void (*merge)(lq_run *r, const float *x, uint32_t n, uint32_t width, float *y);
 };
+enum { LQ_EXPERT_PICKED = 1 << 30 };            /* lq_run.expert: every row has one of its own */
 extern const lq_ops lq_ops_cpu, lq_ops_device;
 
 /* cos and sin [positions][rope dim / 2], times the rope's scale; the caller's to free. */

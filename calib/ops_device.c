@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* A device's operations: each queues kernels of kernels/cuda/cuda.h. The host waits where it must know something: experts are chosen there, and a pass
- * ends there. What went wrong is kept until check or end. */
+/* A device's operations: each queues kernels of kernels/cuda/cuda.h. The host waits where it must know something: where a pass ends, and where experts
+ * are chosen that rows cannot pick (dev_picks). What went wrong is kept until check or end. */
 #include "calib/ops_device.h"
 
 #include <math.h>
@@ -54,6 +54,7 @@ static lq_status open_experts(lq_ctx *ctx, lq_run *r) {
     if (!r->par->n_experts) return LQ_OK;
     LQ_TRY(room_for(ctx, a->d, (size_t)r->chunk * r->par->n_experts * 4, &a->p));
     LQ_TRY(room_for(ctx, a->d, (size_t)r->chunk * r->par->top_k * 4, &a->token));
+    LQ_TRY(room_for(ctx, a->d, 2 * (size_t)r->chunk * r->par->top_k * 4, &a->pick));
     return room_for(ctx, a->d, (size_t)r->chunk * r->par->top_k * 4, &a->weight);
 }
 
@@ -84,7 +85,7 @@ static void dev_close(lq_run *r) {
     if (!a) return;
     drop_pass(a);
     const void *const mem[] = {a->stream, a->turn[0].cos, a->turn[0].sin, a->turn[1].cos, a->turn[1].sin, a->codes, a->step, a->rest, a->product, a->value, a->sum, a->mark,
-                               a->p, a->weight, a->token, a->logits, a->nll, a->best};
+                               a->p, a->weight, a->token, a->pick, a->logits, a->nll, a->best};
     for (size_t i = 0; i < sizeof mem / sizeof *mem; i++)
         if (mem[i]) a->d->release((void *)mem[i]);
     lq_free(a->marks);
@@ -152,6 +153,7 @@ static lq_status dev_begin(lq_ctx *ctx, lq_run *r, const int32_t *ids, const lq_
     lq_device_run *a = r->dev;
     (void)hidden;
     a->queued = 0; /* of a pass that failed */
+    a->picking = false;
     LQ_TRY(fit_pass(ctx, r, n));
     uint32_t *place = a->host, *pos = place + a->room, *seq = pos + a->room;
     a->reach = 0;
@@ -181,13 +183,19 @@ static lq_status dev_end(lq_ctx *ctx, lq_run *r, uint32_t n, float *hidden) {
     return lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: hidden states of %u tokens cannot be copied from it", a->d->name, n);
 }
 
+/* Chosen on the device: what a step of decoding is short enough for. */
+static bool dev_picks(const lq_run *r, uint32_t n) {
+    const lq_held *h = r->dev->h;
+    return h->picks && !h->apart && n <= LQ_DEVICE_JOINT && n * r->par->top_k <= r->chunk;
+}
+
 /* The first pass of its kind runs as it is, so that whatever is sized or chosen once is; the second is recorded. */
 static bool dev_again(lq_run *r, uint64_t key) {
     enum { CLOCKED = 1 << 20 };
     lq_device_run *a = r->dev;
     if (key && r->clock) key |= CLOCKED; /* it has marks */
     if (!a->pass || a->key != key) a->n_marks = 0;
-    if (!key || !a->d->record || r->par->n_experts) return false; /* experts are chosen on the host */
+    if (!key || !a->d->record || (r->par->n_experts && !dev_picks(r, (uint32_t)(key & 0xffff)))) return false; /* what the host chooses is no part of a record */
     if (a->pass && a->key == key) {
         lq_device_did(r, a->d->replay(a->pass));
         return true;
@@ -228,7 +236,7 @@ static const lq_held_layer *layer_of(const lq_run *r) { return r->layer < 0 ? &r
 
 static const lq_held_linear *linear_of(const lq_run *r, lq_role role) {
     const lq_held_layer *l = layer_of(r);
-    if (lq_role_is_expert(role)) return &l->experts[(size_t)r->expert * LQ_EXPERT_ROLES + (role - LQ_R_EXPERT_GATE)];
+    if (lq_role_is_expert(role)) return &l->experts[(size_t)(r->expert == LQ_EXPERT_PICKED ? 0 : r->expert) * LQ_EXPERT_ROLES + (role - LQ_R_EXPERT_GATE)];
     return &l->lin[role == LQ_R_HEAD && r->par->tied ? LQ_R_EMBED : role];
 }
 
@@ -347,11 +355,27 @@ static void dev_scatter(lq_run *r, const float *x, uint32_t first, uint32_t n, u
     NOW(r, lq_device_table(r)->scatter(y, x, r->dev->token + first, r->dev->weight + first, width, n));
 }
 
+/* resid_scale is of the gains, as in dev_routed. */
+static void dev_choose(lq_run *r, lq_role role, const float *x, uint32_t n) {
+    lq_device_run *a = r->dev;
+    const lq_params *p = r->par;
+    const lq_held_linear *l = linear_of(r, role);
+    lq_queue_flush(r);
+    lq_device_class(r, LQ_CLOCK_LINEAR);
+    lq_device_linear(r, l, l->bias, x, n, a->p);
+    NOW(r, lq_device_table(r)->route(a->p, p->n_experts, n, p->top_k, p->norm_topk, p->resid_scale > 0 ? p->resid_scale : 1, a->pick, a->weight, a->token));
+    a->picking = true;
+}
+static void dev_merge(lq_run *r, const float *x, uint32_t n, uint32_t width, float *y) {
+    NOW(r, lq_device_table(r)->merge(y, x, r->dev->weight, r->par->top_k, width, n));
+    r->dev->picking = false;
+}
+
 const lq_ops lq_ops_device = {
     .name = "device", .far = true, .open = dev_open, .close = dev_close, .alloc = dev_alloc, .release = dev_release, .fit = dev_fit, .begin = dev_begin, .end = dev_end,
     .again = dev_again, .passed = dev_passed, .check = dev_check, .norm = dev_norm, .linear = dev_linear, .embed = dev_embed, .split = dev_split, .rope = dev_rope,
     .attn = dev_attn, .glu = dev_glu, .add = dev_add, .clamp = dev_clamp, .token_gate = dev_token_gate, .scale = dev_scale, .cap = dev_cap, .scores = dev_scores,
-    .routed = dev_routed, .gather = dev_gather, .scatter = dev_scatter,
+    .routed = dev_routed, .gather = dev_gather, .scatter = dev_scatter, .picks = dev_picks, .choose = dev_choose, .merge = dev_merge,
 };
 
 /* ---- the head ---- */

@@ -41,7 +41,8 @@ typedef struct lq_device_run {
     int32_t *sum;
     uint8_t *mark;
     float *p, *weight;              /* of experts: scores; gains of the choices */
-    int32_t *token;                 /* their rows */
+    int32_t *token, *pick;          /* their rows; [2][rows] their experts, where rows pick theirs */
+    bool picking;                   /* between choose and merge */
     float *logits;                  /* of HEAD_TOKENS tokens: the head's run; of `choices` others: lq_held_choose */
     double *nll;
     int32_t *best;

@@ -13,9 +13,30 @@
 
 /* ---- one operation ---- */
 
+/* Rows that pick their experts, n of them. */
+static const char *multiply_picked(const lq_run *r, const lq_held_linear *l, const float *x, uint32_t n, float *y) {
+    lq_device_dense w = l->w;
+    lq_device_product p = {.n = n, .parts = 1, .x = x, .pick = r->dev->pick};
+    w.pick = r->dev->pick;
+    p.part[0].m = &l->m;
+    p.part[0].y = y;
+    return l->packed ? lq_device_table(r)->product(&p) : lq_device_table(r)->dense(&w, x, n, y);
+}
+
+static bool picked(const lq_run *r, const lq_held_linear *l) { return r->dev->picking && l->stacked; }
+
 static const char *multiply(const lq_run *r, const lq_held_linear *l, const float *x, uint32_t n, float *y) {
+    if (picked(r, l)) return multiply_picked(r, l, x, n, y);
     if (!l->packed) return lq_device_table(r)->dense(&l->w, x, n, y);
     return n <= LQ_DEVICE_N ? lq_device_of(r)->gemv(&l->m, x, n, y) : lq_device_table(r)->gemm(&l->m, x, n, y);
+}
+
+static const char *multiply_codes(const lq_run *r, const lq_held_linear *l, uint32_t n, float *y) {
+    const lq_device_run *a = r->dev;
+    lq_device_product p = {.n = n, .parts = 1, .codes = a->codes, .step = a->step, .sum = a->sum, .pick = a->pick};
+    p.part[0].m = &l->m;
+    p.part[0].y = y;
+    return picked(r, l) ? lq_device_table(r)->product(&p) : a->d->idot(&l->m, a->codes, a->step, a->sum, n, y);
 }
 
 static void multiply_rounded(lq_run *r, const lq_held_linear *l, const float *x, uint32_t n, float *y) {
@@ -25,7 +46,7 @@ static void multiply_rounded(lq_run *r, const lq_held_linear *l, const float *x,
     o.rest = splits ? a->rest : NULL;
     o.mark = splits && o.act.scope == 1 ? a->mark : NULL;
     lq_device_did(r, lq_device_table(r)->round(&l->m, &o, x, n, a->codes, a->step, a->sum));
-    lq_device_did(r, a->d->idot(&l->m, a->codes, a->step, a->sum, n, y));
+    lq_device_did(r, multiply_codes(r, l, n, y));
     if (!splits) return;
     lq_device_did(r, multiply(r, l, a->rest, 2 * n, a->product)); /* one pass over the weights for both parts of up to four tokens */
     lq_device_did(r, lq_device_table(r)->add(y, a->product, 1, (uint64_t)n * l->rows));
@@ -154,6 +175,7 @@ static uint32_t run_product(lq_run *r, const lq_queued *norm, uint32_t i, uint32
     lq_device_product p = {.n = q->n, .parts = parts, .x = q->in[0]};
     bool rounds = q->lin->round.act.kind;
     uint32_t next = i + parts;
+    if (picked(r, q->lin)) p.pick = r->dev->pick;
     if (norm && !rounds) p.x = norm->in[0];
     for (uint32_t k = 0; k < parts; k++) {
         p.part[k].m = &q[k].lin->m;
@@ -221,7 +243,7 @@ void lq_queue_flush(lq_run *r) {
 
 void lq_queue_push(lq_run *r, const lq_queued *q) {
     lq_device_run *a = r->dev;
-    bool waits = r->layer >= 0 && q->n <= LQ_DEVICE_JOINT && lq_device_table(r)->product && !a->h->apart;
+    bool waits = r->layer >= 0 && (q->n <= LQ_DEVICE_JOINT || a->picking) && lq_device_table(r)->product && !a->h->apart;
     if (!waits) {
         lq_queue_flush(r);
         run_one(r, q);

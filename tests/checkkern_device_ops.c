@@ -268,7 +268,7 @@ static void device_dense_and_embed_read_floats(void **state) {
         ck_floats(w, nw, &c.rng, false);
         lq_dtype_encode(type, w, stored, nw);
         lq_dtype_decode(type, stored, w, nw);
-        lq_device_dense m = {rows, cols, (uint8_t)type, ckd_in(&c, stored, bytes)};
+        lq_device_dense m = {.rows = rows, .cols = cols, .dtype = (uint8_t)type, .w = ckd_in(&c, stored, bytes)};
         float *dx = ckd_floats(&c, x, (size_t)n * cols), *dy = ckd_out(&c, (size_t)n * rows * 4), *de = ckd_out(&c, (size_t)n * cols * 4);
         for (int run = 0; run < CKD_RUNS; run++) {
             ckd_run(&c, c.d->ops->dense(&m, dx, n, dy), "dense");
@@ -407,6 +407,7 @@ void ck_device_ops_add(const ck_variant *v, lq_dtype t) {
     ck_add(device_dense_and_embed_read_floats, "device_dense", v, NULL, t);
     ck_add(device_embed_packed_decodes_rows, "device_embed", v, NULL, t);
     ck_device_round_add(v, t);
+    ck_device_experts_add(v, t);
     ck_add(device_score_is_the_loss, "device_score", v, NULL, t);
     ck_add(device_replays_what_it_recorded, "device_replay", v, NULL, t);
     ck_device_attn_add(v, t);

@@ -41,6 +41,8 @@ static struct side { lq_device real, counted; lq_device_ops ops; uint32_t calls[
     X(scatter, (float *y, const float *x, const int32_t *ids, const float *weight, uint32_t width, uint32_t n), (y, x, ids, weight, width, n)) \
     X(product, (const lq_device_product *p), (p)) \
     X(turn, (const lq_device_turn *o, const lq_device_tokens *t), (o, t)) \
+    X(route, (float *s, uint32_t e, uint32_t n, uint32_t k, int shares, float times, int32_t *p, float *w, int32_t *t), (s, e, n, k, shares, times, p, w, t)) \
+    X(merge, (float *y, const float *x, const float *weight, uint32_t k, uint32_t width, uint32_t n), (y, x, weight, k, width, n)) \
     X(move, (void *to, const void *from, uint64_t bytes), (to, from, bytes))
 
 #define COUNT(op, given, passed) \

@@ -158,6 +158,46 @@ static void a_recorded_step_has_the_head_and_the_choice(void **state) {
     lq_loaded_close(&l);
 }
 
+/* Experts are chosen on the device: no launch is queued by the host once a step is recorded, and what comes out is what it is when the host chooses. */
+static void a_recorded_step_chooses_experts(const char *model, const recipe *how) {
+    enum { SEQ = 3, STEPS = 6 };
+    lq_ctx ctx = {0};
+    lq_loaded l;
+    lq_state *s[2][SEQ];
+    lq_kv_opts kv = {0};
+    char out[64], path[512];
+    int32_t next[2][SEQ] = {{3, 5, 7}, {3, 5, 7}};
+    snprintf(path, sizeof path, GOLDEN "%s", model);
+    if (how) copy_golden(model, "letters.json");
+    if (how && quantize(&ctx, how->name, "lqt", how->flags[0] ? how->flags : plain)) fail_msg("%s", ctx.msg);
+    if (lq_loaded_open(&ctx, how ? matrix_out("lqt", out) : path, false, &l) || lq_loaded_read(&ctx, &l, "emu")) fail_msg("%s", ctx.msg);
+    if (!l.m->held->picks) fail_msg("%s, %s: experts are not stacked", model, how ? how->name : "floats");
+    for (int i = 0; i < 2; i++)
+        if (lq_states_new(&ctx, l.m, 16, &kv, SEQ, s[i])) fail_msg("%s", ctx.msg);
+    for (uint32_t n = SEQ; n == SEQ || n == 1; n -= 2)
+        for (int t = 0; t < STEPS / (n > 1 ? 2 : 1); t++) {
+            uint64_t before = l.m->held->d->launches();
+            l.m->held->apart = false;
+            if (lq_held_next(&ctx, s[0], next[0], n, next[0])) fail_msg("%s", ctx.msg);
+            if (t > 1 && l.m->held->d->launches() != before) fail_msg("%s, step %d queues %d kernels beside the recorded ones", model, t, (int)(l.m->held->d->launches() - before));
+            l.m->held->apart = true;
+            if (lq_held_next(&ctx, s[1], next[1], n, next[1])) fail_msg("%s", ctx.msg);
+            if (memcmp(next[0], next[1], n * sizeof *next[0])) fail_msg("%s, step %d of %u sequences: other tokens than where the host chooses", model, t, n);
+            if (n > 1 && t == 2) for (int i = 0; i < 2; i++) for (int k = 0; k < SEQ; k++) lq_state_reset(s[i][k]);
+        }
+    for (int i = 0; i < 2; i++)
+        for (int k = 0; k < SEQ; k++) lq_state_free(&s[i][k]);
+    lq_loaded_close(&l);
+}
+
+static void experts_are_chosen_inside_a_recorded_step(void **state) {
+    (void)state;
+    static const recipe kinds[] = {{"rtn", {"--bits", "4", "--group-size", "16", "--keep-unfit"}}, {"nf4", {NULL}}, {"rtn", {"--scheme", "W8A8"}}, {"int8", {"--compat", "none", "--threshold", "2"}}, {"fp8", {NULL}}};
+    static const char *const models[] = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe"};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) a_recorded_step_chooses_experts(models[i], NULL);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) a_recorded_step_chooses_experts(models[i % 2], &kinds[i]);
+}
+
 /* Marks are part of what is recorded, and change nothing that is computed. */
 static void a_device_tells_what_its_time_went_into(void **state) {
     (void)state;
@@ -200,6 +240,7 @@ int main(void) {
         cmocka_unit_test(joined_operations_give_the_bits_of_single_ones),
         cmocka_unit_test(a_layer_takes_few_launches),
         cmocka_unit_test(a_recorded_step_has_the_head_and_the_choice),
+        cmocka_unit_test(experts_are_chosen_inside_a_recorded_step),
         cmocka_unit_test(a_device_tells_what_its_time_went_into),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -79,6 +79,20 @@ static __device__ __forceinline__ float exponential(float x) {
     return y * lq_of_bits((uint32_t)(half + 127) << 23) * lq_of_bits((uint32_t)(k - half + 127) << 23);
 }
 
+/* The bits of lq_exp: no operation fused with another. */
+static __device__ __forceinline__ float exact_exponential(float x) {
+    x = x < -104.0f ? -104.0f : x;
+    x = x > 89.0f ? 89.0f : x;
+    const float t = lq_add(lq_mul(x, 0x1.715476p+0f), 0x1.8p23f), n = lq_sub(t, 0x1.8p23f), r = lq_sub(lq_sub(x, lq_mul(n, 0x1.63p-1f)), lq_mul(n, -0x1.bd0106p-13f));
+    float p = lq_add(lq_mul(0x1.6a23f0p-10f, r), 0x1.123a0ap-7f);
+    p = lq_add(lq_mul(p, r), 0x1.5558f2p-5f);
+    p = lq_add(lq_mul(p, r), 0x1.555492p-3f);
+    p = lq_add(lq_mul(p, r), 0x1.fffffcp-2f);
+    const float y = lq_add(lq_add(lq_mul(p, lq_mul(r, r)), r), 1.0f);
+    const int32_t k = (int32_t)(lq_bits_of(t) - lq_bits_of(0x1.8p23f)), half = k >> 1;
+    return lq_mul(lq_mul(y, lq_of_bits((uint32_t)(half + 127) << 23)), lq_of_bits((uint32_t)(k - half + 127) << 23));
+}
+
 /* A float of a dense matrix: i counts elements. */
 static __device__ __forceinline__ float element(int dtype, const void *w, size_t i) {
     if (dtype == LQ_F32) return ((const float *)w)[i];

@@ -15,7 +15,7 @@
 #define LQ_CUDA_H
 #include "kernels/packed.h"
 
-enum { LQ_DEVICE_N = 8, LQ_DEVICE_BRANCHES = 4, LQ_DEVICE_MARKS = 4096 }; /* tokens of one pass over the weights */
+enum { LQ_DEVICE_EXPERTS = 1024, LQ_DEVICE_N = 8, LQ_DEVICE_BRANCHES = 4, LQ_DEVICE_MARKS = 4096 }; /* tokens of one pass over the weights */
 
 typedef struct lq_device_matrix { /* pointers are the device's */
     uint32_t rows, cols, tiles, chunks;
@@ -38,6 +38,7 @@ typedef struct lq_device_dense {           /* a matrix of floats */
     uint32_t rows, cols;
     uint8_t dtype;                         /* LQ_F32, LQ_F16, LQ_BF16 */
     const void *w;                         /* [rows][cols] */
+    const int32_t *pick;                   /* of dense: [n] which matrix a token is multiplied by, of several one behind the other; NULL: this one */
 } lq_device_dense;
 
 typedef struct lq_device_norm {
@@ -89,6 +90,8 @@ typedef struct lq_device_product {         /* a few matrices times the same x, a
     const int8_t *codes;
     const float *step;
     const int32_t *sum;
+    const int32_t *pick;                   /* [n] whose matrices a token is multiplied by: the pick-th of several alike, codes, parameters and perm one behind the other
+                                            * from part's own on; NULL: part's. Any n */
     bool glu, add;                         /* glu: part[0].y = act(v of the first) times v of the second, if there is one; add: y += scale v */
     int act;
     float scale;
@@ -146,6 +149,11 @@ typedef struct lq_device_ops {
     const char *(*scatter)(float *y, const float *x, const int32_t *ids, const float *weight, uint32_t width, uint32_t n); /* y[ids[i]] += weight[i] x[i], ids distinct */
     const char *(*product)(const lq_device_product *p);
     const char *(*turn)(const lq_device_turn *t, const lq_device_tokens *at);
+    /* Experts of n tokens by their scores[n][experts]: softmax as lq_softmax_c has it, the k largest (the lower of equals), their shares of 1 where `shares`, times `times`;
+     * of each token in ascending order: pick[2][n * k] (twice the same), weight[n * k]; token[n * k]: i / k. At most LQ_DEVICE_EXPERTS experts. scores are changed. */
+    const char *(*route)(float *scores, uint32_t experts, uint32_t n, uint32_t k, int shares, float times, int32_t *pick, float *weight, int32_t *token);
+    /* y[n][width] += weight[t * k + i] x[t * k + i] for i < k, one after the other */
+    const char *(*merge)(float *y, const float *x, const float *weight, uint32_t k, uint32_t width, uint32_t n);
     const char *(*move)(void *to, const void *from, uint64_t bytes); /* a copy of a multiple of 16; to NULL: only reads them */
 } lq_device_ops;
 
@@ -203,5 +211,7 @@ bool lq_device_alike(const lq_device_matrix *a, const lq_device_matrix *b);
 lq_device_matrix lq_device_shape(const lq_packed *p);
 /* Puts a matrix on the device; false: out of memory. drop releases it. */
 bool lq_device_put(const lq_device *d, const lq_packed *p, lq_device_matrix *m);
+/* The same where codes, params and perm of m name room for it. */
+bool lq_device_fill(const lq_device *d, const lq_packed *p, lq_device_matrix *m);
 void lq_device_drop(const lq_device *d, lq_device_matrix *m);
 #endif

@@ -32,14 +32,15 @@ static __device__ __forceinline__ void load_run(const lq_device_dense &w, bool w
         for (uint32_t i = 0; i < RUN; i++) v[i] = c + i < w.cols ? element(w.dtype, w.w, at + i) : 0;
 }
 
-template <int N> __global__ void __launch_bounds__(THREADS) few_run(const lq_device_dense w, const float *x, bool wide, float *y) {
+/* before: rows of w that precede the matrix. */
+template <int N> static __device__ __forceinline__ void multiply(const lq_device_dense &w, uint32_t before, const float *x, bool wide, float *y) {
     const uint32_t lane = threadIdx.x % LANES, r0 = (blockIdx.x * WARPS + threadIdx.x / LANES) * ROWS;
     float acc[ROWS][N] = {};
     if (r0 >= w.rows) return;
     for (uint32_t c = lane * RUN; c < w.cols; c += LANES * RUN) {
         float v[ROWS][RUN];
         LQ_UNROLL
-        for (int r = 0; r < ROWS; r++) load_run(w, wide, r0 + r < w.rows ? r0 + r : w.rows - 1, c, v[r]);
+        for (int r = 0; r < ROWS; r++) load_run(w, wide, before + (r0 + r < w.rows ? r0 + r : w.rows - 1), c, v[r]);
         LQ_UNROLL
         for (int t = 0; t < N; t++)
             LQ_UNROLL
@@ -56,6 +57,13 @@ template <int N> __global__ void __launch_bounds__(THREADS) few_run(const lq_dev
             float sum = warp_sum(acc[r][t]);
             if (lane == 0 && r0 + r < w.rows) y[(size_t)t * w.rows + r0 + r] = sum;
         }
+}
+
+template <int N> __global__ void __launch_bounds__(THREADS) few_run(const lq_device_dense w, const float *x, bool wide, float *y) { multiply<N>(w, 0, x, wide, y); }
+
+/* A row of blocks for each token. */
+__global__ void __launch_bounds__(THREADS) pick_run(const lq_device_dense w, const float *x, bool wide, float *y) {
+    multiply<1>(w, (uint32_t)w.pick[blockIdx.y] * w.rows, x + (size_t)blockIdx.y * w.cols, wide, y + (size_t)blockIdx.y * w.rows);
 }
 
 __global__ void __launch_bounds__(THREADS) many_run(const lq_device_dense w, const float *x, uint32_t n, float *y) {
@@ -92,6 +100,7 @@ template <int N> static const char *few(const lq_device_dense &w, const float *x
 static const char *start(const lq_device_dense *w, const float *x, uint32_t n, float *y) {
     if (w->dtype != LQ_F32 && w->dtype != LQ_F16 && w->dtype != LQ_BF16) return "no kernel for floats of this type";
     const bool wide = w->cols % RUN == 0 && (uintptr_t)w->w % 16 == 0;
+    if (w->pick) return lq_launch("dense of picked", pick_run, dim3((w->rows + WARPS * ROWS - 1) / (WARPS * ROWS), n), dim3(THREADS), 0, *w, x, wide, y);
     if (n > FEW) {
         const size_t bytes = 2 * DEEP * (SIDE + PAD) * sizeof(float);
         return lq_launch("dense of many", many_run, dim3((w->rows + SIDE - 1) / SIDE, (n + SIDE - 1) / SIDE), dim3(THREADS), bytes, *w, x, n, y);

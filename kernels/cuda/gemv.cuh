@@ -79,11 +79,12 @@ struct stage { /* shared memory of a block */
 
 /* Columns [k0, k0 + wide) of every token. */
 static __device__ __forceinline__ void load_panel(const lq_device_matrix &m, const job &j, uint32_t k0, const layout &l, const stage &st) {
+    const uint32_t *perm = joint::perm_of(j.of, m);
     for (uint32_t t = 0; t < j.of.n; t++)
         for (uint32_t c = lq_thread_x(); c < l.panel; c += WARPS * LANES) {
             uint32_t k = k0 + c, to = (c & ~3u) + (c & 1) * 2 + (c >> 1 & 1);
-            uint32_t from = k < m.cols && m.perm ? m.perm[k] : k;
-            float v = k < m.cols ? j.x[(size_t)t * m.cols + from] : 0;
+            uint32_t from = k < m.cols && perm ? perm[k] : k;
+            float v = k < m.cols ? j.x[(size_t)joint::token_of(j.of, t) * m.cols + from] : 0;
             if (j.normed && k < m.cols) v = block::normed(j.norm, st.normal[t], v, from);
             st.x[t * l.ld + to] = lq_half(v);
         }
@@ -91,7 +92,7 @@ static __device__ __forceinline__ void load_panel(const lq_device_matrix &m, con
 
 static __device__ __forceinline__ void measure(const lq_device_matrix &m, const job &j, const stage &st) {
     for (uint32_t t = 0; t < j.of.n; t++) {
-        const block::normal v = block::normal_of(j.norm, j.x + (size_t)t * m.cols, m.cols, st.part);
+        const block::normal v = block::normal_of(j.norm, j.x + (size_t)joint::token_of(j.of, t) * m.cols, m.cols, st.part);
         if (threadIdx.x == 0) st.normal[t] = v;
     }
     __syncthreads();
@@ -201,11 +202,11 @@ LQ_UNROLL
         const bool sums = has_sums(m);
         float acc[E][4] = {};
         walk<F0, F1>(
-            m, joint::tile_of(j.of, p), l.panel,
+            m, joint::stored_tile_of(j.of, p), l.panel,
             [&](uint32_t k0) {
                 if (j.normed && !k0 && !(j.of.glu && p)) measure(m, j, st);
                 load_panel(m, j, k0, l, st);
-                fill_steps(m, joint::tile_of(j.of, p), k0, l.span, l.spans, lq_thread_x(), WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
+                fill_steps(m, joint::stored_tile_of(j.of, p), k0, l.span, l.spans, lq_thread_x(), WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
                 __syncthreads();
                 if (!sums) return;
                 sum_panel<E>(n, l, st);
@@ -241,7 +242,7 @@ template <int F0, int F1, int KIND, bool FINE, int E> static const char *start(c
             if (!(few /= 2)) return "not enough shared memory for a panel of this matrix";
         }
         const job j = {joint::job_of(d, t, few), d->x + (size_t)t * m.cols, d->norm ? *d->norm : lq_device_norm{}, d->norm != nullptr};
-        const char *why = lq_launch("gemv", E > 1 ? run16<F0, F1, KIND, FINE> : run<F0, F1, KIND, FINE>, dim3(j.of.blocks), dim3(WARPS * LANES), l.bytes, j, l);
+        const char *why = lq_launch("gemv", E > 1 ? run16<F0, F1, KIND, FINE> : run<F0, F1, KIND, FINE>, dim3(j.of.blocks, d->pick ? d->n : 1), dim3(WARPS * LANES), l.bytes, j, l);
         if (why) return why;
     }
     return nullptr;

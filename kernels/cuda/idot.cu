@@ -21,8 +21,9 @@ static const char *pick(const lq_device_matrix &m, const call &c) {
 
 static const char *all_tokens(const lq_device_product *d) {
     const lq_device_matrix &m = *d->part[0].m;
-    for (uint32_t t = 0; t < d->n; t += TOKENS) {
-        const char *why = pick(m, call{d, t, d->n - t < (uint32_t)TOKENS ? d->n : t + TOKENS, (m.cols + LQ_UNIT - 1) / LQ_UNIT * LQ_UNIT});
+    const uint32_t n = d->pick ? 1 : d->n; /* blocks of one token each */
+    for (uint32_t t = 0; t < n; t += TOKENS) {
+        const char *why = pick(m, call{d, t, n - t < (uint32_t)TOKENS ? n : t + TOKENS, (m.cols + LQ_UNIT - 1) / LQ_UNIT * LQ_UNIT});
         if (why) return why;
     }
     return nullptr;

@@ -35,20 +35,20 @@ struct stage {
 
 struct acts { const int8_t *x; const float *step; const int32_t *ones; uint32_t wide; }; /* lq_packed_i in device memory; wide: columns of x there */
 
-static __device__ __forceinline__ void load_panel(const acts &a, uint32_t n, uint32_t k0, const layout &l, const stage &st) {
+static __device__ __forceinline__ void load_panel(const joint::job &j, const acts &a, uint32_t n, uint32_t k0, const layout &l, const stage &st) {
     for (uint32_t t = 0; t < n; t++)
         for (uint32_t c = threadIdx.x * 4; c < l.panel; c += WARPS * LANES * 4) {
-            uint32_t v = k0 + c < a.wide ? *(const uint32_t *)(const void *)(a.x + (size_t)t * a.wide + k0 + c) : 0;
+            uint32_t v = k0 + c < a.wide ? *(const uint32_t *)(const void *)(a.x + (size_t)joint::token_of(j, t) * a.wide + k0 + c) : 0;
             *(uint32_t *)(void *)(st.x + t * l.ld + c) = v;
         }
 }
 
-static __device__ __forceinline__ void sum_panel(const lq_device_matrix &m, const acts &a, uint32_t n, uint32_t k0, const layout &l, const stage &st) {
+static __device__ __forceinline__ void sum_panel(const joint::job &j, const lq_device_matrix &m, const acts &a, uint32_t n, uint32_t k0, const layout &l, const stage &st) {
     for (uint32_t i = threadIdx.x; i < l.units * TOKENS; i += WARPS * LANES) {
         uint32_t u = i / TOKENS << l.unit, t = i % TOKENS, seg = m.segs == 1 ? 0 : (k0 + u) / m.seg;
         int32_t sum = 0;
         for (uint32_t c = 0; t < n && c < 1u << l.unit; c++) sum += st.x[t * l.ld + u + c];
-        float step = t < n ? a.step[(size_t)t * m.segs + (seg < m.segs ? seg : m.segs - 1)] : 0;
+        float step = t < n ? a.step[(size_t)joint::token_of(j, t) * m.segs + (seg < m.segs ? seg : m.segs - 1)] : 0;
         st.sum[i] = {step, step * (float)sum};
     }
 }
@@ -119,13 +119,13 @@ template <int F0, int F1, int MODE> __global__ void __launch_bounds__(WARPS *LAN
         float acc[4] = {0, 0, 0, 0};
         int32_t part[4] = {0, 0, 0, 0};
         walk<F0, F1>(
-            m, joint::tile_of(j, p), l.panel,
+            m, joint::stored_tile_of(j, p), l.panel,
             [&](uint32_t k0) {
-                load_panel(in, n, k0, l, st);
-                if (MODE != ROW) fill_steps(m, joint::tile_of(j, p), k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of(m, v); });
+                load_panel(j, in, n, k0, l, st);
+                if (MODE != ROW) fill_steps(m, joint::stored_tile_of(j, p), k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of(m, v); });
                 __syncthreads();
                 if (MODE == ROW) return;
-                sum_panel(m, in, n, k0, l, st);
+                sum_panel(j, m, in, n, k0, l, st);
                 __syncthreads();
             },
             [&](const uint32_t *w, uint32_t k, uint32_t at) {
@@ -135,7 +135,7 @@ template <int F0, int F1, int MODE> __global__ void __launch_bounds__(WARPS *LAN
         if (MODE == ROW) {
             part[2] >>= excess<F0, F1>::BITS;
             part[3] >>= excess<F0, F1>::BITS;
-            join<1>(m, joint::tile_of(j, p), &part, n, st.part, [&](uint32_t r, uint32_t t, int32_t sum) { joint::finish(j, p, r, t, worth(m, in, joint::tile_of(j, p), r % 16, t, sum)); });
+            join<1>(m, joint::tile_of(j, p), &part, n, st.part, [&](uint32_t r, uint32_t t, int32_t sum) { joint::finish(j, p, r, t, worth(m, in, joint::stored_tile_of(j, p), r % 16, joint::token_of(j, t), sum)); });
         } else {
             join<1>(m, joint::tile_of(j, p), &acc, n, (float *)(void *)st.part, [&](uint32_t r, uint32_t t, float sum) { joint::finish(j, p, r, t, sum); });
         }
@@ -156,7 +156,7 @@ template <int F0, int F1, int MODE> static const char *start(const call &c) {
             if (!(few /= 2)) return "not enough shared memory for a panel of this matrix";
         const acts some = {c.d->codes + (size_t)t * c.wide, c.d->step + (size_t)t * m.segs, c.d->sum + (size_t)t * m.segs, c.wide};
         const joint::job j = joint::job_of(c.d, t, few);
-        const char *why = lq_launch("idot", run<F0, F1, MODE>, dim3(j.blocks), dim3(WARPS * LANES), l.bytes, j, some, l);
+        const char *why = lq_launch("idot", run<F0, F1, MODE>, dim3(j.blocks, c.d->pick ? c.d->n : 1), dim3(WARPS * LANES), l.bytes, j, some, l);
         if (why) return why;
     }
     return nullptr;

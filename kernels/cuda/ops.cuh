@@ -8,6 +8,7 @@
 #include "kernels/cuda/ops_elementwise.cuh"
 #include "kernels/cuda/roof.cuh"
 #include "kernels/cuda/round.cuh"
+#include "kernels/cuda/route.cuh"
 #include "kernels/cuda/score.cuh"
 #include "kernels/cuda/sparse.cuh"
 
@@ -38,6 +39,8 @@ static const lq_device_ops table = {
     elementwise::scatter,
     product,
     LQ_UNIT_NAME(turn),
+    route::start,
+    route::merge,
     roof::start,
 };
 

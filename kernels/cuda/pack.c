@@ -123,14 +123,13 @@ bool lq_device_alike(const lq_device_matrix *a, const lq_device_matrix *b) {
     return shape && kind && !memcmp(a->table, b->table, sizeof a->table);
 }
 
-bool lq_device_put(const lq_device *d, const lq_packed *p, lq_device_matrix *m) {
+bool lq_device_fill(const lq_device *d, const lq_packed *p, lq_device_matrix *m) {
     size_t n = lq_device_bytes(p), params = lq_device_param_bytes(p), perm = p->q.perm ? (size_t)p->q.cols * 4 : 0;
     uint8_t *codes = lq_alloc(n), *flat_params = lq_alloc(params);
+    const void *const at[] = {m->codes, m->params, m->perm};
     *m = lq_device_shape(p);
-    m->codes = d->alloc(n + 16);
-    m->params = d->alloc(params + 16);
-    m->perm = perm ? d->alloc(perm) : NULL;
-    bool ok = codes && flat_params && m->codes && m->params && (!perm || m->perm);
+    m->codes = at[0], m->params = at[1], m->perm = perm ? at[2] : NULL;
+    bool ok = codes && flat_params;
     if (ok) {
         lq_pack_device(p, codes);
         lq_device_params(p, flat_params);
@@ -138,8 +137,15 @@ bool lq_device_put(const lq_device *d, const lq_packed *p, lq_device_matrix *m) 
     }
     lq_free(codes);
     lq_free(flat_params);
-    if (!ok) lq_device_drop(d, m);
     return ok;
+}
+
+bool lq_device_put(const lq_device *d, const lq_packed *p, lq_device_matrix *m) {
+    size_t perm = p->q.perm ? (size_t)p->q.cols * 4 : 0;
+    *m = (lq_device_matrix){.codes = d->alloc(lq_device_bytes(p) + 16), .params = d->alloc((size_t)lq_device_param_bytes(p) + 16), .perm = perm ? d->alloc(perm) : NULL};
+    if (m->codes && m->params && (!perm || m->perm) && lq_device_fill(d, p, m)) return true;
+    lq_device_drop(d, m);
+    return false;
 }
 
 void lq_device_drop(const lq_device *d, lq_device_matrix *m) {
