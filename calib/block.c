@@ -92,6 +92,11 @@ static uint32_t stored_width(const lq_walk *w, uint32_t s) {
     return width;
 }
 
+static float *floats(uint32_t n, uint32_t width) {
+    uint64_t bytes;
+    return lq_mul_ok((uint64_t)n * width, sizeof(float), &bytes) ? lq_alloc_raw(bytes) : NULL;
+}
+
 static lq_status walk_init(lq_walk *w, uint64_t budget, const char *dir) {
     lq_ctx *ctx = w->ctx;
     uint64_t tokens = 0;
@@ -102,10 +107,8 @@ static lq_status walk_init(lq_walk *w, uint64_t budget, const char *dir) {
     LQ_TRY(make_groups(w));
     uint32_t most = 0;
     for (uint32_t s = 1; s <= w->p.n_stages; s++) most = stored_width(w, s) > most ? stored_width(w, s) : most;
-    bool ok = (w->stream = LQ_NEWN(float, (size_t)w->widest * w->run.width[T_RESID])) &&
-              (w->keys = LQ_NEWN(float, (size_t)w->widest * w->run.width[T_K])) &&
-              (w->values = LQ_NEWN(float, (size_t)w->widest * w->run.width[T_V])) && (w->spans = LQ_NEWN(lq_span, w->run.chunk)) &&
-              (w->keep = LQ_NEWN(float, (size_t)w->run.chunk * most));
+    bool ok = (w->stream = floats(w->widest, w->run.width[T_RESID])) && (w->keys = floats(w->widest, w->run.width[T_K])) &&
+              (w->values = floats(w->widest, w->run.width[T_V])) && (w->spans = LQ_NEWN(lq_span, w->run.chunk)) && (w->keep = floats(w->run.chunk, most));
     if (!ok) return lq_oom(ctx, (size_t)w->widest * w->run.width[T_RESID] * 4);
     return lq_cache_new(ctx, w->n_chunks, budget, dir, &w->live);
 }
@@ -134,15 +137,22 @@ static uint32_t make_spans(lq_walk *w, const lq_walk_group *g, uint32_t t0, uint
     return g->n;
 }
 
+/* Where a cache item of that width is put together: the tensor itself when it is the only one. */
+static float *kept(const lq_walk *w, uint32_t s, uint32_t width) {
+    for (int t = 0; t < T_N; t++)
+        if (w->p.stored[s][t] && w->run.width[t] == width) return w->run.t[t];
+    return w->keep;
+}
+
 static lq_status load_live(lq_walk *w, uint32_t s, uint32_t chunk, uint32_t n) {
     uint32_t width = stored_width(w, s);
     const lq_layer *l = &w->m->layers[w->b];
-    if (width) LQ_TRY(lq_cache_get(w->ctx, w->live, chunk, w->keep, (size_t)n * width));
-    float *at = w->keep;
-    for (int t = 0; t < T_N; t++) {
+    float *at = width ? kept(w, s, width) : NULL;
+    if (width) LQ_TRY(lq_cache_get(w->ctx, w->live, chunk, at, (size_t)n * width));
+    for (int t = T_NONE + 1; t < T_N; t++) {
         size_t size = (size_t)n * w->run.width[t];
         if (w->p.stored[s][t]) {
-            memcpy(w->run.t[t], at, size * 4);
+            if (w->run.t[t] != at) memcpy(w->run.t[t], at, size * 4);
             at += size;
         } else if (s && w->p.again[s][t] >= 0) {
             uint32_t op = (uint32_t)w->p.again[s][t];
@@ -154,13 +164,13 @@ static lq_status load_live(lq_walk *w, uint32_t s, uint32_t chunk, uint32_t n) {
 
 static lq_status save_live(lq_walk *w, uint32_t s, uint32_t chunk, uint32_t n) {
     uint32_t width = stored_width(w, s);
-    float *at = w->keep;
+    float *from = width ? kept(w, s, width) : NULL, *at = from;
     for (int t = 0; t < T_N; t++) {
         if (!w->p.stored[s][t]) continue;
-        memcpy(at, w->run.t[t], (size_t)n * w->run.width[t] * 4);
+        if (w->run.t[t] != at) memcpy(at, w->run.t[t], (size_t)n * w->run.width[t] * 4);
         at += (size_t)n * w->run.width[t];
     }
-    return width ? lq_cache_put(w->ctx, w->live, chunk, w->keep, (size_t)n * width) : LQ_OK;
+    return width ? lq_cache_put(w->ctx, w->live, chunk, from, (size_t)n * width) : LQ_OK;
 }
 
 static lq_status move_stream(lq_walk *w, const lq_walk_group *g, bool in) {

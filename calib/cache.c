@@ -5,6 +5,7 @@
 #include "calib/cache.h"
 
 #include "core/os.h"
+#include "core/thread.h"
 
 #include <string.h>
 #include <zstd.h>
@@ -72,17 +73,28 @@ static void drop(lq_cache *c, item *t) {
     t->mem = NULL;
 }
 
+enum { PIECE = 1 << 18 }; /* bytes a thread copies at a time */
+typedef struct copying { char *to; const char *from; size_t n; } copying;
+
+static void copy_piece(void *arg, size_t i) {
+    const copying *c = arg;
+    size_t at = i * PIECE;
+    memcpy(c->to + at, c->from + at, c->n - at < PIECE ? c->n - at : PIECE);
+}
+
+static void copy(void *to, const void *from, size_t n) { lq_parallel_for((n + PIECE - 1) / PIECE, copy_piece, &(copying){to, from, n}); }
+
 lq_status lq_cache_put(lq_ctx *ctx, lq_cache *c, size_t i, const float *v, size_t n) {
     if (i >= c->n || n > SIZE_MAX / 8) return lq_fail(ctx, LQ_ERR_INTERNAL, "cache item %zu of %zu", i, c->n);
     item *t = &c->v[i];
     if (t->mem && t->n != n) drop(c, t);
-    if (!t->mem && c->used <= c->budget && n * 4 <= c->budget - c->used && (t->mem = lq_alloc(n * 4))) {
+    if (!t->mem && c->used <= c->budget && n * 4 <= c->budget - c->used && (t->mem = lq_alloc_raw(n * 4))) {
         c->used += n * 4;
         c->spilled -= t->frame;
         t->frame = 0;
     }
     if (!t->mem) return spill(ctx, c, t, v, n);
-    memcpy(t->mem, v, n * 4);
+    copy(t->mem, v, n * 4);
     t->n = n;
     return LQ_OK;
 }
@@ -91,7 +103,7 @@ lq_status lq_cache_get(lq_ctx *ctx, lq_cache *c, size_t i, float *v, size_t n) {
     if (i >= c->n || c->v[i].n != n || (!c->v[i].mem && !c->v[i].frame))
         return lq_fail(ctx, LQ_ERR_INTERNAL, "cache item %zu: %zu floats wanted, %zu held", i, n, i < c->n ? c->v[i].n : 0);
     item *t = &c->v[i];
-    if (t->mem) return memcpy(v, t->mem, n * 4), LQ_OK;
+    if (t->mem) return copy(v, t->mem, n * 4), LQ_OK;
     LQ_TRY(lq_scratch_read(ctx, c->fd, t->off, c->frame, t->frame));
     size_t got = ZSTD_decompressDCtx(c->zd, v, n * 4, c->frame, t->frame);
     if (ZSTD_isError(got) || got != n * 4) return lq_fail(ctx, LQ_ERR_RESOURCE, "temporary file: a frame came back damaged");

@@ -42,7 +42,7 @@ static void cpu_close(lq_run *r) {
 
 static float *cpu_alloc(lq_run *r, uint64_t n) {
     (void)r;
-    return n <= SIZE_MAX / sizeof(float) ? LQ_NEWN(float, (size_t)n) : NULL;
+    return n <= SIZE_MAX / sizeof(float) ? lq_alloc_raw((size_t)n * sizeof(float)) : NULL;
 }
 
 static void cpu_release(lq_run *r, float *p) {

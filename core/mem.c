@@ -15,12 +15,13 @@ static bool told_to_fail(void) {
     return __atomic_fetch_sub(&fail_after, 1, __ATOMIC_RELAXED) == 0;
 }
 
+static size_t whole(size_t n) { return n ? (n + 63) / 64 * 64 : 64; }
+
+void *lq_alloc_raw(size_t n) { return told_to_fail() || n > SIZE_MAX - 64 ? NULL : aligned_alloc(64, whole(n)); }
+
 void *lq_alloc(size_t n) {
-    if (told_to_fail() || n > SIZE_MAX - 64) return NULL;
-    size_t whole = (n + 63) / 64 * 64;
-    if (!whole) whole = 64;
-    void *p = aligned_alloc(64, whole);
-    if (p) memset(p, 0, whole);
+    void *p = lq_alloc_raw(n);
+    if (p) memset(p, 0, whole(n));
     return p;
 }
 

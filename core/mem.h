@@ -7,6 +7,8 @@
 
 /* 64-byte aligned, zeroed. NULL only when memory is out (or a test asked for it). n = 0 gives a valid pointer. */
 void *lq_alloc(size_t n);
+/* The same with rubbish in it, for large buffers that are written before they are read: whoever writes first makes the pages, side by side. */
+void *lq_alloc_raw(size_t n);
 void *lq_calloc(size_t count, size_t size); /* overflow-checked */
 /* Grows (zeroing the new part) or shrinks; p may be NULL. The old block survives a failure. */
 void *lq_realloc(void *p, size_t old_size, size_t new_size);

@@ -48,15 +48,14 @@ uint8_t lq_f32_e8m0(float f) {
 }
 
 float lq_round_sig(float f, int sig) {
-    uint32_t u = lq_f32_bits(f), a = u & 0x7fffffffu;
-    if (!a || a >= 0x7f800000u || sig >= 24) return f;
-    if (a >= 0x00800000u) {
-        uint32_t drop = 24 - (uint32_t)sig, half = (1u << (drop - 1)) - 1, odd = sig > 1 ? u >> drop & 1 : 1; /* one bit: the one not stored */
-        return lq_bits_f32((u + half + odd) & ~((1u << drop) - 1));
-    }
-    int e; /* subnormal */
-    double m = frexp((double)f, &e);
-    return (float)ldexp(rint(ldexp(m, sig)), e - sig);
+    if (f == 0 || !isfinite(f)) return f;
+    double v = (double)f; /* never subnormal */
+    uint64_t bits, drop = 53 - (uint64_t)sig;
+    memcpy(&bits, &v, sizeof bits);
+    bits += ((uint64_t)1 << (drop - 1)) - 1 + (sig == 1 || bits >> drop & 1); /* ties to even; a leading 1 is not stored and odd */
+    bits = bits >> drop << drop;
+    memcpy(&v, &bits, sizeof v);
+    return (float)v;
 }
 
 void lq_rng_seed(lq_rng *r, uint64_t seed, uint64_t stream) {

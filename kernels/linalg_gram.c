@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* Gram matrix G = sum over tokens of x x^T, kept as the lower triangle of LQ_GRAM_TILE-square tiles in fp64.
- * A task owns up to RUN neighbouring tiles of one tile row: for each chunk of LQ_GRAM_CHUNK tokens it forms their product in
- * fp32 (one gemm) and adds it to the fp64 sums, so that each sum sees the chunks in order whatever the thread count. */
+ * A task owns a block of SIDE by SIDE tiles: for each chunk of LQ_GRAM_CHUNK tokens it forms their product in fp32 (one gemm, on the
+ * diagonal one syrk) and adds it to the fp64 sums, so that each sum sees the chunks in order whatever the thread count. */
 #include "kernels/linalg.h"
 
 #include "core/thread.h"
 #include "kernels/blas.h"
 
-enum { T = LQ_GRAM_TILE, RUN = 4 };
+enum { T = LQ_GRAM_TILE, SIDE = 2, BLOCK = SIDE * T };
 
 static uint32_t tile_rows(uint32_t k) { return (k + T - 1) / T; }
 static double *tile_at(const lq_gram *g, uint32_t ti, uint32_t tj) {
@@ -29,48 +29,60 @@ void lq_gram_free(lq_gram *g) {
 
 typedef struct batch { lq_gram *g; const float *x; size_t ldx; uint32_t n; } batch;
 
-static void sum_tile(double *sum, const float *part, uint32_t rows, uint32_t cols) {
+static void sum_tile(double *sum, const float *part, uint32_t rows, uint32_t cols, bool lower) {
     for (uint32_t i = 0; i < rows; i++)
-        for (uint32_t j = 0; j < cols; j++) sum[i * T + j] += (double)part[i * (RUN * T) + j];
+        for (uint32_t j = 0; j < (lower ? i + 1 : cols); j++) sum[i * T + j] += (double)part[i * BLOCK + j];
 }
 
-/* Tiles (ti, tj .. tj+RUN-1), as far as they lie in the triangle. */
-static void add_run(const batch *b, uint32_t ti, uint32_t tj) {
-    float part[T * T * RUN];
-    uint32_t k = b->g->k, rows = k - ti * T < T ? k - ti * T : T, last = tj + RUN - 1 < ti ? tj + RUN - 1 : ti;
-    uint32_t cols = (last + 1) * T < k ? (last + 1) * T - tj * T : k - tj * T;
+static uint32_t most(uint32_t n, uint32_t limit) { return n < limit ? n : limit; }
+
+static void sum_block(const batch *b, uint32_t ti, uint32_t tj, const float *part) {
+    uint32_t k = b->g->k, rows = tile_rows(k);
+    for (uint32_t i = 0; i < SIDE && ti + i < rows; i++)
+        for (uint32_t j = 0; j < SIDE && tj + j <= ti + i; j++)
+            sum_tile(tile_at(b->g, ti + i, tj + j), part + (size_t)i * T * BLOCK + j * T, most(k - (ti + i) * T, T), most(k - (tj + j) * T, T), ti + i == tj + j);
+}
+
+/* Tiles from (ti, tj) on, as far as they lie in the triangle; of a tile on the diagonal its lower half. */
+static void add_block(const batch *b, uint32_t ti, uint32_t tj) {
+    float part[BLOCK * BLOCK];
+    blasint ld = (blasint)b->ldx, rows = (blasint)most(b->g->k - ti * T, BLOCK), cols = (blasint)most(b->g->k - tj * T, BLOCK);
     for (uint32_t t0 = 0; t0 < b->n; t0 += LQ_GRAM_CHUNK) {
-        uint32_t n = b->n - t0 < LQ_GRAM_CHUNK ? b->n - t0 : LQ_GRAM_CHUNK;
         const float *x = b->x + t0 * b->ldx;
-        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)rows, (blasint)cols, (blasint)n, 1, x + ti * T,
-                    (blasint)b->ldx, x + tj * T, (blasint)b->ldx, 0, part, RUN * T);
-        for (uint32_t t = tj; t <= last; t++)
-            sum_tile(tile_at(b->g, ti, t), part + (t - tj) * T, rows, cols - (t - tj) * T < T ? cols - (t - tj) * T : T);
+        blasint n = (blasint)most(b->n - t0, LQ_GRAM_CHUNK);
+        if (ti == tj) cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, rows, n, 1, x + ti * T, ld, 0, part, BLOCK);
+        else cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, rows, cols, n, 1, x + ti * T, ld, x + tj * T, ld, 0, part, BLOCK);
+        sum_block(b, ti, tj, part);
     }
 }
 
-static uint32_t runs_in_row(uint32_t ti) { return ti / RUN + 1; }
+static uint32_t block_rows(uint32_t k) { return (k + BLOCK - 1) / BLOCK; }
 
+/* Blocks below the diagonal first, then those on it, which have half the work: shorter tasks fill the end. */
 static void add_task(void *arg, size_t i) {
     const batch *b = arg;
-    uint32_t ti = tile_rows(b->g->k) - 1; /* the longest rows first: shorter tasks fill the end */
-    while (i >= runs_in_row(ti)) i -= runs_in_row(ti--);
-    add_run(b, ti, (uint32_t)i * RUN);
+    uint32_t all = block_rows(b->g->k), below = all * (all - 1) / 2, bi = 1;
+    if (i >= below) {
+        uint32_t at = (uint32_t)(i - below) * SIDE;
+        add_block(b, at, at);
+        return;
+    }
+    for (; i >= bi; bi++) i -= bi;
+    add_block(b, bi * SIDE, (uint32_t)i * SIDE);
 }
 
 void lq_gram_add(lq_gram *g, const float *x, size_t ldx, uint32_t n) {
     if (!n) return;
     lq_blas_single();
-    size_t tasks = 0;
-    for (uint32_t ti = 0; ti < tile_rows(g->k); ti++) tasks += runs_in_row(ti);
-    lq_parallel_for(tasks, add_task, &(batch){g, x, ldx, n});
+    size_t all = block_rows(g->k);
+    lq_parallel_for(all * (all + 1) / 2, add_task, &(batch){g, x, ldx, n});
     g->n += n;
 }
 
 double lq_gram_at(const lq_gram *g, uint32_t i, uint32_t j) {
     uint32_t hi = i > j ? i : j, lo = i > j ? j : i;
     const double *t = tile_at(g, hi / T, lo / T);
-    /* both halves of a diagonal tile are computed; the lower one is the definition */
+    /* of a diagonal tile the lower half is the definition */
     return t[(size_t)(hi % T) * T + lo % T];
 }
 
@@ -84,13 +96,17 @@ typedef struct spread { const lq_gram *g; double *out; } spread;
 
 static void full_task(void *arg, size_t ti) {
     const spread *s = arg;
-    uint32_t k = s->g->k, end = (uint32_t)(ti + 1) * T < k ? (uint32_t)(ti + 1) * T : k;
-    for (uint32_t i = (uint32_t)ti * T; i < end; i++)
-        for (uint32_t j = 0; j <= i; j++) {
-            double v = lq_gram_at(s->g, i, j) / (double)(s->g->n ? s->g->n : 1);
-            s->out[(size_t)i * k + j] = v;
-            s->out[(size_t)j * k + i] = v;
-        }
+    uint32_t k = s->g->k, i0 = (uint32_t)ti * T, rows = most(k - i0, T);
+    double n = (double)(s->g->n ? s->g->n : 1);
+    for (uint32_t tj = 0; tj <= ti; tj++) {
+        const double *t = tile_at(s->g, (uint32_t)ti, tj);
+        for (uint32_t i = 0; i < rows; i++)
+            for (uint32_t j = 0; j < (tj == ti ? i + 1 : T); j++) {
+                double v = t[(size_t)i * T + j] / n;
+                s->out[(size_t)(i0 + i) * k + tj * T + j] = v;
+                s->out[(size_t)(tj * T + j) * k + i0 + i] = v;
+            }
+    }
 }
 
 void lq_gram_full(const lq_gram *g, double *out) { lq_parallel_for(tile_rows(g->k), full_task, &(spread){g, out}); }

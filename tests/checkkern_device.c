@@ -8,8 +8,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "checkkern.h"
-#include "kernels/cuda/cuda.h"
+#include "checkkern_device.h"
 #include "kernels/ref/ref.h"
 
 #include <float.h>
@@ -55,24 +54,42 @@ static void device_layout_gives_back_every_code(void **state) {
 }
 
 /* A half is off by 2^-11 of itself or 2^-25, and so are the values of a table; a lane's sums are fp32. */
-static void check_product(const ck_probe *p, const lq_packed *m, uint32_t r, const float *x, float got) {
-    bool min = m->q.sch.zero_kind == LQ_ZERO_MIN, table = m->q.sch.grid.kind != LQ_GRID_INT && m->q.sch.grid.kind != LQ_GRID_E4M3;
-    double sum = 0, mass = 0, flat = 0;
-    for (uint32_t c = 0; c < m->q.cols; c++) {
-        double a = lq_grid_value(&m->q, r, lq_packed_code(m, r, c)), s = lq_packed_scale(m, r, c / m->seg), z = lq_packed_zero(m, r, c / m->seg), v = x[c];
-        double w = min ? a * s - z : (a - z) * s, weight = fabs(a * s) + fabs(min ? z : z * s);
-        sum += w * v;
-        mass += weight * fabs(v);
-        flat += weight * 0x1p-25 + (table ? fabs(s) * 0x1p-25 * fabs(v) : 0);
-    }
-    double k = (table ? 2 : 1) * 0x1p-11 + (m->q.cols / 16.0 + 64) * 0x1p-23, bound = k * mass + flat + 1e-30;
-    ck_note(&got, sizeof got);
-    if (mass > FLT_MAX) return;
-    ck_worst = fmax(ck_worst, mass > 0 ? fabs((double)got - sum) / (0x1p-11 * mass) : 0);
-    if (!(fabs((double)got - sum) <= bound)) fail_msg("%s, %u x %u, row %u: %.9g, want %.9g within %.3g", p->name, m->q.rows, m->q.cols, r, (double)got, sum, bound);
+static double product_bound(const lq_packed *m, double mass, double flat) {
+    bool table = m->q.sch.grid.kind != LQ_GRID_INT && m->q.sch.grid.kind != LQ_GRID_E4M3;
+    return ((table ? 2 : 1) * 0x1p-11 + (m->q.cols / 16.0 + 64) * 0x1p-23) * mass + flat + 1e-30;
 }
 
-static const lq_device *device_of(const ck_probe *p) { return p->dtype == LQ_F16 ? lq_device_cuda() : lq_device_emu(); }
+typedef struct weighed { double sum, mass, flat; } weighed;
+
+static weighed weigh(const lq_packed *m, uint32_t r, const float *x, const double *off) {
+    bool min = m->q.sch.zero_kind == LQ_ZERO_MIN, table = m->q.sch.grid.kind != LQ_GRID_INT && m->q.sch.grid.kind != LQ_GRID_E4M3;
+    weighed v = {0, 0, 0};
+    for (uint32_t c = 0; c < m->q.cols; c++) {
+        double a = lq_grid_value(&m->q, r, lq_packed_code(m, r, c)), s = lq_packed_scale(m, r, c / m->seg), z = lq_packed_zero(m, r, c / m->seg), at = x[c];
+        double w = min ? a * s - z : (a - z) * s, weight = fabs(a * s) + fabs(min ? z : z * s);
+        v.sum += w * at;
+        v.mass += weight * fabs(at);
+        v.flat += weight * (0x1p-25 + (off ? off[c] : 0)) + (table ? fabs(s) * 0x1p-25 * fabs(at) : 0);
+    }
+    return v;
+}
+
+double ckd_row(const lq_packed *m, uint32_t r, const float *x, const double *off, double *bound) {
+    weighed v = weigh(m, r, x, off);
+    *bound = product_bound(m, v.mass, v.flat);
+    return v.sum;
+}
+
+static void check_product(const ck_probe *p, const lq_packed *m, uint32_t r, const float *x, float got) {
+    weighed v = weigh(m, r, x, NULL);
+    double bound = product_bound(m, v.mass, v.flat);
+    ck_note(&got, sizeof got);
+    if (v.mass > FLT_MAX) return;
+    ck_worst = fmax(ck_worst, v.mass > 0 ? fabs((double)got - v.sum) / (0x1p-11 * v.mass) : 0);
+    if (!(fabs((double)got - v.sum) <= bound)) fail_msg("%s, %u x %u, row %u: %.9g, want %.9g within %.3g", p->name, m->q.rows, m->q.cols, r, (double)got, v.sum, bound);
+}
+
+static const lq_device *device_of(const ck_probe *p) { return ckd_device(p); }
 
 typedef const char *(*product)(const lq_device_matrix *m, const float *x, uint32_t n, float *y);
 
@@ -120,11 +137,9 @@ static void device_gemm_is_within_its_bound(void **state) { products_are_near(*s
 
 static const lq_act rounded[] = {{.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = 128}};
 
-typedef struct acts { float *code, *step; void *scratch; lq_packed_i x; double *want; } acts;
-
-static acts make_acts(const lq_packed *m, uint32_t n, bool extreme, lq_rng *rng) {
+ckd_acts ckd_acts_make(const lq_packed *m, uint32_t n, bool extreme, lq_rng *rng) {
     uint32_t tile = m->q.sch.act.tile, tiles = tile ? (m->q.cols + tile - 1) / tile : 1;
-    acts a = {ck_exact(4 * (size_t)n * m->q.cols), ck_exact(4 * (size_t)n * tiles), lq_alloc(lq_packed_i_bytes(m, n)), {0}, ck_exact(8 * (size_t)n * m->tiles * LQ_TILE)};
+    ckd_acts a = {ck_exact(4 * (size_t)n * m->q.cols), ck_exact(4 * (size_t)n * tiles), lq_alloc(lq_packed_i_bytes(m, n)), {0}, ck_exact(8 * (size_t)n * m->tiles * LQ_TILE)};
     assert_non_null(a.scratch);
     for (size_t i = 0; i < (size_t)n * m->q.cols; i++) a.code[i] = extreme ? (lq_rng_below(rng, 2) ? 127.0f : -127.0f) : (float)((int)lq_rng_below(rng, 255) - 127);
     ck_floats(a.step, (size_t)n * tiles, rng, false);
@@ -133,8 +148,15 @@ static acts make_acts(const lq_packed *m, uint32_t n, bool extreme, lq_rng *rng)
     return a;
 }
 
+void ckd_acts_free(ckd_acts *a) {
+    lq_free(a->scratch);
+    free(a->code);
+    free(a->step);
+    free(a->want);
+}
+
 /* What fp32 sums of scaled whole numbers may be off by: of every segment its code sums and its zero's. */
-static double whole_mass(const lq_packed *m, const acts *a, uint32_t t, uint32_t r) {
+static double whole_mass(const lq_packed *m, const ckd_acts *a, uint32_t t, uint32_t r) {
     double mass = 0;
     for (uint32_t g = 0; g < m->segs; g++) {
         double s = fabs((double)lq_packed_scale(m, r, g)), z = fabs((double)lq_packed_zero(m, r, g)), sum = 0, ones = 0;
@@ -149,7 +171,9 @@ static double whole_mass(const lq_packed *m, const acts *a, uint32_t t, uint32_t
     return mass;
 }
 
-static void compare_whole(const ck_probe *p, const lq_packed *m, const acts *a, uint32_t n, const float *y) {
+double ckd_whole_bound(const lq_packed *m, const ckd_acts *a, uint32_t t, uint32_t r) { return (m->q.cols / 16.0 + 16) * 0x1p-23 * whole_mass(m, a, t, r); }
+
+static void compare_whole(const ck_probe *p, const lq_packed *m, const ckd_acts *a, uint32_t n, const float *y) {
     for (uint32_t t = 0; t < n; t++)
         for (uint32_t r = 0; r < m->q.rows; r++) {
             double want = a->want[(size_t)t * m->tiles * LQ_TILE + r];
@@ -159,7 +183,7 @@ static void compare_whole(const ck_probe *p, const lq_packed *m, const acts *a, 
                 if (lq_f32_bits(got) != lq_f32_bits((float)want)) fail_msg("%s, %u x %u, row %u: %a, the definition says %a", p->name, m->q.rows, m->q.cols, r, (double)got, want);
                 continue;
             }
-            double bound = (m->q.cols / 16.0 + 16) * 0x1p-23 * whole_mass(m, a, t, r);
+            double bound = ckd_whole_bound(m, a, t, r);
             if (!(fabs((double)got - want) <= bound)) fail_msg("%s, %u x %u, row %u: %.9g, want %.9g within %.3g", p->name, m->q.rows, m->q.cols, r, (double)got, want, bound);
         }
 }
@@ -173,7 +197,7 @@ static void *put(const lq_device *d, const void *v, size_t n) {
 static void one_whole(const ck_probe *p, const lq_packed *m, uint32_t n, bool extreme, lq_rng *rng) {
     const lq_device *d = device_of(p);
     lq_device_matrix dm;
-    acts a = make_acts(m, n, extreme, rng);
+    ckd_acts a = ckd_acts_make(m, n, extreme, rng);
     size_t ny = 4 * (size_t)n * m->q.rows, segs = 4 * (size_t)n * m->segs;
     float *y = ck_exact(ny), *dy = d->alloc(ny);
     assert_true(dy && lq_device_put(d, m, &dm));
@@ -185,10 +209,7 @@ static void one_whole(const ck_probe *p, const lq_packed *m, uint32_t n, bool ex
     void *held[] = {dy, x, step, sum};
     for (size_t i = 0; i < sizeof held / sizeof *held; i++) d->release(held[i]);
     lq_device_drop(d, &dm);
-    lq_free(a.scratch);
-    free(a.code);
-    free(a.step);
-    free(a.want);
+    ckd_acts_free(&a);
     free(y);
 }
 
@@ -217,6 +238,7 @@ static void add_for(const lq_device *d, const ck_variant *v, const ck_scheme *s,
     ck_add(device_gemv_is_within_its_bound, "device_gemv", v, s, t);
     ck_add(device_gemm_is_within_its_bound, "device_gemm", v, s, t);
     if (whole(&s->s)) ck_add(device_idot_is_whole, "device_idot", v, s, t);
+    ck_device_joint_add(v, s, whole(&s->s), t);
 }
 
 void ck_device_add(const ck_variant *c) {
@@ -231,4 +253,6 @@ void ck_device_add(const ck_variant *c) {
     if (lq_device_cuda()->available()) ck_device_sparse_add(&names[0], LQ_F16);
     if (lq_device_emu()->available()) ck_device_ops_add(&names[1], LQ_F32);
     if (lq_device_cuda()->available()) ck_device_ops_add(&names[0], LQ_F16);
+    if (lq_device_emu()->available()) ck_device_table_add(&names[1], LQ_F32);
+    if (lq_device_cuda()->available()) ck_device_table_add(&names[0], LQ_F16);
 }

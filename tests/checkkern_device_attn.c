@@ -9,6 +9,7 @@
 
 #include "calib/kv.h"
 #include "checkkern_device.h"
+#include "kernels/ref/ref.h"
 
 #include <float.h>
 #include <stdlib.h>
@@ -107,24 +108,32 @@ static void put_all(ckd *d, const shape *s, const cache *c, const float *k, cons
         }
 }
 
-static cache make_cache(ckd *d, const shape *s, lq_dtype type) {
+/* Room for a cache, none of it written; c->k and v are what storing k and v leaves. */
+static cache bare_cache(ckd *d, const shape *s, lq_dtype type, const float *k, const float *v) {
     const size_t width = (size_t)s->kv_heads * s->dim, n = (size_t)s->seqs * s->positions * width, rows = (size_t)s->seqs * s->room * s->kv_heads;
     const float fixed[2] = {0.004f, 0.006f};
-    float *k = ck_exact(n * 4), *v = ck_exact(n * 4);
     cache c = {.k = ck_exact(n * 4), .v = ck_exact(n * 4), .rows = rows, .bytes = rows * s->dim * element_bytes(type)};
     const bool stepped = !s->fixed && element_bytes(type) == 1;
     const float part = type == LQ_I8 ? 448.0f / 127 : 1;
     for (int i = 0; i < 2; i++) c.codes[i] = ck_exact(c.bytes), c.steps[i] = ck_exact(rows * 4);
-    for (size_t i = 0; i < n; i++) k[i] = lq_rng_normal(&d->rng) * (i % 31 ? 1 : 8), v[i] = lq_rng_normal(&d->rng);
     c.kv = (lq_device_kv){(uint8_t)type, s->kv_heads, s->dim, s->room, ckd_out(d, c.bytes), ckd_out(d, c.bytes), NULL, NULL, fixed[0] * part, fixed[1] * part};
     void *steps[2] = {ckd_out(d, rows * 4), ckd_out(d, rows * 4)};
     if (stepped) c.kv.key_step = steps[0], c.kv.value_step = steps[1];
-    put_all(d, s, &c, k, v);
     for (uint32_t q = 0; q < s->seqs; q++) {
         size_t at = (size_t)q * s->positions * width;
         stored_here(s, type, s->fixed ? fixed : NULL, k + at, v + at, c.k + at, c.v + at);
     }
-    free(k), free(v);
+    return c;
+}
+
+static cache make_cache(ckd *d, const shape *s, lq_dtype type) {
+    const size_t n = (size_t)s->seqs * s->positions * s->kv_heads * s->dim;
+    float *k = ck_exact(n * 4), *v = ck_exact(n * 4);
+    for (size_t i = 0; i < n; i++) k[i] = lq_rng_normal(&d->rng) * (i % 31 ? 1 : 8), v[i] = lq_rng_normal(&d->rng);
+    cache c = bare_cache(d, s, type, k, v);
+    put_all(d, s, &c, k, v);
+    free(k);
+    free(v);
     return c;
 }
 
@@ -189,4 +198,52 @@ static void device_attention_is_within_its_bound(void **state) {
     ckd_close(&d);
 }
 
-void ck_device_attn_add(const ck_variant *v, lq_dtype t) { ck_add(device_attention_is_within_its_bound, "device_attn", v, NULL, t); }
+/* ---- rope and putting at once ---- */
+
+/* All tokens of all sequences in one launch, in an order of their own. */
+static void check_turn(ckd *d, const shape *s, lq_dtype type, uint32_t rot, bool pairs) {
+    const uint32_t n = s->seqs * s->positions, half = rot / 2;
+    const size_t qw = (size_t)s->heads * s->dim, kw = (size_t)s->kv_heads * s->dim, table = (size_t)s->room * half + 1;
+    float *q = ck_exact(n * qw * 4), *k = ck_exact(n * kw * 4), *v = ck_exact(n * kw * 4), *cosines = ck_exact(table * 4), *sines = ck_exact(table * 4);
+    float *got = ck_exact(n * (qw + kw) * 4);
+    uint32_t *pos = ck_exact(8 * (size_t)n), *seq = pos + n;
+    ck_floats(q, n * qw, &d->rng, false);
+    ck_floats(k, n * kw, &d->rng, false);
+    ck_floats(v, n * kw, &d->rng, false);
+    const float *dc = ckd_floats(d, cosines, table), *ds = ckd_floats(d, sines, table);
+    float *dq = ckd_out(d, n * qw * 4), *dk = ckd_out(d, n * kw * 4);
+    assert_true(d->d->put(dq, q, n * qw * 4) && d->d->put(dk, k, n * kw * 4));
+    const float *dv = ckd_in(d, v, n * kw * 4);
+    for (uint32_t t = 0; t < n; t++) pos[t] = t % s->positions, seq[t] = t / s->positions;
+    for (uint32_t t = 0; t < n; t++) {
+        (pairs ? lq_rope_pairs_c : lq_rope_c)(q + t * qw, s->heads, s->dim, rot, cosines + (size_t)pos[t] * half, sines + (size_t)pos[t] * half);
+        (pairs ? lq_rope_pairs_c : lq_rope_c)(k + t * kw, s->kv_heads, s->dim, rot, cosines + (size_t)pos[t] * half, sines + (size_t)pos[t] * half);
+    }
+    cache c = bare_cache(d, s, type, k, v);
+    const lq_device_tokens at = {n, ckd_in(d, pos, 4 * (size_t)n), s->seqs > 1 ? ckd_in(d, seq, 4 * (size_t)n) : NULL, s->room - 1};
+    const lq_device_turn turn = {.kv = &c.kv, .q = dq, .k = dk, .v = dv, .cos = dc, .sin = ds, .heads = s->heads, .rot = rot, .pairs = pairs};
+    ckd_run(d, d->d->ops->turn(&turn, &at), "turn");
+    ckd_get(d, dq, n * qw * 4, got);
+    ckd_get(d, dk, n * kw * 4, got + n * qw);
+    ckd_same_floats(d, got, q, n * qw, "turned q");
+    ckd_same_floats(d, got + n * qw, k, n * kw, "turned k");
+    get_cache(d, &c);
+    compare_cache(d, s, &c);
+    drop_cache(&c);
+    ckd_release(d);
+    free(q), free(k), free(v), free(cosines), free(sines), free(got), free(pos);
+}
+
+static void device_turn_is_rope_and_putting(void **state) {
+    static const shape of[] = {{4, 2, 16, 1, 9, 12, 1, 0, 0, false}, {3, 3, 20, 1, 13, 17, 1, 0, 0, true}, {6, 2, 32, 3, 7, 11, 1, 0, 0, false},
+                               {9, 3, 64, 2, 5, 5, 1, 0, 0, true},   {71, 1, 8, 1, 3, 4, 1, 0, 0, false},  {1, 1, 97, 1, 2, 3, 1, 0, 0, false}, {1, 1, 1, 1, 1, 1, 1, 0, 0, false}};
+    ckd d = ckd_open(*state);
+    for (size_t i = 0; i < sizeof of / sizeof *of; i++)
+        for (size_t t = 0; t < TYPES; t++) check_turn(&d, &of[i], types[t], (t % 2 ? of[i].dim : of[i].dim / 2) / 2 * 2, i % 2);
+    ckd_close(&d);
+}
+
+void ck_device_attn_add(const ck_variant *v, lq_dtype t) {
+    ck_add(device_attention_is_within_its_bound, "device_attn", v, NULL, t);
+    ck_add(device_turn_is_rope_and_putting, "device_turn", v, NULL, t);
+}

@@ -7,7 +7,6 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "calib/act.h"
 #include "checkkern_device.h"
 #include "kernels/ref/ref.h"
 
@@ -21,7 +20,7 @@ static const double EPS = FLT_EPSILON;
 /* ---- shared ---- */
 
 ckd ckd_open(const ck_probe *p) {
-    ckd c = {.d = p->dtype == LQ_F16 ? lq_device_cuda() : lq_device_emu(), .name = p->name, .rng = ck_start(p->name)};
+    ckd c = {.d = ckd_device(p), .name = p->name, .rng = ck_start(p->name)};
     assert_non_null(c.d->ops);
     return c;
 }
@@ -82,7 +81,7 @@ void ckd_near(ckd *c, float got, double want, double bound, const char *what, si
     if (bound > 0) ck_worst = fmax(ck_worst, fabs((double)got - want) / bound);
 }
 
-static void same_floats(ckd *c, const float *got, const float *want, size_t n, const char *what) {
+void ckd_same_floats(ckd *c, const float *got, const float *want, size_t n, const char *what) {
     for (size_t i = 0; i < n; i++)
         if (lq_f32_bits(got[i]) != lq_f32_bits(want[i])) fail_msg("%s, %s: element %zu is %a, the definition says %a", c->name, what, i, (double)got[i], (double)want[i]);
 }
@@ -91,7 +90,7 @@ static float *floats(size_t n) { return ck_exact(n * sizeof(float)); }
 
 /* ---- norms ---- */
 
-static void check_norm(ckd *c, const float *x, const float *gain, const float *shift, bool layer, uint32_t d, const float *y) {
+void ckd_check_norm(ckd *c, const float *x, const float *gain, const float *shift, bool layer, uint32_t d, const float *y) {
     double mean = 0, abs = 0, square = 0, k = (d / 256.0 + 24) * EPS;
     for (uint32_t i = 0; i < d; i++) mean += (double)x[i] / d, abs += fabs((double)x[i]) / d;
     if (!layer) mean = 0, abs = 0;
@@ -117,10 +116,10 @@ static void device_norms_are_near(void **state) {
                 ckd_run(&c, c.d->ops->norm(&o, dx, d, n, dy), "norm");
                 ckd_same(&c, run, dy, (size_t)n * d * 4, y, "norm");
             }
-            for (uint32_t t = 0; t < n; t++) check_norm(&c, x + (size_t)t * d, plain ? NULL : gain, plain || !layer ? NULL : shift, layer, d, y + (size_t)t * d);
+            for (uint32_t t = 0; t < n; t++) ckd_check_norm(&c, x + (size_t)t * d, plain ? NULL : gain, plain || !layer ? NULL : shift, layer, d, y + (size_t)t * d);
             ckd_run(&c, c.d->ops->norm(&o, dx, d, n, dx), "norm in place");
             assert_true(c.d->get(x, dx, (size_t)n * d * 4));
-            same_floats(&c, x, y, (size_t)n * d, "norm in place");
+            ckd_same_floats(&c, x, y, (size_t)n * d, "norm in place");
             ckd_release(&c);
             free(x), free(gain), free(shift), free(y);
         }
@@ -145,14 +144,14 @@ static void device_rope_has_the_bits_of_c(void **state) {
         ckd_run(&c, c.d->ops->rope(dx, heads, dim, rot, i & 1, dc, ds, &at), "rope");
         ckd_get(&c, dx, n * 4, y);
         for (uint32_t t = 0; t < N; t++) (i & 1 ? lq_rope_pairs_c : lq_rope_c)(x + t * each, heads, dim, rot, cosines + pos[t] * (rot / 2), sines + pos[t] * (rot / 2));
-        same_floats(&c, y, x, n, "rope");
+        ckd_same_floats(&c, y, x, n, "rope");
         ckd_release(&c);
         free(x), free(y), free(cosines), free(sines);
     }
     ckd_close(&c);
 }
 
-static double act_bound(int f, double x, double y, double up) {
+double ckd_act_bound(int f, double x, double y, double up) {
     if (f == LQ_ACTFN_GELU) return 6 * EPS * fabs(y) + 2 * EPS * fabs(x * up);
     if (f == LQ_ACTFN_GELU_TANH) return (16 + 8 * fabs(x + 0.044715 * x * x * x)) * EPS * fabs(y) + 1e-36 * fabs(up);
     return 8 * EPS * fabs(y) + 1e-36 * fabs(up);
@@ -172,7 +171,7 @@ static void device_glu_is_near(void **state) {
             ckd_same(&c, run, dy, N * 4, y, "glu");
         }
         lq_glu_c((lq_actfn)(f % LQ_ACTFN_N), gate, gated ? up : one, want, N);
-        for (size_t i = 0; i < N; i++) ckd_near(&c, y[i], (double)want[i], act_bound(f % LQ_ACTFN_N, (double)gate[i], (double)want[i], gated ? (double)up[i] : 1), lq_actfn_names[f % LQ_ACTFN_N], i);
+        for (size_t i = 0; i < N; i++) ckd_near(&c, y[i], (double)want[i], ckd_act_bound(f % LQ_ACTFN_N, (double)gate[i], (double)want[i], gated ? (double)up[i] : 1), lq_actfn_names[f % LQ_ACTFN_N], i);
     }
     ckd_close(&c);
     free(gate), free(up), free(want), free(y), free(one);
@@ -191,11 +190,11 @@ static void device_elements_are_the_definition(void **state) {
         float part = cut * x[i], sum = x[i] + part;
         want[i] = sum + b[i % WIDTH];
     }
-    same_floats(&c, y, want, ALL, "add, bias");
+    ckd_same_floats(&c, y, want, ALL, "add, bias");
     ckd_run(&c, c.d->ops->clamp(dx, cut, dy, ALL), "clamp");
     ckd_get(&c, dy, ALL * 4, y);
     for (int i = 0; i < ALL; i++) want[i] = fminf(fmaxf(x[i], -cut), cut);
-    same_floats(&c, y, want, ALL, "clamp");
+    ckd_same_floats(&c, y, want, ALL, "clamp");
     ckd_run(&c, c.d->ops->token_gate(dx, dg, WIDTH, N, dy), "token gate");
     ckd_get(&c, dy, ALL * 4, y);
     for (size_t i = 0; i < ALL; i++) {
@@ -225,7 +224,7 @@ static void device_parts_and_rows_are_moved(void **state) {
     ckd_run(&c, c.d->ops->split(dx, WIDTH, FIRST, RUN, STEP, ROWS, N, part), "split");
     ckd_get(&c, part, N * ROWS * 4, y);
     for (int i = 0; i < N * ROWS; i++) want[i] = x[i / ROWS * WIDTH + FIRST + i % ROWS / RUN * STEP + i % RUN];
-    same_floats(&c, y, want, N * ROWS, "split");
+    ckd_same_floats(&c, y, want, N * ROWS, "split");
     ck_floats(want, 7 * WIDTH, &c.rng, false);
     assert_true(c.d->put(dy, want, sizeof want));
     ckd_run(&c, c.d->ops->scatter(dy, dx, di, dw, WIDTH, N), "scatter");
@@ -234,7 +233,7 @@ static void device_parts_and_rows_are_moved(void **state) {
         float v = weight[i / WIDTH] * x[i];
         want[ids[i / WIDTH] * WIDTH + i % WIDTH] += v;
     }
-    same_floats(&c, y, want, 7 * WIDTH, "scatter");
+    ckd_same_floats(&c, y, want, 7 * WIDTH, "scatter");
     ckd_close(&c);
 }
 
@@ -282,7 +281,7 @@ static void device_dense_and_embed_read_floats(void **state) {
         }
         ckd_run(&c, c.d->ops->embed(&m, ckd_in(&c, ids, n * sizeof *ids), n, de), "embed");
         ckd_get(&c, de, (size_t)n * cols * 4, e);
-        same_floats(&c, e, want, (size_t)n * cols, "embed");
+        ckd_same_floats(&c, e, want, (size_t)n * cols, "embed");
         ckd_release(&c);
         free(w), free(x), free(y), free(e), free(want), free(stored), free(ids);
     }
@@ -292,7 +291,7 @@ static void device_dense_and_embed_read_floats(void **state) {
 
 /* ---- packed matrices ---- */
 
-static bool make_packed(ckd *c, const lq_scheme *scheme, uint32_t rows, uint32_t cols, bool perm, lq_act act, lq_packed *m) {
+bool ckd_packed(ckd *c, const lq_scheme *scheme, uint32_t rows, uint32_t cols, bool perm, lq_act act, lq_packed *m) {
     lq_ctx ctx = {0};
     lq_qtensor q;
     lq_scheme s = *scheme;
@@ -311,7 +310,7 @@ static void check_row(ckd *c, const lq_packed *m, uint32_t r, const float *want,
     for (uint32_t i = 0; i < m->q.cols; i++) {
         uint32_t k = m->q.perm ? m->q.perm[i] : i;
         double s = fabs((double)lq_packed_scale(m, r, i / m->seg)), a = fabs((double)lq_grid_value(&m->q, r, lq_packed_code(m, r, i)));
-        if (exact && !isnan(want[k])) same_floats(c, got + k, want + k, 1, "embed_packed");
+        if (exact && !isnan(want[k])) ckd_same_floats(c, got + k, want + k, 1, "embed_packed");
         else if (!exact) ckd_near(c, got[k], (double)want[k], s * (0x1p-11 * a + 0x1p-25) * 1.001 + 2 * EPS * fabs((double)want[k]), "embed_packed", k);
     }
 }
@@ -325,7 +324,7 @@ static void device_embed_packed_decodes_rows(void **state) {
             const uint32_t rows = shapes[i / 2][0], cols = shapes[i / 2][1];
             lq_packed m;
             lq_device_matrix dm;
-            if (!make_packed(&c, &s->s, rows, cols, i & 1, (lq_act){0}, &m)) continue;
+            if (!ckd_packed(&c, &s->s, rows, cols, i & 1, (lq_act){0}, &m)) continue;
             int32_t ids[N] = {(int32_t)rows - 1, (int32_t)lq_rng_below(&c.rng, rows), -1};
             float *all = floats((size_t)m.tiles * LQ_TILE * cols), *y = floats(N * (size_t)cols), *dy = ckd_out(&c, N * (size_t)cols * 4);
             assert_true(lq_device_put(c.d, &m, &dm));
@@ -339,113 +338,6 @@ static void device_embed_packed_decodes_rows(void **state) {
             ckd_release(&c);
             free(all), free(y);
         }
-    ckd_close(&c);
-}
-
-/* ---- rounded activations ---- */
-
-static const lq_act acts[] = {
-    {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8},
-    {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = 128},
-    {.kind = LQ_ACT_STATIC, .dtype = LQ_I8},
-    {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_BOOL},
-    {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = 2.0f},
-    {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = 2.0f, .scope = 1},
-    {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .scope = 1},
-    {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = 32, .scope = 2},
-    {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .scope = LQ_ACT_BITNET},
-};
-enum { ACTS = sizeof acts / sizeof *acts, TOKENS = 5 };
-
-typedef struct rounded { float *seen, *code, *step, *rest; uint8_t *mark; void *scratch; lq_packed_i x; } rounded;
-
-/* What lq_act_run does before it multiplies (calib/act_run.c). */
-static rounded round_here(const lq_packed *m, const lq_act *a, float fixed, const uint8_t *apart, const float *x) {
-    const uint32_t cols = m->q.cols, tiles = lq_act_tiles(a, cols);
-    rounded r = {floats((size_t)TOKENS * cols), floats((size_t)TOKENS * cols), floats((size_t)TOKENS * tiles), floats(2 * (size_t)TOKENS * cols), ck_exact(cols),
-                 lq_alloc(lq_packed_i_bytes(m, TOKENS)), {0}};
-    float *mine = floats(cols);
-    memset(r.mark, 0, cols);
-    for (size_t i = 0; i < (size_t)TOKENS * cols; i++) {
-        float h = lq_f16_f32(lq_f32_f16(x[i]));
-        r.seen[i] = a->scope == 1 && !isinf(h) ? h : x[i];
-        r.mark[i % cols] |= a->scope == 1 && a->outlier > 0 && !(apart && apart[i % cols]) && fabsf(r.seen[i]) >= a->outlier;
-    }
-    for (uint32_t t = 0; t < TOKENS; t++) {
-        const float *seen = r.seen + (size_t)t * cols;
-        bool whole = lq_act_quantize(a, fixed, apart, seen, cols, mine, r.step + (size_t)t * tiles) == cols;
-        for (uint32_t i = 0; i < tiles && !whole; i++) r.step[(size_t)t * tiles + i] = NAN;
-        for (uint32_t i = 0; i < cols; i++) {
-            bool out = a->scope == 1 ? r.mark[i] : a->outlier > 0 && !(apart && apart[i]) && fabsf(seen[i]) >= a->outlier;
-            float v = x[(size_t)t * cols + i], half = lq_f16_f32(lq_f32_f16(fminf(fmaxf(v, -65504), 65504)));
-            r.rest[(size_t)t * cols + i] = out ? half : 0;
-            r.rest[(size_t)(TOKENS + t) * cols + i] = out ? v - half : 0;
-            if (out || !whole) mine[i] = 0;
-        }
-        for (uint32_t i = 0; i < cols; i++) r.code[(size_t)t * cols + i] = mine[m->q.perm ? m->q.perm[i] : i];
-    }
-    r.x = lq_packed_i_make(m, r.code, r.step, TOKENS, r.scratch);
-    free(mine);
-    return r;
-}
-
-static void drop_rounded(rounded *r) {
-    free(r->seen), free(r->code), free(r->step), free(r->rest), free(r->mark);
-    lq_free(r->scratch);
-}
-
-static void same_steps(ckd *c, const float *got, const float *want, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (!(isnan(want[i]) && isnan(got[i]))) same_floats(c, got + i, want + i, 1, "steps");
-}
-
-static void one_round(ckd *c, const lq_packed *m, const lq_act *a, bool bad) {
-    const uint32_t cols = m->q.cols, ld = lq_packed_ld(m);
-    const size_t nx = (size_t)TOKENS * cols, segs = (size_t)TOKENS * m->segs;
-    float *x = floats(nx), *step = floats(segs), *rest = floats(2 * nx), fixed = 0.013f;
-    int8_t *code = ck_exact((size_t)TOKENS * ld);
-    int32_t *sum = ck_exact(segs * 4);
-    uint8_t *apart = ck_exact(cols);
-    lq_device_matrix dm;
-    for (size_t i = 0; i < nx; i++) x[i] = lq_rng_normal(&c->rng) * (lq_rng_below(&c->rng, 50) ? 1 : 30);
-    memset(x, 0, cols * sizeof *x); /* a token of nothing */
-    if (bad) x[3 * cols + cols / 2] = INFINITY;
-    for (uint32_t i = 0; i < cols; i++) apart[i] = i % 11 == 5;
-    const bool parted = lq_rng_below(&c->rng, 2);
-    rounded want = round_here(m, a, fixed, parted ? apart : NULL, x);
-    assert_true(lq_device_put(c->d, m, &dm));
-    float *drest = ckd_out(c, 2 * nx * 4), *dstep = ckd_out(c, segs * 4);
-    int8_t *dcode = ckd_out(c, (size_t)TOKENS * ld);
-    int32_t *dsum = ckd_out(c, segs * 4);
-    lq_device_round o = {.act = *a, .fixed = fixed, .apart = parted ? ckd_in(c, apart, cols) : NULL, .rest = a->outlier > 0 ? drest : NULL, .mark = a->scope == 1 ? ckd_out(c, cols) : NULL};
-    ckd_run(c, c->d->ops->round(&dm, &o, ckd_in(c, x, nx * 4), TOKENS, dcode, dstep, dsum), "round");
-    ckd_get(c, dcode, (size_t)TOKENS * ld, code);
-    ckd_get(c, dstep, segs * 4, step);
-    ckd_get(c, dsum, segs * 4, sum);
-    ckd_get(c, drest, 2 * nx * 4, rest);
-    assert_memory_equal(code, want.x.x, (size_t)TOKENS * ld);
-    assert_memory_equal(sum, want.x.sum, segs * 4);
-    same_steps(c, step, want.x.step, segs);
-    if (a->outlier > 0) assert_memory_equal(rest, want.rest, 2 * nx * 4);
-    lq_device_drop(c->d, &dm);
-    drop_rounded(&want);
-    ckd_release(c);
-    free(x), free(step), free(rest), free(code), free(sum), free(apart);
-}
-
-static void device_rounds_activations_as_the_cpu_does(void **state) {
-    static const uint32_t widths[] = {1, 31, 48, 128, 240, 640, 1920};
-    ckd c = ckd_open(*state);
-    size_t seen = 0;
-    for (size_t s = 0; s < ck_n_schemes; s++)
-        for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
-            for (size_t a = (s + w) % 3; a < ACTS; a += 3) {
-                lq_packed m;
-                if (!make_packed(&c, &ck_schemes[s].s, 17, widths[w], !acts[a].tile && w % 2, acts[a], &m)) continue;
-                one_round(&c, &m, &acts[a], seen++ % 4 == 3);
-                lq_packed_free(&m);
-            }
-    assert_true(seen > 40);
     ckd_close(&c);
 }
 
@@ -514,7 +406,7 @@ void ck_device_ops_add(const ck_variant *v, lq_dtype t) {
     ck_add(device_parts_and_rows_are_moved, "device_parts", v, NULL, t);
     ck_add(device_dense_and_embed_read_floats, "device_dense", v, NULL, t);
     ck_add(device_embed_packed_decodes_rows, "device_embed", v, NULL, t);
-    ck_add(device_rounds_activations_as_the_cpu_does, "device_round", v, NULL, t);
+    ck_device_round_add(v, t);
     ck_add(device_score_is_the_loss, "device_score", v, NULL, t);
     ck_add(device_replays_what_it_recorded, "device_replay", v, NULL, t);
     ck_device_attn_add(v, t);

@@ -80,7 +80,7 @@ struct stage { /* shared memory of a block */
 /* Columns [k0, k0 + wide) of every token. */
 static __device__ __forceinline__ void load_panel(const lq_device_matrix &m, const job &j, uint32_t k0, const layout &l, const stage &st) {
     for (uint32_t t = 0; t < j.of.n; t++)
-        for (uint32_t c = threadIdx.x; c < l.panel; c += WARPS * LANES) {
+        for (uint32_t c = lq_thread_x(); c < l.panel; c += WARPS * LANES) {
             uint32_t k = k0 + c, to = (c & ~3u) + (c & 1) * 2 + (c >> 1 & 1);
             uint32_t from = k < m.cols && m.perm ? m.perm[k] : k;
             float v = k < m.cols ? j.x[(size_t)t * m.cols + from] : 0;
@@ -98,7 +98,7 @@ static __device__ __forceinline__ void measure(const lq_device_matrix &m, const 
 }
 
 template <int E> static __device__ __forceinline__ void sum_panel(uint32_t n, const layout &l, const stage &st) {
-    for (uint32_t i = threadIdx.x; i < l.units * 8 * E; i += WARPS * LANES) {
+    for (uint32_t i = lq_thread_x(); i < l.units * 8 * E; i += WARPS * LANES) {
         uint32_t u = i / (8 * E) << l.unit, t = i % (8 * E);
         float sum = 0;
         for (uint32_t c = 0; t < n && c < 1u << l.unit; c++) sum += lq_float(st.x[t * l.ld + u + c]);
@@ -205,7 +205,7 @@ LQ_UNROLL
             [&](uint32_t k0) {
                 if (j.normed && !k0 && !(j.of.glu && p)) measure(m, j, st);
                 load_panel(m, j, k0, l, st);
-                fill_steps(m, joint::tile_of(j.of, p), k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
+                fill_steps(m, joint::tile_of(j.of, p), k0, l.span, l.spans, lq_thread_x(), WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
                 __syncthreads();
                 if (!sums) return;
                 sum_panel<E>(n, l, st);

@@ -11,10 +11,15 @@
 
 extern __shared__ __align__(128) unsigned char lq_shared_memory[];
 LQ_OP unsigned char *lq_shared() { return lq_shared_memory; }
-/* blockIdx.x, read anew each time: nothing is kept in a register for it. */
+/* blockIdx.x and threadIdx.x, read anew each time: nothing is kept in a register for them. */
 LQ_OP uint32_t lq_block_x() {
     uint32_t v;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(v));
+    return v;
+}
+LQ_OP uint32_t lq_thread_x() {
+    uint32_t v;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(v));
     return v;
 }
 LQ_OP void lq_sync_warp() { __syncwarp(); }

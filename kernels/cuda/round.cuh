@@ -94,6 +94,19 @@ static __device__ void measure_row(const job &j, const float *x, worth *w, float
     if (threadIdx.x == 0) w[0] = worth_of(j.o, max);
 }
 
+/* What every tile is worth, seen by all threads; true: something is not finite. */
+static __device__ __forceinline__ bool measure(const job &j, const float *x, worth *w, float *part) {
+    float odd = 0;
+    for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS)
+        if (!finite(x[c])) odd = 1;
+    const bool bad = block_max(odd, part) > 0;
+    if (j.o.act.dtype == LQ_BOOL) mean_tiles(j, x, w);
+    else if (j.tiles == 1) measure_row(j, x, w, part);
+    else measure_tiles(j, x, w);
+    __syncthreads();
+    return bad;
+}
+
 static __device__ __forceinline__ int code_of(const job &j, float v, float inverse) {
     if (j.o.act.dtype == LQ_BOOL) return v < 0 ? -1 : 1;
     v = lq_mul(v, inverse);
@@ -151,14 +164,7 @@ __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ job j) {
         x = to;
     }
     int8_t *codes = j.codes + (size_t)blockIdx.x * j.ld;
-    float odd = 0;
-    for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS)
-        if (!finite(x[c])) odd = 1;
-    const bool bad = block_max(odd, part) > 0;
-    if (j.o.act.dtype == LQ_BOOL) mean_tiles(j, x, w);
-    else if (j.tiles == 1) measure_row(j, x, w, part);
-    else measure_tiles(j, x, w);
-    __syncthreads();
+    const bool bad = measure(j, x, w, part);
     write_codes(j, x, w, bad, codes);
     if (j.o.act.outlier > 0 && j.o.rest) write_rest(j, x, j.o.rest + (size_t)blockIdx.x * j.cols);
     __syncthreads();
@@ -170,14 +176,7 @@ __global__ void __launch_bounds__(THREADS) act_run(const __grid_constant__ job j
     float *part = (float *)(void *)lq_shared();
     worth *w = (worth *)(void *)(part + WARPS);
     const float *x = j.x + (size_t)blockIdx.x * j.cols;
-    float odd = 0;
-    for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS)
-        if (!finite(x[c])) odd = 1;
-    const bool bad = block_max(odd, part) > 0;
-    if (j.o.act.dtype == LQ_BOOL) mean_tiles(j, x, w);
-    else if (j.tiles == 1) measure_row(j, x, w, part);
-    else measure_tiles(j, x, w);
-    __syncthreads();
+    const bool bad = measure(j, x, w, part);
     for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS) {
         const worth v = w[c / j.tile];
         const float code = is_apart(j.o, c) ? 0 : j.o.act.dtype == LQ_E4M3 ? e4m3(to_e4m3(lq_mul(x[c], v.inverse))) : (float)code_of(j, x[c], v.inverse);

@@ -24,7 +24,7 @@ enum { WARPS = 8, LANES = 32, STEP = 16, TOKENS = LQ_DEVICE_N };
 
 template <int F0, int F1> struct shape {
     enum { NARROW = F1 ? F1 : F0, CHUNK = 256 / NARROW, STEPS = CHUNK / STEP, LOADS = (F0 + F1) / NARROW, TILES0 = F0 / NARROW, WORDS = 4 * LOADS,
-           RING = LOADS == 1 && F0 > 1 ? 4 : 2 };
+           RING = LOADS > 4 ? 1 : LOADS == 1 && F0 > 1 ? 4 : 2 }; /* of chunks ahead: four loads or five where registers have room for them */
 };
 
 /* The word of a field of less than 8 bits that has step s, and how far right to shift it: then row g is the low nibble, row g + 8 the high one. */
@@ -188,11 +188,11 @@ template <int F0, int F1> static bool plan(const lq_device_matrix &m, bool steps
 
 /* The sums of the warps in warp order, each of 16 rows and 8 E columns: put(row, token, sum). Of 16 tokens a thread has one sum, always the same. */
 template <int E, typename T, typename Put> static __device__ __forceinline__ void join(const lq_device_matrix &m, uint32_t tile, const T acc[E][4], uint32_t n, T *part, Put put) {
-    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, g = lane / 4, q = lane % 4;
+    const int thread = (int)lq_thread_x(), lane = thread % LANES, warp = thread / LANES, g = lane / 4, q = lane % 4;
 LQ_UNROLL
     for (int i = 0; i < 4 * E; i++) part[(warp * 16 + g + i % 4 / 2 * 8) * 8 * E + i / 4 * 8 + 2 * q + i % 2] = acc[i / 4][i % 4];
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < 16 * n; i += WARPS * LANES) {
+    for (uint32_t i = (uint32_t)thread; i < 16 * n; i += WARPS * LANES) {
         uint32_t t = i / 16, r = i % 16;
         T sum = 0;
         for (int w = 0; w < WARPS; w++) sum += part[(w * 16 + r) * 8 * E + t];

@@ -15,6 +15,7 @@ extern "C" {
 #define LQ_UNROLL
 
 LQ_OP uint32_t lq_block_x() { return blockIdx.x; }
+LQ_OP uint32_t lq_thread_x() { return threadIdx.x; }
 LQ_OP unsigned char *lq_shared() { return emu::shared; }
 LQ_OP uint4 lq_load_stream(const uint4 *p) { return *p; }
 
