@@ -44,8 +44,9 @@ lq_status lq_forward_batch(lq_ctx *ctx, lq_state *const *s, const int32_t *ids, 
 lq_status lq_state_copy(lq_ctx *ctx, lq_state *dst, const lq_state *src);
 /* Back to position pos, at most where it is. */
 void lq_state_rewind(lq_state *s, uint32_t pos);
-/* Seconds spent by class are added to clock[LQ_CLOCKS] from now on; NULL ends it. */
-enum { LQ_CLOCK_LINEAR, LQ_CLOCK_ATTENTION, LQ_CLOCK_OTHER, LQ_CLOCKS };
+/* Seconds spent by class are added to clock[LQ_CLOCKS] from now on; NULL ends it. On a device they are its own, added when a pass has ended; HEAD: only there, of
+ * lq_held_next. */
+enum { LQ_CLOCK_LINEAR, LQ_CLOCK_ATTENTION, LQ_CLOCK_OTHER, LQ_CLOCK_HEAD, LQ_CLOCKS };
 void lq_state_clock(lq_state *s, double *clock);
 /* Bytes of weights that one step of decoding reads, the head's too; of experts, as many as a token takes. */
 uint64_t lq_model_step_bytes(const lq_model *m);

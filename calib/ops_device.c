@@ -87,6 +87,7 @@ static void dev_close(lq_run *r) {
                                a->p, a->weight, a->token, a->logits, a->nll, a->best};
     for (size_t i = 0; i < sizeof mem / sizeof *mem; i++)
         if (mem[i]) a->d->release((void *)mem[i]);
+    lq_free(a->marks);
     lq_free(a);
     r->dev = NULL;
 }
@@ -101,6 +102,25 @@ static lq_status dev_check(lq_ctx *ctx, lq_run *r) {
     const char *wrong = r->dev->fault;
     r->dev->fault = NULL;
     return wrong ? lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: %s", r->dev->d->name, wrong) : LQ_OK;
+}
+
+/* ---- time by class ---- */
+
+void lq_device_class(lq_run *r, int clock) {
+    lq_device_run *a = r->dev;
+    if (!r->clock || !a->d->mark || (a->n_marks && a->marks[a->n_marks - 1] == clock)) return;
+    if (!a->marks && !(a->marks = LQ_NEWN(uint8_t, LQ_DEVICE_MARKS))) return;
+    if (a->n_marks + 1 >= LQ_DEVICE_MARKS && clock < LQ_CLOCKS) return; /* the last is kept for the end */
+    lq_device_did(r, a->d->mark(a->n_marks));
+    a->marks[a->n_marks++] = (uint8_t)clock;
+}
+
+static void add_times(lq_run *r) {
+    const lq_device_run *a = r->dev;
+    for (uint32_t i = 0; r->clock && i + 1 < a->n_marks; i++) {
+        double t = a->d->lasted(i);
+        if (t > 0) r->clock[a->marks[i]] += t;
+    }
 }
 
 /* ---- a pass ---- */
@@ -156,13 +176,17 @@ static lq_status dev_end(lq_ctx *ctx, lq_run *r, uint32_t n, float *hidden) {
     LQ_TRY(dev_check(ctx, r));
     lq_device_did(r, a->d->wait());
     LQ_TRY(dev_check(ctx, r));
+    add_times(r);
     if (!hidden || a->d->get(hidden, a->stream, (size_t)n * r->par->hidden * sizeof *hidden)) return LQ_OK;
     return lq_fail(ctx, LQ_ERR_RESOURCE, "device %s: hidden states of %u tokens cannot be copied from it", a->d->name, n);
 }
 
 /* The first pass of its kind runs as it is, so that whatever is sized or chosen once is; the second is recorded. */
 static bool dev_again(lq_run *r, uint64_t key) {
+    enum { CLOCKED = 1 << 20 };
     lq_device_run *a = r->dev;
+    if (key && r->clock) key |= CLOCKED; /* it has marks */
+    if (!a->pass || a->key != key) a->n_marks = 0;
     if (!key || !a->d->record || r->par->n_experts) return false; /* experts are chosen on the host */
     if (a->pass && a->key == key) {
         lq_device_did(r, a->d->replay(a->pass));
@@ -183,8 +207,9 @@ static bool dev_again(lq_run *r, uint64_t key) {
 
 static void dev_passed(lq_run *r, bool whole) {
     lq_device_run *a = r->dev;
-    if (!a->recording) return;
     lq_queue_flush(r);
+    lq_device_class(r, LQ_CLOCKS);
+    if (!a->recording) return;
     a->recording = false;
     lq_device_did(r, a->d->end(&a->pass));
     if (whole && !a->fault) lq_device_did(r, a->d->replay(a->pass));
@@ -197,7 +222,7 @@ static void dev_passed(lq_run *r, bool whole) {
 /* ---- operations ---- */
 
 /* What waits comes first. */
-#define NOW(r, what) (lq_queue_flush(r), lq_device_did(r, what))
+#define NOW(r, what) (lq_queue_flush(r), lq_device_class(r, LQ_CLOCK_OTHER), lq_device_did(r, what))
 
 static const lq_held_layer *layer_of(const lq_run *r) { return r->layer < 0 ? &r->dev->h->outer : &r->dev->h->layers[r->layer]; }
 
@@ -300,6 +325,7 @@ static void dev_scores(lq_run *r, lq_role role, const float *x, uint32_t n) {
     lq_device_run *a = r->dev;
     const lq_held_linear *l = linear_of(r, role);
     lq_queue_flush(r);
+    lq_device_class(r, LQ_CLOCK_LINEAR);
     lq_device_linear(r, l, l->bias, x, n, a->p);
     lq_device_did(r, a->d->wait());
     memset(r->routing.p, 0, (size_t)n * l->rows * sizeof *r->routing.p);
@@ -407,6 +433,7 @@ lq_status lq_held_choosing(lq_ctx *ctx, lq_run *r, uint32_t n) {
 void lq_held_choose(lq_run *r, uint32_t n) {
     lq_device_run *a = r->dev;
     lq_run_head(r, r->stream, n, a->logits);
+    lq_device_class(r, LQ_CLOCK_HEAD);
     lq_device_did(r, lq_device_table(r)->score(a->logits, r->par->vocab, n, NULL, NULL, a->best));
 }
 

@@ -50,6 +50,8 @@ typedef struct lq_device_run {
     bool recording;
     lq_queued queue[LQ_QUEUE];      /* operations that wait to be joined, */
     uint32_t queued;                /* so many */
+    uint8_t *marks;                 /* [LQ_DEVICE_MARKS] what the device did from each mark on (LQ_CLOCK_*), where r->clock is asked for; the last: nothing more */
+    uint32_t n_marks;
 } lq_device_run;
 
 static inline const lq_device *lq_device_of(const lq_run *r) { return r->m->held->d; }
@@ -60,6 +62,8 @@ static inline void lq_device_did(lq_run *r, const char *wrong) {
     if (wrong && !r->dev->fault) r->dev->fault = wrong;
 }
 
+/* What is queued from here on is of this class: a mark where it changes, if somebody wants to know (r->clock). */
+void lq_device_class(lq_run *r, int clock);
 /* q waits, unless it is outside of the blocks, of more tokens than a joint product takes, or nothing is to be joined. */
 void lq_queue_push(lq_run *r, const lq_queued *q);
 /* All that waits is queued on the device. */

@@ -47,8 +47,15 @@ static void attend(lq_run *r, const lq_queued *q, bool put) {
     lq_device_did(r, lq_device_table(r)->attn(&q->attn, &q->kv, q->in[0], &q->at, q->out));
 }
 
+static int class_of(const lq_run *r, const lq_queued *q) {
+    const lq_held_linear *outer = r->dev->h->outer.lin;
+    if (q->kind == LQ_QUEUED_LINEAR) return q->lin == &outer[LQ_R_HEAD] || q->lin == &outer[LQ_R_EMBED] ? LQ_CLOCK_HEAD : LQ_CLOCK_LINEAR;
+    return q->kind == LQ_QUEUED_ATTN ? LQ_CLOCK_ATTENTION : LQ_CLOCK_OTHER;
+}
+
 static void run_one(lq_run *r, const lq_queued *q) {
     const lq_device_ops *o = lq_device_table(r);
+    lq_device_class(r, class_of(r, q));
     uint32_t dim = r->par->head_dim;
     uint64_t all = (uint64_t)q->n * q->width;
     switch (q->kind) {
@@ -161,6 +168,7 @@ static uint32_t run_product(lq_run *r, const lq_queued *norm, uint32_t i, uint32
         p.part[0].y = end->out;
         next++;
     }
+    lq_device_class(r, LQ_CLOCK_LINEAR);
     if (rounds) lq_device_did(r, rounded(r, norm, q, &p));
     else if (norm) p.norm = &norm->norm;
     lq_device_did(r, lq_device_table(r)->product(&p));
@@ -186,6 +194,7 @@ static uint32_t run_turn(lq_run *r, uint32_t i) {
     const lq_queued *q = r->dev->queue + i, *a = q + 2;
     const lq_device_turn t = {.kv = &a->kv, .q = q->out, .k = q[1].out, .v = a->in[2], .cos = q->turn.cos, .sin = q->turn.sin,
                               .heads = q->width / r->par->head_dim, .rot = q->turn.rot, .pairs = q->turn.pairs};
+    lq_device_class(r, LQ_CLOCK_ATTENTION);
     lq_device_did(r, lq_device_table(r)->turn(&t, &a->at));
     attend(r, a, false);
     return i + 3;

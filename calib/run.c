@@ -69,7 +69,7 @@ void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uin
         r->op = op;
         float *x = r->t[op->in[0]], *x2 = r->t[op->in[1]], *y = target(r, op);
         uint32_t width = r->width[op->in[0]], d = r->par->head_dim;
-        double start = r->clock ? lq_now() : 0;
+        double start = r->clock && !o->far ? lq_now() : 0;
         switch (op->kind) {
         case LQ_OP_NORM: o->norm(r, op->role, x, width, n, y); break;
         case LQ_OP_HEAD_NORM: o->norm(r, op->role, x, d, n * (width / d), y); break;
@@ -87,6 +87,6 @@ void lq_run_ops(lq_run *r, const lq_layer *l, uint32_t layer, uint32_t from, uin
         case LQ_OP_END: return;
         }
         add_branch(r, op, n);
-        if (r->clock) r->clock[clock_of(op)] += lq_now() - start;
+        if (r->clock && !o->far) r->clock[clock_of(op)] += lq_now() - start;
     }
 }

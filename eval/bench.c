@@ -32,20 +32,33 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+static void shares(const bench *b, lq_bench_row *r, uint32_t reps) {
+    for (int i = 0; i < LQ_CLOCKS; i++) r->clock[i] = b->clock[i] / reps;
+    r->head = b->head / reps + r->clock[LQ_CLOCK_HEAD];
+    r->clock[LQ_CLOCK_HEAD] = 0;
+}
+
+static void clock_from(bench *b) {
+    memset(b->clock, 0, sizeof b->clock);
+    b->head = 0;
+}
+
 static void summary(bench *b, lq_bench_row *r, uint32_t reps, double used) {
     double tokens = (double)reps * (r->decode ? r->batch : r->ctx);
     qsort(b->seconds, reps, sizeof *b->seconds, by_value);
     r->reps = reps;
     r->least = b->seconds[0];
     r->median = reps % 2 ? b->seconds[reps / 2] : (b->seconds[reps / 2 - 1] + b->seconds[reps / 2]) / 2;
-    r->joules = used < 0 || b->m->held ? -1 : used / tokens; /* what is read is the processor's */
-    for (int i = 0; i < LQ_CLOCKS; i++) r->clock[i] = b->clock[i] / reps;
-    r->head = b->head / reps;
+    r->most = b->seconds[(99 * (size_t)reps + 99) / 100 - 1];
+    r->joules = used < 0 ? -1 : used / tokens;
+    if (!b->m->held) shares(b, r, reps);
     lq_bandwidth_try(&b->bw);
 }
 
-static double used_since(double before) {
-    double now = lq_joules();
+static double joules(const bench *b) { return !b->m->held ? lq_joules() : b->m->held->d->joules ? b->m->held->d->joules() : -1; }
+
+static double used_since(const bench *b, double before) {
+    double now = joules(b);
     return before < 0 || now < before ? -1 : now - before; /* it wraps */
 }
 
@@ -53,7 +66,7 @@ static lq_status head(lq_ctx *ctx, bench *b, const float *hidden, uint32_t n, in
     double start = lq_now();
     LQ_TRY(lq_logits(ctx, b->m, hidden, n, b->logits));
     for (uint32_t i = 0; i < n; i++) next[i] = (int32_t)lq_argmax(b->logits + (size_t)i * b->m->par.vocab, b->m->par.vocab);
-    if (!b->m->held) b->head += lq_now() - start;
+    b->head += lq_now() - start;
     return LQ_OK;
 }
 
@@ -68,17 +81,22 @@ static lq_status bench_prompt(lq_ctx *ctx, bench *b, uint32_t n) {
     int32_t next;
     *r = (lq_bench_row){.ctx = n, .batch = 1};
     LQ_TRY(prompt(ctx, b, n < 16 ? n : 16, &next)); /* scratch is sized, threads are awake */
-    memset(b->clock, 0, sizeof b->clock);
-    b->head = 0;
-    double before = lq_joules();
+    clock_from(b);
+    double before = joules(b);
     for (uint32_t i = 0; i < b->o->prompts; i++) {
         double start = lq_now();
         LQ_TRY(prompt(ctx, b, n, &next));
         b->seconds[i] = lq_now() - start;
         LQ_TRY(lq_check_cancel(ctx));
     }
-    summary(b, r, b->o->prompts, used_since(before));
-    return LQ_OK;
+    summary(b, r, b->o->prompts, used_since(b, before));
+    if (!b->m->held) return LQ_OK;
+    clock_from(b);
+    lq_state_clock(b->state[0], b->clock);
+    lq_status st = prompt(ctx, b, n, &next);
+    lq_state_clock(b->state[0], NULL);
+    shares(b, r, 1);
+    return st;
 }
 
 static lq_status step(lq_ctx *ctx, bench *b, uint32_t n, int32_t *next) {
@@ -93,8 +111,22 @@ static uint64_t cache_bytes(const bench *b, uint32_t ctx) { /* of one sequence; 
 
 static uint64_t kernels_so_far(const bench *b) { return b->m->held && b->m->held->d->launches ? b->m->held->d->launches() : 0; }
 
+enum { WARM = 2, CLOCKED = 3 };
+
+/* A device tells the time of its kernels in steps of their own, which are not what is timed: marks stand between them. */
+static lq_status device_shares(lq_ctx *ctx, bench *b, uint32_t n, int32_t *next, lq_bench_row *r) {
+    lq_status st = LQ_OK;
+    lq_state_clock(b->state[0], b->clock);
+    for (uint32_t i = 0; i < WARM + CLOCKED && !st; i++) {
+        if (i == WARM) clock_from(b);
+        st = step(ctx, b, n, next);
+    }
+    lq_state_clock(b->state[0], NULL);
+    shares(b, r, CLOCKED);
+    return st;
+}
+
 static lq_status bench_decode(lq_ctx *ctx, bench *b, uint32_t at, uint32_t n) {
-    enum { WARM = 2 };
     lq_bench_row *r = &b->out->row[b->out->n++];
     int32_t next[LQ_BATCH];
     *r = (lq_bench_row){.decode = true, .ctx = at, .batch = n};
@@ -107,9 +139,8 @@ static lq_status bench_decode(lq_ctx *ctx, bench *b, uint32_t at, uint32_t n) {
         LQ_TRY(step(ctx, b, n, next));
         if (!i) r->kernels = (uint32_t)(kernels_so_far(b) - before); /* later ones may be recorded */
     }
-    memset(b->clock, 0, sizeof b->clock);
-    b->head = 0;
-    double before = lq_joules();
+    clock_from(b);
+    double before = joules(b);
     for (uint32_t i = 0; i < b->o->steps; i++) {
         double start = lq_now();
         LQ_TRY(step(ctx, b, n, next));
@@ -117,7 +148,8 @@ static lq_status bench_decode(lq_ctx *ctx, bench *b, uint32_t at, uint32_t n) {
         LQ_TRY(lq_check_cancel(ctx));
     }
     r->bytes = b->out->weights + n * cache_bytes(b, at + WARM + b->o->steps / 2);
-    summary(b, r, b->o->steps, used_since(before));
+    summary(b, r, b->o->steps, used_since(b, before));
+    if (b->m->held) LQ_TRY(device_shares(ctx, b, n, next, r));
     lq_state_rewind(b->state[0], at);
     return LQ_OK;
 }
@@ -148,7 +180,7 @@ static void leave(bench *b) {
 }
 
 static lq_status bench_context(lq_ctx *ctx, bench *b, uint32_t want) {
-    uint32_t behind = b->o->steps + 2, n = want;
+    uint32_t behind = b->o->steps + WARM + (b->m->held ? WARM + CLOCKED : 0), n = want;
     lq_status st = LQ_OK;
     if ((uint64_t)n + behind > b->m->par.max_ctx) {
         n = b->m->par.max_ctx > behind ? b->m->par.max_ctx - behind : 1;

@@ -19,7 +19,7 @@ typedef struct lq_bench_opts {
 typedef struct lq_bench_row {
     bool decode;               /* else a prompt: what the first token waits for */
     uint32_t ctx, batch, reps;
-    double least, median;      /* seconds of a repetition: a whole prompt with its logits, one step of all sequences */
+    double least, median, most; /* seconds of a repetition: a whole prompt with its logits, one step of all sequences; most: 99 of a hundred take no longer */
     uint64_t bytes;            /* decode: of weights, keys and values read in a step; prompt: 0 */
     double bandwidth;          /* decode: bytes / least over the read bandwidth (a device's: the larger of reading and copying), 1 = all of it */
     uint32_t kernels;          /* decode on a device: kernels of a step; else 0 */

@@ -34,7 +34,8 @@ static const lq_opt options[] = {
 static void help(const lq_optset *sets) {
     printf("lquant bench MODEL [flags]\n\n"
            "Time to the first token, tokens per second of prompts and of decoding, and how much of the bandwidth memory\n"
-           "gives in the same run the weights, keys and values take. least: the fastest repetition.\n\n");
+           "gives in the same run the weights, keys and values take. least: the fastest repetition. ms: of a decoding step,\n"
+           "half of them and 99 of a hundred take no longer. On a device the time by class is that of its own clock.\n\n");
     lq_opts_help(stdout, sets);
     printf("\nexamples:\n"
            "  lquant bench SmolLM2-4bit\n"
@@ -72,8 +73,8 @@ static void show_row(const lq_bench_row *r) {
     for (int i = 0; i < LQ_CLOCKS; i++) all += r->clock[i];
     if (r->joules >= 0) snprintf(joules, sizeof joules, "%.3f", r->joules);
     if (r->bandwidth > 0) snprintf(share, sizeof share, "%.1f%%", 100 * r->bandwidth);
-    if (r->decode) printf("decode %6u  batch %3u  %9.2f %9.2f  %9.2f  %7s  %8s", r->ctx, r->batch, lq_bench_rate(r, r->least), lq_bench_rate(r, r->median), (double)r->bytes / r->batch / 1e6, share, joules);
-    else printf("prompt %6u  first %5.2fs %8.2f %9.2f  %9s  %7s  %8s", r->ctx, r->least, lq_bench_rate(r, r->least), lq_bench_rate(r, r->median), "-", "-", joules);
+    if (r->decode) printf("decode %6u  batch %3u  %9.2f %9.2f  %8.2f %8.2f  %9.2f  %7s  %8s", r->ctx, r->batch, lq_bench_rate(r, r->least), lq_bench_rate(r, r->median), 1e3 * r->median, 1e3 * r->most, (double)r->bytes / r->batch / 1e6, share, joules);
+    else printf("prompt %6u  first %5.2fs %8.2f %9.2f  %8s %8s  %9s  %7s  %8s", r->ctx, r->least, lq_bench_rate(r, r->least), lq_bench_rate(r, r->median), "-", "-", "-", "-", joules);
     if (all <= 0) printf("  -");
     if (r->kernels) printf(", %u kernels a step", r->kernels);
     if (all > 0) show_share(" linear", r->clock[LQ_CLOCK_LINEAR], all);
@@ -87,7 +88,7 @@ static const char *kernels_of(const lq_model *m) { return m->held ? m->held->d->
 
 static void show(const lq_bench *b, const lq_loaded *l, const char *model) {
     printf("%s: %s, %d threads, kernels %s, %.1f MB of weights a step\n", model, l->m->arch->name, lq_threads(), kernels_of(l->m), (double)b->weights / 1e6);
-    printf("%-25s %9s %9s  %9s  %7s  %8s   time by class\n", "tokens/s", "least", "median", "MB/token", "of read", "J/token");
+    printf("%-25s %9s %9s  %8s %8s  %9s  %7s  %8s   time by class\n", "tokens/s", "least", "median", "ms p50", "p99", "MB/token", "of read", "J/token");
     for (uint32_t i = 0; i < b->n; i++) show_row(&b->row[i]);
     if (!l->m->held) printf("read bandwidth %.2f GB/s (touching every line %.2f, memchr %.2f)", b->read / 1e9, b->loop[0] / 1e9, b->loop[1] / 1e9);
     if (l->m->held) printf("device %s reads %.2f GB/s, copies %.2f (both ways)", l->m->held->d->name, b->loop[0] / 1e9, b->loop[1] / 1e9);
@@ -96,8 +97,8 @@ static void show(const lq_bench *b, const lq_loaded *l, const char *model) {
 }
 
 static json_t *row_json(const lq_bench_row *r) {
-    json_t *v = json_pack("{s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:o, s:{s:f, s:f, s:f, s:f}}", "kind", r->decode ? "decode" : "prompt", "ctx",
-                          (json_int_t)r->ctx, "batch", (json_int_t)r->batch, "repetitions", (json_int_t)r->reps, "seconds_least", r->least, "seconds_median", r->median,
+    json_t *v = json_pack("{s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:o, s:{s:f, s:f, s:f, s:f}}", "kind", r->decode ? "decode" : "prompt", "ctx",
+                          (json_int_t)r->ctx, "batch", (json_int_t)r->batch, "repetitions", (json_int_t)r->reps, "seconds_least", r->least, "seconds_median", r->median, "seconds_p99", r->most,
                           "tokens_per_second_best", lq_bench_rate(r, r->least), "tokens_per_second_median", lq_bench_rate(r, r->median), "joules_per_token",
                           r->joules < 0 ? json_null() : json_real(r->joules), "seconds_by_class", "linear", r->clock[LQ_CLOCK_LINEAR], "attention", r->clock[LQ_CLOCK_ATTENTION],
                           "other", r->clock[LQ_CLOCK_OTHER], "head", r->head);

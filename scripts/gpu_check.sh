@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # The CUDA kernels on the GPU of this machine: builds for it, checks every device kernel against the fp64 reference with fresh random data
 # and poisoned outputs, looks for bad accesses and races where compute-sanitizer is, then measures. One table at the end.
-#   scripts/gpu_check.sh [BUILD_DIR]     CHECK_DEVICE=emu: the same steps on the emulation, to try this script
-# Exit 77: no GPU, no nvcc or no CUDA runtime to link.
+#   scripts/gpu_check.sh [BUILD_DIR]     CHECK_DEVICE=emu: the same steps in the small on the emulation, to try this script
+# Contenders: cuBLAS where the dynamic linker finds it; torch's tinygemm with PYTHON=a python that has torch with CUDA; llama.cpp's products with LLAMA_CPP=a checkout
+# built natively with CUDA. What is not here is said in a row.
+# Exit 77: no GPU, no nvcc or no CUDA runtime to link. 1: a check failed, or the run is void (memory gives less than 85 % of what the vendor says).
 set -eu
 cd "$(dirname "$0")/.."
 build=${1:-build-gpu}
@@ -27,7 +29,7 @@ step "build for $device"
 # shellcheck disable=SC2086
 meson setup "$build" $again $options > /dev/null || none "meson could not configure a build with CUDA (static runtime: -Dgpu_libdirs)"
 mkdir -p "$log"
-ninja -C "$build" tests/checkkern > "$log/build.txt" || { tail -20 "$log/build.txt"; exit 1; }
+ninja -C "$build" tests/checkkern lquant > "$log/build.txt" || { tail -20 "$log/build.txt"; exit 1; }
 checkkern=$build/tests/checkkern
 
 # checks PART_OF_A_NAME FILE [COMMAND...]: the sentences of failed ones, and how many passed; none run is a failure too
@@ -46,7 +48,7 @@ checks "_$device" checks.txt
 if [ "$device" = cuda ] && command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck; do
         step "compute-sanitizer $tool"
-        for part in device_gemv_i4sym_g128_cuda device_gemm_i4sym_g128_cuda device_gemv_nf4_cuda device_idot_i4sym_g128_cuda device_attn device_sparse; do
+        for part in device_gemv_i4sym_g128_cuda device_gemm_i4sym_g128_cuda device_gemv_nf4_cuda device_idot_i4sym_g128_cuda device_product_i4sym_g128_cuda device_attn device_turn device_sparse; do
             checks "$part" "$tool-$part.txt" timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 1
         done
     done
@@ -54,9 +56,32 @@ else
     step "compute-sanitizer is not here: memcheck and racecheck not run"
 fi
 
+step "a model's decoding"
+"$build/lquant" bench models/tiny --device "$device" --ctx 64 --batch 1,16 -n 4 -r 1 > "$log/model.txt" || { cat "$log/model.txt"; exit 1; }
+
 step "benchmark"
-[ "$device" = cuda ] && nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,temperature.gpu --format=csv,noheader
-timeout 200 "$checkkern" --bench-device "$device" > "$log/bench.txt" || { cat "$log/bench.txt"; exit 1; }
-[ "$device" = cuda ] && nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,temperature.gpu --format=csv,noheader
+state() { [ "$device" = cuda ] && nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,temperature.gpu --format=csv,noheader || true; }
+state
+void=0
+timeout 200 "$checkkern" --bench-device "$device" > "$log/bench.txt" || void=$?
+[ "$void" -le 1 ] || { cat "$log/bench.txt"; exit 1; }
+state
+roof=$(sed -n 's/^memory gives \([0-9]*\) GB.*/\1/p' "$log/bench.txt")
+peak=$(sed -n "s/^memory gives.* of the vendor's \([0-9]*\) GB.*/\1/p" "$log/bench.txt")
+
+# driver NAME COMMAND...: its rows, or one that says why there are none
+driver() {
+    name=$1 rc=0
+    shift
+    timeout 100 "$@" --roof "${roof:-0}" --peak "${peak:-0}" > "$log/$name.txt" 2> "$log/$name.err" || rc=$?
+    [ "$rc" = 0 ] || printf '| %s | - | - | - | not measured: %s | - | - | - | - |\n' "$name" "$([ "$rc" = 77 ] && sed "s/^[a-z]*: //" "$log/$name.txt" | tail -1 || echo "exit $rc, $log/$name.err")" > "$log/$name.txt"
+}
+step "contenders by their own drivers"
+driver tinygemm "${PYTHON:-python3}" scripts/bench/tinygemm.py
+driver mmvq "${PYTHON:-python3}" scripts/bench/mmvq.py --device "$([ "$device" = cuda ] && echo cuda || echo cpu)"
 step "done"
-cat "$log/bench.txt"
+cat "$log/bench.txt" | grep -v -e '^memory gives' -e '^VOID'
+cat "$log/tinygemm.txt" "$log/mmvq.txt"
+cat "$log/model.txt"
+grep -e '^memory gives' -e '^VOID' "$log/bench.txt" || true
+exit "$void"

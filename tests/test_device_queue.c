@@ -158,6 +158,38 @@ static void a_recorded_step_has_the_head_and_the_choice(void **state) {
     lq_loaded_close(&l);
 }
 
+/* Marks are part of what is recorded, and change nothing that is computed. */
+static void a_device_tells_what_its_time_went_into(void **state) {
+    (void)state;
+    static const char *const flags[] = {"--bits", "4", "--group-size", "16", NULL};
+    lq_ctx ctx = {0};
+    lq_loaded l;
+    lq_state *s[2];
+    char out[64];
+    int32_t next[2] = {3, 3};
+    double clock[LQ_CLOCKS];
+    copy_golden("llama", "letters.json");
+    if (quantize(&ctx, "rtn", "lqt", flags)) fail_msg("%s", ctx.msg);
+    if (lq_loaded_open(&ctx, matrix_out("lqt", out), false, &l) || lq_loaded_read(&ctx, &l, "emu")) fail_msg("%s", ctx.msg);
+    if (lq_state_new(&ctx, l.m, 8, &s[0]) || lq_state_new(&ctx, l.m, 8, &s[1])) fail_msg("%s", ctx.msg);
+    lq_state_clock(s[0], clock);
+    for (int t = 0; t < 5; t++) {
+        memset(clock, 0, sizeof clock);
+        for (int i = 0; i < 2; i++)
+            if (lq_held_next(&ctx, &s[i], &next[i], 1, &next[i])) fail_msg("%s", ctx.msg);
+        assert_int_equal(next[0], next[1]);
+        for (int i = 0; i < LQ_CLOCKS; i++)
+            if (!(clock[i] > 0 && clock[i] < 60)) fail_msg("step %d: class %d took %g s", t, i, clock[i]);
+    }
+    lq_state_clock(s[0], NULL);
+    memset(clock, 0, sizeof clock);
+    if (lq_held_next(&ctx, &s[0], &next[0], 1, &next[0])) fail_msg("%s", ctx.msg);
+    for (int i = 0; i < LQ_CLOCKS; i++) assert_true(clock[i] == 0);
+    lq_state_free(&s[0]);
+    lq_state_free(&s[1]);
+    lq_loaded_close(&l);
+}
+
 int main(void) {
     if (!lq_device_emu()->available()) {
         printf("%s\n", lq_device_emu()->describe());
@@ -168,6 +200,7 @@ int main(void) {
         cmocka_unit_test(joined_operations_give_the_bits_of_single_ones),
         cmocka_unit_test(a_layer_takes_few_launches),
         cmocka_unit_test(a_recorded_step_has_the_head_and_the_choice),
+        cmocka_unit_test(a_device_tells_what_its_time_went_into),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     matrix_close();

@@ -15,7 +15,7 @@
 #define LQ_CUDA_H
 #include "kernels/packed.h"
 
-enum { LQ_DEVICE_N = 8 }; /* tokens of one pass over the weights */
+enum { LQ_DEVICE_N = 8, LQ_DEVICE_BRANCHES = 4, LQ_DEVICE_MARKS = 4096 }; /* tokens of one pass over the weights */
 
 typedef struct lq_device_matrix { /* pointers are the device's */
     uint32_t rows, cols, tiles, chunks;
@@ -162,6 +162,9 @@ typedef struct lq_device {
     const char *(*end)(void **pass);
     const char *(*replay)(void *pass);
     void (*forget)(void *pass);
+    /* Between record and end: what is queued from here on waits only for what came before the first branch and for its own branch, i < LQ_DEVICE_BRANCHES; end joins
+     * them. Nothing that uses scratch (attn, sparse, score) may be in two of them. */
+    const char *(*branch)(uint32_t i);
     const char *(*wait)(void);             /* for all that is queued */
     /* y[n][rows] = codes of m times x[n][cols] (both fp32, weight-column order); activations are rounded to halves (beyond 65504:
      * infinite), sums are fp32 in a fixed order. NULL, or what went wrong. */
@@ -171,6 +174,13 @@ typedef struct lq_device {
     const char *(*idot)(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *sum, uint32_t n, float *y);
     const lq_device_ops *ops;
     uint64_t (*launches)(void);            /* kernels queued since the program began; of a recorded pass once */
+    /* The device's clock where the queue has come to: mark i < LQ_DEVICE_MARKS, which a recorded pass sets at every replay; and the seconds from there to mark i + 1, once
+     * both have passed (negative: unknown). */
+    const char *(*mark)(uint32_t i);
+    double (*lasted)(uint32_t i);
+    double (*joules)(void);                /* used by the device since some moment; negative: cannot be read */
+    double (*peak)(void);                  /* bytes a second of its memory by its clock and width, or by its name; 0: unknown */
+    void *(*stream)(void);                 /* what the vendor's libraries queue on to be in order with this; NULL: there are none */
 } lq_device;
 
 const lq_device *lq_device_cuda(void);     /* never NULL */

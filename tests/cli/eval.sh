@@ -125,11 +125,11 @@ bench_tells_how_fast_it_is() { # test
     [ "$(grep -c "^prompt" "$tmp/stdout") $(grep -c "^decode" "$tmp/stdout")" = "2 4" ] || fail "$(cat "$tmp/stdout")"
     grep -q "^read bandwidth [0-9.]* GB/s" "$tmp/stdout" || fail "no bandwidth"
     ok "$lquant" bench "$tmp/q" --ctx 24 --batch 2 -n 4 -r 1 --json
-    for key in first_token_seconds bytes_per_token bandwidth_share seconds_median joules_per_token attention load_average; do
+    for key in first_token_seconds bytes_per_token bandwidth_share seconds_median seconds_p99 joules_per_token attention load_average; do
         grep -q "\"$key\"" "$tmp/stdout" || fail "no $key"
     done
     if "$lquant" bench "$tmp/q" --ctx 8 --batch 1 -n 1 -r 1 --device emu > "$tmp/emu" 2>&1; then # a build may be without the emulation
-        grep -q "kernels a step" "$tmp/emu" && grep -q "^device emu reads [0-9.]* GB/s" "$tmp/emu" || fail "$(cat "$tmp/emu")"
+        grep -q "^decode .*kernels a step  *linear  *[0-9.]*%.*head" "$tmp/emu" && grep -q "^device emu reads [0-9.]* GB/s" "$tmp/emu" || fail "$(cat "$tmp/emu")"
     else grep -q "emu" "$tmp/emu" || fail "$(cat "$tmp/emu")"; fi
     expect 2 "numbers from 1" "$lquant" bench "$tmp/q" --batch 1,x
     expect 2 "needs a model" "$lquant" bench

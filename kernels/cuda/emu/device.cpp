@@ -4,6 +4,7 @@
 #define LQ_EMU
 #include "kernels/cuda/ops.cuh"
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 
@@ -94,7 +95,21 @@ static const char *replay(void *pass) {
     return nullptr;
 }
 
+static const char *branch(uint32_t i) { return i < LQ_DEVICE_BRANCHES ? nullptr : "no such branch"; } /* launches keep their order */
+
+static double marks[LQ_DEVICE_MARKS];
+static void set_mark(const void *i) { marks[*(const uint32_t *)i] = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+static const char *mark(uint32_t i) {
+    if (i >= LQ_DEVICE_MARKS) return "no such mark";
+    queued--; /* it is no kernel */
+    return lq_emu_queue("mark", dim3(1), dim3(1), 0, set_mark, &i, sizeof i);
+}
+static double lasted(uint32_t i) { return i + 1 < LQ_DEVICE_MARKS ? marks[i + 1] - marks[i] : -1; }
+static double joules() { return -1; }
+static double peak() { return 0; }
+static void *stream() { return nullptr; }
+
 extern "C" const lq_device *lq_device_emu(void) {
-    static const lq_device d = {"emu", available, describe, take, release, copy, copy, record, end, replay, forget, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table, launches};
+    static const lq_device d = {"emu", available, describe, take, release, copy, copy, record, end, replay, forget, branch, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table, launches, mark, lasted, joules, peak, stream};
     return &d;
 }
