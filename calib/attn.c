@@ -63,27 +63,38 @@ static void values_with(const call *a, const float *score, size_t lds, uint32_t 
     }
 }
 
+/* Rows that lie as floats: whose stride is *ld; NULL: they are packed. */
+static const float *floats_of(const call *a, bool values, uint32_t k0, uint32_t kv, size_t *ld) {
+    const lq_span *s = a->span;
+    uint32_t d = a->r->par->head_dim;
+    *ld = s->kv ? d : a->r->par->n_kv_heads * d;
+    if (!s->kv) return (values ? s->values : s->keys) + k0 * *ld + kv * d;
+    return s->kv->kind == LQ_KV_F32 ? lq_kv_floats(s->kv, s->layer, values, k0, kv) : NULL;
+}
+
 /* score[n][nk] = q[n][d] times keys k0 .. of a kv head; out[n][d] = score times its values. A packed cache is read a tile of keys at a time
  * into `keys`. */
 static void scores_of(const call *a, const float *q, uint32_t n, uint32_t k0, uint32_t nk, uint32_t kv, float *keys, float *score) {
     const lq_span *s = a->span;
-    uint32_t d = a->r->par->head_dim, ld = a->r->par->n_kv_heads * d;
-    if (!s->kv) scores_with(a, q, n, s->keys + (size_t)k0 * ld + kv * d, ld, nk, score, nk);
-    for (uint32_t j = 0; s->kv && j < nk; j += LQ_KV_TILE) {
+    size_t ld;
+    const float *in = floats_of(a, false, k0, kv, &ld);
+    if (in) scores_with(a, q, n, in, ld, nk, score, nk);
+    for (uint32_t j = 0; !in && j < nk; j += LQ_KV_TILE) {
         uint32_t m = nk - j < LQ_KV_TILE ? nk - j : LQ_KV_TILE;
         lq_kv_get(s->kv, s->layer, false, k0 + j, m, kv, keys);
-        scores_with(a, q, n, keys, d, m, score + j, nk);
+        scores_with(a, q, n, keys, ld, m, score + j, nk);
     }
 }
 
 static void values_of(const call *a, const float *score, uint32_t n, uint32_t k0, uint32_t nk, uint32_t kv, float *values, float *out) {
     const lq_span *s = a->span;
-    uint32_t d = a->r->par->head_dim, ld = a->r->par->n_kv_heads * d;
-    if (!s->kv) values_with(a, score, nk, n, s->values + (size_t)k0 * ld + kv * d, ld, nk, out, false);
-    for (uint32_t j = 0; s->kv && j < nk; j += LQ_KV_TILE) {
+    size_t ld;
+    const float *in = floats_of(a, true, k0, kv, &ld);
+    if (in) values_with(a, score, nk, n, in, ld, nk, out, false);
+    for (uint32_t j = 0; !in && j < nk; j += LQ_KV_TILE) {
         uint32_t m = nk - j < LQ_KV_TILE ? nk - j : LQ_KV_TILE;
         lq_kv_get(s->kv, s->layer, true, k0 + j, m, kv, values);
-        values_with(a, score + j, nk, n, values, d, m, out, j > 0);
+        values_with(a, score + j, nk, n, values, ld, m, out, j > 0);
     }
 }
 
@@ -118,7 +129,7 @@ static void attend(const call *a, uint32_t t0, uint32_t head) {
 static uint32_t share(call *a, const lq_span *s) {
     const lq_params *p = a->r->par;
     a->span = s;
-    bool far = s->kv || (uint64_t)(s->pos + s->n) * p->head_dim * sizeof(float) > NEAR; /* reading keys again costs */
+    bool far = (s->kv && s->kv->kind) || (uint64_t)(s->pos + s->n) * p->head_dim * sizeof(float) > NEAR; /* reading keys again costs */
     a->heads = s->n >= ALONE || (s->n == 1 && far) ? p->n_heads / p->n_kv_heads : 1;
     a->tile = tile_of(s->pos + s->n, a->heads);
     return p->n_heads / a->heads;

@@ -11,8 +11,8 @@
 struct lq_state {
     const lq_model *m;
     lq_run run;
-    float *keys, *values;      /* [kv_layers][max_ctx][kv dim]; with a packed cache [chunk][kv dim] */
-    lq_kv kv;                  /* kind F32: none */
+    float *keys, *values;      /* [chunk][kv dim], on their way to */
+    lq_kv kv;
     lq_held_kv *far;           /* instead of them, on a device; a reference; */
     uint32_t slot;             /* which of its sequences */
     uint32_t max_ctx, pos, kv_layers;
@@ -20,9 +20,8 @@ struct lq_state {
 
 static lq_status new_cache(lq_ctx *ctx, lq_state *s, const lq_kv_opts *o) {
     const lq_params *p = &s->m->par;
-    uint64_t n = 0;
-    if (!lq_mul_ok(o->kind ? s->run.chunk : (uint64_t)s->kv_layers * s->max_ctx, s->run.width[T_K], &n)) return lq_oom(ctx, SIZE_MAX);
-    if (o->kind) LQ_TRY(lq_kv_init(ctx, &s->kv, (lq_kv_kind)o->kind, s->kv_layers, s->max_ctx, p->n_kv_heads, p->head_dim, o->fixed ? s->m->kv_steps : NULL));
+    size_t n = (size_t)s->run.chunk * s->run.width[T_K];
+    LQ_TRY(lq_kv_init(ctx, &s->kv, (lq_kv_kind)o->kind, s->kv_layers, s->max_ctx, p->n_kv_heads, p->head_dim, o->fixed ? s->m->kv_steps : NULL));
     return (s->keys = LQ_NEWN(float, n)) && (s->values = LQ_NEWN(float, n)) ? LQ_OK : lq_oom(ctx, n * 8);
 }
 
@@ -80,8 +79,7 @@ lq_status lq_states_new(lq_ctx *ctx, const lq_model *m, uint32_t max_ctx, const 
 }
 
 uint64_t lq_state_kv_bytes(const lq_state *s) {
-    if (s->far) return lq_held_kv_bytes(s->far);
-    return s->kv.kind ? lq_kv_bytes(&s->kv) : 8 * (uint64_t)s->kv_layers * s->max_ctx * s->run.width[T_K];
+    return s->far ? lq_held_kv_bytes(s->far) : lq_kv_bytes(&s->kv);
 }
 
 void lq_state_reset(lq_state *s) { s->pos = 0; }
@@ -110,16 +108,13 @@ static uint32_t ops_of(const lq_arch *a) {
 /* One block over n tokens at s->pos.. */
 static void run_block(lq_state *s, uint32_t layer, uint32_t n) {
     lq_run *r = &s->run;
-    bool packed = s->kv.kind;
-    size_t base = s->kv_layers > 1 && !packed ? (size_t)layer * s->max_ctx : 0;
-    const float *keys = s->far ? NULL : s->keys + base * r->width[T_K], *values = s->far ? NULL : s->values + base * r->width[T_V];
     for (uint32_t i = 0; i < n; i += r->chunk) {
-        uint32_t m = n - i < r->chunk ? n - i : r->chunk, pos = s->pos + i;
+        uint32_t m = n - i < r->chunk ? n - i : r->chunk;
         r->at = i;
-        lq_span span = {.n = m, .pos = pos, .keys = keys, .values = values, .kv = packed ? &s->kv : NULL, .layer = layer, .far = s->far, .slot = s->slot};
+        lq_span span = {.n = m, .pos = s->pos + i, .kv = s->far ? NULL : &s->kv, .layer = layer, .far = s->far, .slot = s->slot};
         r->t[T_RESID] = r->stream + (size_t)i * r->width[T_RESID];
-        if (!s->far) r->t[T_K] = s->keys + (packed ? 0 : base + pos) * r->width[T_K];
-        if (!s->far) r->t[T_V] = s->values + (packed ? 0 : base + pos) * r->width[T_V];
+        if (!s->far) r->t[T_K] = s->keys;
+        if (!s->far) r->t[T_V] = s->values;
         lq_run_ops(r, &s->m->layers[layer], layer, 0, ops_of(r->arch), m, &span, 1);
     }
 }
@@ -168,29 +163,16 @@ static bool alike(const lq_state *a, const lq_state *b) {
 }
 
 lq_status lq_state_copy(lq_ctx *ctx, lq_state *dst, const lq_state *src) {
-    size_t row = src->run.width[T_K];
     if (!alike(dst, src)) return lq_fail(ctx, LQ_ERR_INTERNAL, "a state copied to one of another model or room");
     if (src->far) LQ_TRY(lq_held_kv_copy(ctx, dst->far, dst->slot, src->far, src->slot, src->pos));
-    for (uint32_t l = 0; !src->far && l < src->kv_layers; l++) {
-        size_t at = (size_t)l * src->max_ctx * (src->kv.kind ? src->kv.row_bytes : row), n = src->pos * (src->kv.kind ? src->kv.row_bytes : row);
-        if (src->kv.kind) {
-            memcpy(dst->kv.keys + at, src->kv.keys + at, n);
-            memcpy(dst->kv.values + at, src->kv.values + at, n);
-        } else {
-            memcpy(dst->keys + at, src->keys + at, n * sizeof *src->keys);
-            memcpy(dst->values + at, src->values + at, n * sizeof *src->values);
-        }
-    }
+    else lq_kv_copy(&dst->kv, &src->kv, src->pos);
     dst->pos = src->pos;
     return LQ_OK;
 }
 
 static lq_span span_of(lq_state *s, uint32_t i, uint32_t layer) {
     if (s->far) return (lq_span){.first = i, .n = 1, .pos = s->pos, .layer = layer, .far = s->far, .slot = s->slot};
-    size_t k = s->run.width[T_K], v = s->run.width[T_V], base = (size_t)layer * s->max_ctx;
-    if (s->kv.kind) return (lq_span){.first = i, .n = 1, .pos = s->pos, .kv = &s->kv, .layer = layer};
-    return (lq_span){.first = i, .n = 1, .pos = s->pos, .keys = s->keys + base * k, .values = s->values + base * v, .layer = layer,
-                     .key_row = s->keys + (base + s->pos) * k, .value_row = s->values + (base + s->pos) * v};
+    return (lq_span){.first = i, .n = 1, .pos = s->pos, .kv = &s->kv, .layer = layer};
 }
 
 static lq_status run_batch(lq_ctx *ctx, lq_state *const *s, uint32_t n, float *rows) {

@@ -11,6 +11,7 @@
 static size_t head_bytes(const lq_kv *kv) {
     uint32_t groups = (kv->dim + LQ_KV_GROUP - 1) / LQ_KV_GROUP;
     switch (kv->kind) {
+    case LQ_KV_F32: return 4 * (size_t)kv->dim;
     case LQ_KV_F16: return 2 * (size_t)kv->dim;
     case LQ_KV_INT4: return 4 * (size_t)groups + (kv->dim + 1) / 2;
     default: return kv->dim + (kv->steps ? 0 : 2);
@@ -120,13 +121,26 @@ static void decode_4(uint32_t dim, const uint8_t *in, float *x) {
 }
 
 static uint8_t *row_at(const lq_kv *kv, uint32_t layer, bool values, uint32_t pos, uint32_t head) {
-    size_t row = (size_t)(kv->layers > 1 ? layer : 0) * kv->max_ctx + pos;
-    return (values ? kv->values : kv->keys) + row * kv->row_bytes + head * head_bytes(kv);
+    size_t row = ((size_t)(kv->layers > 1 ? layer : 0) * kv->heads + head) * kv->max_ctx + pos;
+    return (values ? kv->values : kv->keys) + row * head_bytes(kv);
+}
+
+const float *lq_kv_floats(const lq_kv *kv, uint32_t layer, bool values, uint32_t pos, uint32_t head) {
+    return (const float *)(const void *)row_at(kv, layer, values, pos, head);
+}
+
+void lq_kv_copy(lq_kv *dst, const lq_kv *src, uint32_t n) {
+    for (uint32_t l = 0; l < src->layers; l++)
+        for (uint32_t h = 0; h < src->heads; h++) {
+            memcpy(row_at(dst, l, false, 0, h), row_at(src, l, false, 0, h), n * head_bytes(src));
+            memcpy(row_at(dst, l, true, 0, h), row_at(src, l, true, 0, h), n * head_bytes(src));
+        }
 }
 
 static void encode(const lq_kv *kv, uint32_t layer, bool values, const float *x, uint8_t *out) {
     float turned[4096];
     switch (kv->kind) {
+    case LQ_KV_F32: memcpy(out, x, kv->dim * sizeof *x); break;
     case LQ_KV_F16:
         for (uint32_t i = 0; i < kv->dim; i++) put_half(out + 2 * (size_t)i, x[i]);
         break;
@@ -159,7 +173,8 @@ void lq_kv_put(lq_kv *kv, uint32_t layer, uint32_t pos, uint32_t n, const float 
 void lq_kv_get(const lq_kv *kv, uint32_t layer, bool values, uint32_t pos, uint32_t n, uint32_t head, float *out) {
     for (uint32_t t = 0; t < n; t++, out += kv->dim) {
         const uint8_t *in = row_at(kv, layer, values, pos + t, head);
-        if (kv->kind == LQ_KV_INT4) decode_4(kv->dim, in, out);
+        if (kv->kind == LQ_KV_F32) memcpy(out, in, kv->dim * sizeof *out);
+        else if (kv->kind == LQ_KV_INT4) decode_4(kv->dim, in, out);
         else if (kv->kind != LQ_KV_F16) decode_8(kv, kv->steps ? fixed_step(kv, layer, values) : 0, in, out);
         else lq_kernels_best()->decode(LQ_F16, in, out, kv->dim);
     }

@@ -218,8 +218,6 @@ static void keep_rows(lq_run *r, const lq_op *op, const lq_span *spans, uint32_t
         size_t wk = r->width[op->in[1]], wv = r->width[op->in[2]];
         const float *k = r->t[op->in[1]] + s->first * wk, *v = r->t[op->in[2]] + s->first * wv;
         if (s->kv) lq_kv_put(s->kv, s->layer, s->pos, s->n, k, v);
-        if (s->key_row) memcpy(s->key_row, k, s->n * wk * sizeof *k);
-        if (s->value_row) memcpy(s->value_row, v, s->n * wv * sizeof *v);
     }
 }
 

@@ -56,7 +56,6 @@ typedef struct lq_span {      /* consecutive tokens of one sequence inside a chu
     uint32_t layer;           /* in kv, in far */
     struct lq_held_kv *far;   /* instead of them all, on a device: calib/held.h; */
     uint32_t slot;            /* which of its sequences */
-    float *key_row, *value_row; /* where the chunk's T_K and T_V rows are copied before they are read; NULL: they stand there, or go to kv */
 } lq_span;
 
 typedef struct lq_routing {   /* of the chunk at hand; arrays NULL without experts */

@@ -5,6 +5,17 @@
 #define LQ_CPU_H
 #include "core/status.h"
 
+/* Before a function of loops over lanes: the compiler makes one of it for each width of vectors, the machine has its choice at start. The bits are
+ * the same, every operation is rounded as written (-ffp-contract=off). */
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__has_attribute)
+#if __has_attribute(target_clones)
+#define LQ_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+#endif
+#ifndef LQ_CLONES
+#define LQ_CLONES
+#endif
+
 /* Tiers in ascending order. AVX2 with FMA and F16C; AVXVNNI: dot products of bytes in 256 bits; AVX512 with F, DQ, BW, VL, VBMI (Ice Lake,
  * Zen 4 and later); DOTPROD: Arm's dot products of bytes. */
 enum { LQ_ISA_AVX2 = 1, LQ_ISA_AVXVNNI = 2, LQ_ISA_AVX512 = 4, LQ_ISA_AVX512VNNI = 8, LQ_ISA_NEON = 16, LQ_ISA_DOTPROD = 32 };

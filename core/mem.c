@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
+#define _DEFAULT_SOURCE 1 /* madvise */
 #include "core/mem.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 static long fail_after = -1;
 void lq_mem_fail_after(long n) { fail_after = n; }
@@ -17,7 +19,21 @@ static bool told_to_fail(void) {
 
 static size_t whole(size_t n) { return n ? (n + 63) / 64 * 64 : 64; }
 
-void *lq_alloc_raw(size_t n) { return told_to_fail() || n > SIZE_MAX - 64 ? NULL : aligned_alloc(64, whole(n)); }
+/* Whole pages of 2 MB inside a large block: weights and keys are read from end to end, and a step of a decoder reads them all. */
+static void ask_for_large_pages(char *p, size_t n) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = (uintptr_t)2 << 20, from = ((uintptr_t)p + page - 1) & ~(page - 1), to = ((uintptr_t)p + n) & ~(page - 1);
+    if (n >= 2 * page && from < to) (void)!madvise(p + (from - (uintptr_t)p), to - from, MADV_HUGEPAGE); /* it is only advice */
+#else
+    (void)p, (void)n;
+#endif
+}
+
+void *lq_alloc_raw(size_t n) {
+    void *p = told_to_fail() || n > SIZE_MAX - 64 ? NULL : aligned_alloc(64, whole(n));
+    if (p) ask_for_large_pages(p, n);
+    return p;
+}
 
 void *lq_alloc(size_t n) {
     void *p = lq_alloc_raw(n);

@@ -2,22 +2,12 @@
  * Copyright the lquant authors */
 #include "core/num.h"
 
-float lq_f16_f32(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 1023;
-    if (e == 31) return lq_bits_f32(sign | 0x7f800000u | m << 13);
-    if (e) return lq_bits_f32(sign | (e + 112) << 23 | m << 13);
-    float v = ldexpf((float)m, -24);
-    return sign ? -v : v;
-}
-
 uint16_t lq_f32_f16(float f) {
     uint32_t u = lq_f32_bits(f), sign = (u >> 16) & 0x8000, a = u & 0x7fffffffu;
     if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
     if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00); /* >= 65520 rounds past the largest half */
-    if (a < 0x38800000u) {                                  /* below 2^-14: a multiple of 2^-24 */
-        float scaled = ldexpf(lq_bits_f32(a), 24);
-        return (uint16_t)(sign | (uint32_t)rintf(scaled));
-    }
+    if (a < 0x38800000u) /* below 2^-14: a multiple of 2^-24 */
+        return (uint16_t)(sign | (uint32_t)rintf(lq_bits_f32(a) * 0x1p24f));
     uint32_t rounded = a + 0xfff + ((a >> 13) & 1);
     return (uint16_t)(sign | ((rounded - 0x38000000u) >> 13));
 }
@@ -31,7 +21,7 @@ uint16_t lq_f32_bf16(float f) {
 float lq_e4m3_f32(uint8_t v) {
     int e = (v >> 3) & 15, m = v & 7;
     if (e == 15 && m == 7) return NAN;
-    float f = e ? ldexpf((float)(8 + m), e - 10) : ldexpf((float)m, -9);
+    float f = e ? lq_bits_f32((uint32_t)(e + 120) << 23 | (uint32_t)m << 20) : (float)m * 0x1p-9f;
     return v & 128 ? -f : f;
 }
 
@@ -40,17 +30,13 @@ uint8_t lq_f32_e4m3(float f) {
     float a = fabsf(f);
     if (isnan(f)) return sign | 0x7f;
     if (a >= 448) return sign | 0x7e;
-    if (a < 0.015625f) return sign | (uint8_t)rintf(ldexpf(a, 9)); /* subnormals, and the carry into the first normal */
-    int e;
-    float m = frexpf(a, &e);                /* a = m 2^e, m in [1/2, 1) */
-    int q = (int)rintf(ldexpf(m, 4));       /* 8..16 */
-    if (q == 16) { q = 8; e++; }
-    int code = ((e + 6) << 3) | (q - 8);
+    if (a < 0.015625f) return sign | (uint8_t)rintf(a * 0x1p9f); /* subnormals, and the carry into the first normal */
+    uint32_t u = lq_f32_bits(a), code = ((u + 0x7ffff + ((u >> 20) & 1)) >> 20) - (120 << 3); /* the exponent's bias 127 becomes 7 */
     return sign | (uint8_t)(code > 0x7e ? 0x7e : code);
 }
 
 float lq_e5m2_f32(uint8_t v) { return lq_f16_f32((uint16_t)(v << 8)); }
-float lq_e8m0_f32(uint8_t v) { return v == 255 ? NAN : ldexpf(1.0f, v - 127); }
+float lq_e8m0_f32(uint8_t v) { return v == 255 ? NAN : lq_bits_f32(v ? (uint32_t)v << 23 : 1u << 22); }
 
 uint8_t lq_f32_e8m0(float f) {
     int e;

@@ -11,7 +11,13 @@
 static inline uint32_t lq_f32_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 static inline float lq_bits_f32(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 
-float lq_f16_f32(uint16_t h);
+static inline float lq_f16_f32(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 1023;
+    if (e == 31) return lq_bits_f32(sign | 0x7f800000u | m << 13);
+    if (e) return lq_bits_f32(sign | (e + 112) << 23 | m << 13);
+    float v = (float)m * 0x1p-24f;
+    return sign ? -v : v;
+}
 uint16_t lq_f32_f16(float f);  /* round to nearest even; overflow gives infinity, as IEEE 754 says */
 static inline float lq_bf16_f32(uint16_t h) { return lq_bits_f32((uint32_t)h << 16); }
 uint16_t lq_f32_bf16(float f); /* round to nearest even; NaN stays NaN */

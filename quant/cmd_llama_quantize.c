@@ -15,7 +15,7 @@ typedef struct args {
     const char *imatrix, *output_type, *embed_type, *pre, *type_file, *prune;
     lq_strlist tensor_type, override_kv, include, exclude;
     int64_t buffer;
-    int pure, requantize, leave_output, no_fallback, dry_run, overwrite, keep_split;
+    int pure, requantize, leave_output, no_fallback, dry_run, overwrite, keep_split, resume;
 } args;
 
 #define FLAG(name, field, help) {name, NULL, LQ_OPT_SET, offsetof(args, field), NULL, NULL, NULL, 0, 0, 1, help}
@@ -36,6 +36,7 @@ static const lq_opt options[] = {
     FLAG("no-fallback", no_fallback, "refuse rows that blocks of 256 do not divide"),
     FLAG("keep-split", keep_split, "in parts as IN is: OUT-00001-of-0000N.gguf ..."),
     FLAG("dry-run", dry_run, "print the plan and stop"),
+    {"resume", NULL, LQ_OPT_CHOICE, offsetof(args, resume), NULL, "auto", "auto|never|only", 0, 0, 0, "continue an interrupted run"},
     FLAG("overwrite", overwrite, "replace OUT once the new file is complete"),
     {"pre", NULL, LQ_OPT_STRING, offsetof(args, pre), "NAME", NULL, NULL, 0, 0, 0, "llama.cpp's pre-tokenizer when a folder's tokenizer is not recognised"},
     {0}};
@@ -144,6 +145,7 @@ static void fill(lq_run *run, const args *a, const command *c) {
     run->opts.stats = a->imatrix;
     run->opts.overwrite = a->overwrite;
     run->opts.dry_run = a->dry_run;
+    run->opts.resume = a->resume;
     p->mixture = c->type;
     p->output_type = a->output_type;
     p->embed_type = a->embed_type;

@@ -5,6 +5,7 @@
  * ascending order without a branch. Loops over lanes are what the compiler vectorises. */
 #include "quant/grid.h"
 
+#include "core/cpu.h"
 #include "core/num.h"
 #include "core/pack.h"
 #include "core/thread.h"
@@ -30,7 +31,7 @@ static small_float float_of(lq_grid_kind kind) {
     }
 }
 
-static void small_lanes(const lq_grid *g, const float *x, uint32_t *code, float *a) {
+LQ_CLONES static void small_lanes(const lq_grid *g, const float *x, uint32_t *code, float *a) {
     const small_float f = float_of(g->kind);
     const uint32_t drop = 23 - (uint32_t)f.m, half = (1u << (drop - 1)) - 1, base = (uint32_t)(126 + f.least) << f.m;
     const float normal = ldexpf(1, f.least), magic = ldexpf(1, 23 + f.least - f.m), units = ldexpf(1, f.m - f.least), max = f.max;
@@ -51,7 +52,7 @@ static void small_lanes(const lq_grid *g, const float *x, uint32_t *code, float 
 
 /* ---- tables ---- */
 
-static void table_lanes(const lq_rounder *r, const float *x, uint32_t *code, float *a) {
+LQ_CLONES static void table_lanes(const lq_rounder *r, const float *x, uint32_t *code, float *a) {
     uint32_t c[LANES];
     for (int l = 0; l < LANES; l++) {
         a[l] = r->value[0][l];
@@ -67,7 +68,7 @@ static void table_lanes(const lq_rounder *r, const float *x, uint32_t *code, flo
 }
 
 /* The same for the one table whose edges are multiples of 1/2. */
-static void halves_lanes(const lq_rounder *r, const float *x, uint32_t *code, float *a) {
+LQ_CLONES static void halves_lanes(const lq_rounder *r, const float *x, uint32_t *code, float *a) {
     int at[LANES];
     for (int l = 0; l < LANES; l++) {
         float v = 2 * x[l];
@@ -137,7 +138,7 @@ void lq_round_unit(const lq_rounder *r, const float *x, uint32_t *code, float *a
         for (int l = 0; l < LANES; l++) stored_float(&r->grid, x[l], code ? code + l : &unused, a + l);
 }
 
-static void int_lanes(const lq_rounder *r, const float *x, const float *scale, const float *zero, uint32_t *code, float *value) {
+LQ_CLONES static void int_lanes(const lq_rounder *r, const float *x, const float *scale, const float *zero, uint32_t *code, float *value) {
     float top = r->top, bias = (float)r->grid.bias;
     for (int l = 0; l < LANES; l++) {
         float lo = -bias - (zero ? zero[l] : 0), hi = lo + top, v = x[l] / scale[l];
@@ -149,7 +150,7 @@ static void int_lanes(const lq_rounder *r, const float *x, const float *scale, c
     }
 }
 
-static void real_zero_lanes(const lq_rounder *r, const float *x, const float *scale, const float *zero, uint32_t *code, float *value) {
+LQ_CLONES static void real_zero_lanes(const lq_rounder *r, const float *x, const float *scale, const float *zero, uint32_t *code, float *value) {
     float lo = -(float)r->grid.bias, hi = lo + r->top;
     bool min = r->zero_kind == LQ_ZERO_MIN;
     for (int l = 0; l < LANES; l++) {

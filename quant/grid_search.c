@@ -11,6 +11,7 @@
  * order of the weights whatever the vector width. */
 #include "quant/grid_tile.h"
 
+#include "core/cpu.h"
 #include "core/num.h"
 
 enum { CHUNK = 64, GRID_POINTS = 40, REFITS = 3 };
@@ -56,7 +57,7 @@ float lq_tile_stored(const lq_tile *t, size_t i, float scale) {
 /* ---- judging ---- */
 
 /* a, the value of the nearest code before scaling; for integers lo <= a <= lo + top */
-static void judge_int(const lq_tile *t, const lq_tile_guess *g, lq_tile_sums *out) {
+LQ_CLONES static void judge_int(const lq_tile *t, const lq_tile_guess *g, lq_tile_sums *out) {
     float lo[LANES], hi[LANES];
     for (int l = 0; l < LANES; l++) {
         lo[l] = -(float)t->s->grid.bias - g->zero[l];
@@ -88,7 +89,7 @@ static void judge_int(const lq_tile *t, const lq_tile_guess *g, lq_tile_sums *ou
 }
 
 /* Any other grid; a = value / scale is exact enough, but the error is that of the value. */
-static void judge_any(const lq_tile *t, const lq_tile_guess *g, lq_tile_sums *out) {
+LQ_CLONES static void judge_any(const lq_tile *t, const lq_tile_guess *g, lq_tile_sums *out) {
     bool table = t->s->grid.kind == LQ_GRID_LUT, rz = real_zero(t->s);
     float inv[LANES];
     for (int l = 0; l < LANES; l++) inv[l] = 1 / g->scale[l];
@@ -133,7 +134,7 @@ void lq_tile_judge(const lq_tile *t, const lq_tile_guess *g, lq_tile_sums *out) 
     else judge_any(t, g, out);
 }
 
-void lq_tile_measure(const lq_tile *t, lq_tile_stats *o) {
+LQ_CLONES void lq_tile_measure(const lq_tile *t, lq_tile_stats *o) {
     *o = (lq_tile_stats){0};
     for (int l = 0; l < LANES; l++) {
         o->least[l] = HUGE_VALF;

@@ -249,6 +249,17 @@ static json_t *target_names(const road *r) {
     return list;
 }
 
+/* What becomes of every tensor, whatever decided it. */
+static lq_status add_plan(road *r, lq_buf *text) {
+    bool ok = true;
+    for (size_t i = 0; i < r->model->cat.n && ok; i++) {
+        const lq_row *row = &r->model->cat.rows[i];
+        char scheme[64];
+        ok = lq_buf_addf(text, "%s %s\n", row->name, row->quantize ? lq_scheme_name(&row->scheme, scheme, sizeof scheme) : lq_dtypes[row->out_dtype].name);
+    }
+    return ok ? LQ_OK : lq_oom(r->ctx, text->n);
+}
+
 static lq_status describe(road *r, char fingerprint[65]) {
     lq_status st;
     lq_buf text = {0};
@@ -272,6 +283,7 @@ static lq_status describe(road *r, char fingerprint[65]) {
     if (!all) return lq_oom(r->ctx, 256);
     if (r->fisher) st = describe_fisher(r);
     if (!st) st = lq_json_dump(r->ctx, all, &text);
+    if (!st) st = add_plan(r, &text);
     json_decref(all);
     lq_sha *sha = st ? NULL : lq_sha_new();
     if (sha) {

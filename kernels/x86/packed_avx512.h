@@ -7,6 +7,13 @@
 
 enum { LQ_AHEAD = 4096 }; /* bytes of codes that are fetched before they are read */
 
+/* The grid, where a table of -1 0 1 2 is what it is: integers of two bits less 1. */
+LQ_INLINE lq_grid lq_packed_grid(const lq_packed *p) {
+    lq_grid g = p->q.sch.grid;
+    if (g.kind == LQ_GRID_LUT && g.bias == LQ_LUT_QUAD && g.bits == 2) g.kind = LQ_GRID_INT, g.bias = 1;
+    return g;
+}
+
 LQ_INLINE __m512i lq_load512(const uint8_t *p) { return _mm512_loadu_si512((const void *)p); }
 
 /* Both ways: a count below 0 shifts up. Constant wherever it is used in a loop. */

@@ -107,7 +107,7 @@ static const tile_fn by_kind[N_KINDS] = {KINDS(X)};
 
 /* A table of whole numbers as bytes above the least of them. */
 static whole make_whole(const lq_packed *p) {
-    const lq_grid *g = &p->q.sch.grid;
+    const lq_grid grid = lq_packed_grid(p), *g = &grid;
     float up = lq_packed_whole(p);
     uint8_t t[64];
     int32_t v[16], least = INT32_MAX;
@@ -121,7 +121,7 @@ static whole make_whole(const lq_packed *p) {
 }
 
 void lq_packed_digits_vnni(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_d *x, float *y, size_t ldy) {
-    const lq_grid *g = &p->q.sch.grid;
+    const lq_grid grid = lq_packed_grid(p), *g = &grid;
     tile_fn fn = by_kind[g->kind != LQ_GRID_INT ? K_t1 + g->bits - 1 : g->bits < 7 ? K_i1 + g->bits - 1 : K_i8];
     job j = {p, x, 0, 0, make_whole(p), y};
     for (j.tile = t0; j.tile < t0 + nt; j.tile++)

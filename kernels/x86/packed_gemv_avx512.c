@@ -140,21 +140,21 @@ static const tile_fn by_kind[N_KINDS][2][PASSES] = {KINDS(X)};
 #undef X
 
 static int kind_of(const lq_packed *p) {
-    const lq_grid *g = &p->q.sch.grid;
+    const lq_grid own = lq_packed_grid(p), *g = &own;
     if (g->kind == LQ_GRID_E4M3) return K_e4m3;
     if (g->kind == LQ_GRID_INT) return g->bits < 7 ? K_i1 + g->bits - 1 : K_i8;
     return K_t1 + g->bits - 1;
 }
 
 static grid make_grid(const lq_packed *p) {
-    const lq_grid *g = &p->q.sch.grid;
+    const lq_grid own = lq_packed_grid(p), *g = &own;
     float t[16] = {0};
     for (uint32_t i = 0; i < 16 && g->bits <= 4; i++) t[i] = lq_grid_value(&p->q, 0, i & ((1u << g->bits) - 1));
     return (grid){_mm512_loadu_ps(t), _mm512_set1_ps((float)g->bias)};
 }
 
 void lq_packed_gemv_avx512(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy) {
-    bool post = p->q.sch.zero_kind == LQ_ZERO_CODE && (p->zero != LQ_U8 || p->q.sch.grid.kind != LQ_GRID_INT);
+    bool post = p->q.sch.zero_kind == LQ_ZERO_CODE && (p->zero != LQ_U8 || lq_packed_grid(p).kind != LQ_GRID_INT);
     const tile_fn *fn = by_kind[kind_of(p)][post];
     job j = {p, x, 0, 0, make_grid(p), y, ldy};
     for (j.tile = t0; j.tile < t0 + nt; j.tile++)

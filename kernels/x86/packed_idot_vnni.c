@@ -144,7 +144,7 @@ static const tile_fn by_kind[N_KINDS][PASSES] = {KINDS(X)};
 
 /* A table of whole numbers as bytes above the least of them. */
 static whole make_whole(const lq_packed *p) {
-    const lq_grid *g = &p->q.sch.grid;
+    const lq_grid grid = lq_packed_grid(p), *g = &grid;
     uint8_t t[64];
     int32_t v[16], least = INT32_MAX;
     if (g->kind == LQ_GRID_INT) return (whole){_mm512_setzero_si512(), g->bias};
@@ -157,7 +157,7 @@ static whole make_whole(const lq_packed *p) {
 }
 
 void lq_packed_idot_vnni(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc) {
-    const lq_grid *g = &p->q.sch.grid;
+    const lq_grid grid = lq_packed_grid(p), *g = &grid;
     const tile_fn *fn = by_kind[g->kind != LQ_GRID_INT ? K_t1 + g->bits - 1 : g->bits < 7 ? K_i1 + g->bits - 1 : K_i8];
     job j = {p, x, 0, 0, make_whole(p), acc, (size_t)nt * LQ_TILE};
     for (j.tile = t0; j.tile < t0 + nt; j.tile++, j.acc += LQ_TILE)

@@ -58,6 +58,7 @@ def cells():
     for recipe in ("rtn", "gptq"):
         yield f"{recipe}-rotated-W8A8", recipe, ["--scheme", "W8A8", "--rotate", "hadamard"], []
     yield "int8", "int8", [], []
+    yield "int8-per-token", "int8", ["--compat", "none"], []
     yield "int8-static", "int8", ["--static"], []
     yield "zeroquant-W8A8", "zeroquant", ["--scheme", "W8A8"], []
     yield "zeroquant-W4A8", "zeroquant", ["--scheme", "W4A8-g64"], []

@@ -133,6 +133,17 @@ an_importance_matrix_is_written_in_both_forms_and_used() { # test
     absent "$tmp/no"
 }
 
+an_interrupted_file_is_continued_as_the_same_type_only() { # test
+    ok "$lquant" quantize --pure "$tiny" "$tmp/whole.gguf" Q4_0
+    (trap '' XFSZ && ulimit -f 300 && "$lquant" quantize --pure "$tiny" "$tmp/a.gguf" Q4_0 >/dev/null 2>&1) # the disk is full after some tensors
+    [ $? = 8 ] && [ -d "$tmp/a.gguf.partial" ] || fail "nothing was interrupted"
+    expect 7 "other inputs or options" "$lquant" quantize --pure "$tiny" "$tmp/a.gguf" Q8_0
+    expect 7 "other inputs or options" "$lquant" quantize --pure --tensor-type ffn_down=q8_0 "$tiny" "$tmp/a.gguf" Q4_0
+    ok "$lquant" quantize --pure "$tiny" "$tmp/a.gguf" Q4_0
+    cmp -s "$tmp/whole.gguf" "$tmp/a.gguf" || fail "the continued file differs"
+    absent "$tmp/a.gguf.partial"
+}
+
 what_llama_cpp_does_not_run_is_refused_before_work() { # test
     expect 4 "no architecture for 'opt'" "$lquant" convert "$root/tests/golden/forward/opt" "$tmp/o.gguf"
     expect 4 "silu" "$lquant" convert "$root/tests/golden/forward/bitnet" "$tmp/o.gguf"
