@@ -4,7 +4,6 @@
  * it; prints tokens per second of the blocks (loading not counted). gram: with the statistics GPTQ needs. Between the blocks OpenBLAS's sgemm, with
  * threads of its own, multiplies matrices of the block's shapes with as many tokens as a chunk has: the flops of calibration per second (products,
  * attention's keys up to the query, triangles of Gram matrices) are printed as a share of its. */
-#define _POSIX_C_SOURCE 200809L
 #include "calib/forward.h"
 #include "calib/run.h"
 #include "core/os.h"
