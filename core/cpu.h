@@ -6,8 +6,8 @@
 #include "core/status.h"
 
 /* Before a function of loops over lanes: the compiler makes one of it for each width of vectors, the machine has its choice at start. The bits are
- * the same, every operation is rounded as written (-ffp-contract=off). */
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__has_attribute)
+ * the same, every operation is rounded as written (-ffp-contract=off). Not by clang, whose name for such a function (14) other files do not find. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && defined(__has_attribute)
 #if __has_attribute(target_clones)
 #define LQ_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
