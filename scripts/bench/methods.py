@@ -24,6 +24,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+STATS = "STATS"  # stands for the statistics of the model at hand
 GROUPS = {"g64": ["--group-size", "64"], "row": ["--group-size", "-1"]}
 
 
@@ -36,6 +37,7 @@ def cells():
             for recipe in ("rtn", "hqq", "gptq", "awq", "awq,gptq"):
                 yield f"{recipe}-int{bits}-{at}", recipe, base, []
             yield f"rtn-search-int{bits}-{at}", "rtn", [*base, "--search"], []
+            yield f"rtn-imatrix-int{bits}-{at}", "rtn", [*base, "--search", "--stats", STATS], []
             yield f"gptq-asym-int{bits}-{at}", "gptq", [*base, "--asym"], []
             yield f"gptq-rotated-int{bits}-{at}", "gptq", [*base, "--rotate", "hadamard"], []
             yield f"rtn-rotated-int{bits}-{at}", "rtn", [*base, "--rotate", "hadamard"], []
@@ -97,7 +99,19 @@ def evaluate(a, path, flags, log):
     return json.loads(out) if code == 0 else None, last
 
 
+def statistics(a, model):
+    """Of the calibration rows in the unquantized model, made once."""
+    path = Path(a.work) / f"{Path(model).name}.stats"
+    if not path.exists():
+        own = f"{path}.{os.getpid()}"
+        command = [a.lquant, "calibrate", model, "-o", own, "--nsamples", str(a.nsamples), "-l", str(a.seqlen), "-t", str(a.threads), "-q"]
+        subprocess.run(command + (["-f", a.calibration] if a.calibration else []), check=True, stdout=subprocess.DEVNULL)
+        os.replace(own, path)
+    return str(path)
+
+
 def measure(a, model, name, recipe, flags, eval_flags):
+    flags = [statistics(a, model) if f == STATS else f for f in flags]
     work, cell, path = Path(a.work), {"name": name, "recipe": recipe, "flags": flags + eval_flags}, model
     log = work / "log" / re.sub(r"[^\w.-]", "_", f"{Path(model).name}-{name}")
     if recipe:
@@ -107,7 +121,7 @@ def measure(a, model, name, recipe, flags, eval_flags):
         path, report = home / "out.lqt", home / "report.json"
         command = [a.lquant, recipe, *flags, "--nsamples", str(a.nsamples), "-l", str(a.seqlen), "-t", str(a.threads), "-q", "--report", str(report)]
         command += ["--format", "safetensors" if recipe in ("sparsegpt", "wanda") and "--scheme" not in flags else "lqt", "--max-fallback", "100"]
-        if a.calibration and "--calib" not in flags:
+        if a.calibration and "--calib" not in flags and "--stats" not in flags:
             command += ["-f", a.calibration]
         code, _, last, cell["seconds"] = run([*command, model, str(path)], log.with_suffix(".quantize"))
         if code:
