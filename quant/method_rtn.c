@@ -12,7 +12,7 @@
 enum { GRANULARITY_TYPE, GRANULARITY_TENSOR, GRANULARITY_ROW, GRANULARITY_BLOCK };
 typedef struct rtn_opts { int search, signed_scales, double_quant, granularity; } rtn_opts;
 
-#define SEARCH {"search", NULL, LQ_OPT_SET, offsetof(rtn_opts, search), NULL, NULL, NULL, 0, 0, 1, "search the scales that lose least instead of min-max"}
+#define SEARCH {"search", NULL, LQ_OPT_SET, offsetof(rtn_opts, search), NULL, NULL, NULL, 0, 0, 1, "search the scales that lose least, not min-max; --stats: weighed by the inputs"}
 #define SIGNED(grids) \
     {"signed-scales", NULL, LQ_OPT_SET, offsetof(rtn_opts, signed_scales), NULL, NULL, NULL, 0, 0, 1, "~let --search use negative scales" grids}
 
