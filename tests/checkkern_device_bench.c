@@ -9,19 +9,13 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "core/os.h"
 #include "device_bench.h"
 #include "quant/types.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ---- timing ---- */
 
@@ -56,10 +50,10 @@ bool db_time(db *b, db_launch launch, void *of, uint32_t launches, int replays, 
         why = why ? why : ended;
     }
     for (int r = -2; !why && r < replays; r++) {
-        double t = now();
+        double t = lq_now();
         why = recorded ? b->d->replay(pass) : queue_all(b, launch, of, launches, false);
         if (!why) why = b->d->wait();
-        if (r >= 0) each[r] = (now() - t) / launches;
+        if (r >= 0) each[r] = (lq_now() - t) / launches;
     }
     if (recorded && pass) b->d->forget(pass);
     if (failed(b, why)) return false;

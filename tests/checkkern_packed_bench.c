@@ -5,16 +5,17 @@
  * codes and params; % of the best read of the same number of threads. */
 #define _DEFAULT_SOURCE 1 /* getloadavg */
 #include "checkkern.h"
+#include "core/os.h"
 #include "core/thread.h"
 #include "quant/types.h"
+#include "tests/bench_cold.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { ROUNDS = 9, TOKENS = 64, SLICE = 16 /* tiles */, MOST = 64 /* slices of a read */ };
+enum { ROUNDS = 9, TOKENS = 64, SLICE = 16 /* tiles */ };
 
 typedef struct bench {
     const lq_kernels *k;
@@ -27,16 +28,7 @@ typedef struct bench {
     lq_packed_d xd;
     float *y;        /* of every copy, of TOKENS tokens */
     double *acc;
-    const uint64_t *cold; /* a plain read */
-    size_t words;
-    uint64_t sum[MOST];
 } bench;
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void multiply(void *arg, size_t i) {
     bench *b = arg;
@@ -49,36 +41,16 @@ static void multiply(void *arg, size_t i) {
     else b->k->packed_idot(m, t0, nt, &b->xi, b->acc + at + (size_t)t0 * LQ_TILE * TOKENS);
 }
 
-static void read_one(void *arg, size_t i) { /* eight sums: the compiler makes vectors of them */
-    bench *b = arg;
-    const uint64_t *p = b->cold + i * b->words;
-    uint64_t s[8] = {0};
-    for (size_t w = 0; w + 8 <= b->words; w += 8)
-        for (int k = 0; k < 8; k++) s[k] += p[w + (size_t)k];
-    for (int k = 0; k < 8; k++) b->sum[i] += s[k];
-}
-
-static void read_ahead(void *arg, size_t i) {
-    bench *b = arg;
-    const uint64_t *p = b->cold + i * b->words;
-    uint64_t s[8] = {0};
-    for (size_t w = 0; w + 8 <= b->words; w += 8) {
-        __builtin_prefetch(p + w + 512, 0, 3);
-        for (int k = 0; k < 8; k++) s[k] ^= p[w + (size_t)k];
-    }
-    for (int k = 0; k < 8; k++) b->sum[i] += s[k];
-}
-
 static int ascending(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
 
-typedef struct row { void (*fn)(void *, size_t); size_t items; bench b; char name[48]; double weights, bytes, t[ROUNDS]; } row;
+typedef struct row { void (*fn)(void *, size_t); size_t items; bench b; ck_cold *cold; char name[48]; double weights, bytes, t[ROUNDS]; } row;
 
 static void measure(row *rows, size_t n) {
     for (int r = 0; r < ROUNDS; r++)
         for (size_t i = 0; i < n; i++) {
-            double t = now();
-            lq_parallel_for(rows[i].items, rows[i].fn, &rows[i].b);
-            rows[i].t[r] = now() - t;
+            double t = lq_now();
+            lq_parallel_for(rows[i].items, rows[i].fn, rows[i].cold ? (void *)rows[i].cold : &rows[i].b);
+            rows[i].t[r] = lq_now() - t;
         }
     double read = 0, middle = 0;
     for (size_t i = 0; i < n; i++) {
@@ -102,20 +74,6 @@ static size_t last_level(void) {
     return n > 0 ? (size_t)n : (size_t)32 << 20;
 }
 
-/* The same matrix elsewhere; it has the first one's shell. */
-static void again(const lq_packed *m, lq_packed *to) {
-    size_t codes = m->tiles * m->tile_bytes, params = (size_t)m->tiles * m->segs * m->seg_bytes, ups = (size_t)m->tiles * m->spans * m->up_bytes;
-    *to = *m;
-    to->codes = aligned_alloc(64, (codes + LQ_PACKED_PAD + 63) / 64 * 64);
-    to->params = aligned_alloc(64, (params + 64 + 63) / 64 * 64);
-    to->ups = aligned_alloc(64, (ups + 64) / 64 * 64);
-    if (!to->codes || !to->params || !to->ups) exit(1);
-    memset(to->codes + codes, 0, LQ_PACKED_PAD);
-    memcpy(to->codes, m->codes, codes);
-    memcpy(to->params, m->params, params);
-    memcpy(to->ups, m->ups, ups);
-}
-
 static bool copies_of(const char *type, uint32_t rows, uint32_t cols, lq_act act, bench *b) {
     const lq_type *t = lq_types;
     lq_ctx ctx = {0};
@@ -131,7 +89,8 @@ static bool copies_of(const char *type, uint32_t rows, uint32_t cols, lq_act act
     b->copies = 4 * last_level() / (size_t)lq_packed_bytes(&s, rows, cols) + 1;
     b->m = calloc(b->copies, sizeof *b->m);
     if (!b->m || lq_pack(&ctx, &q, &b->m[0])) exit(1);
-    for (size_t i = 1; i < b->copies; i++) again(&b->m[0], &b->m[i]);
+    for (size_t i = 1; i < b->copies; i++)
+        if (!ck_packed_again(&b->m[0], &b->m[i])) exit(1);
     lq_qtensor_free(&q);
     return true;
 }
@@ -146,10 +105,10 @@ static void add(row *rows, size_t *n, const bench *from, const char *type, const
     r->bytes = (double)lq_packed_all_bytes(m) * (double)from->copies;
 }
 
-static void bench_type(const char *type, uint32_t height, uint32_t cols, const uint64_t *cold, size_t words) {
+static void bench_type(const char *type, uint32_t height, uint32_t cols, ck_cold *cold) {
     const lq_act acts[] = {{.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, {0}}; /* the layout is the same */
     row rows[12];
-    bench b = {.cold = cold};
+    bench b = {0};
     size_t n = 0;
     bool whole = copies_of(type, height, cols, acts[0], &b);
     if (!whole && !copies_of(type, height, cols, acts[1], &b)) return;
@@ -163,8 +122,7 @@ static void bench_type(const char *type, uint32_t height, uint32_t cols, const u
     if (whole) b.xi = lq_packed_i_make(b.m, x, step, TOKENS, s1);
     b.xd = lq_packed_d_make(b.m, lq_kernels_best()->digits, x, TOKENS, s2);
     for (int i = 0; i < 2; i++) {
-        rows[n++] = (row){.fn = i ? read_ahead : read_one, .items = MOST, .b = b, .bytes = (double)words * MOST * 8};
-        rows[n - 1].b.words = words;
+        rows[n++] = (row){.fn = i ? ck_cold_read_ahead : ck_cold_read, .items = CK_COLD_PARTS, .cold = cold, .bytes = ck_cold_bytes(cold)};
         snprintf(rows[n - 1].name, sizeof rows->name, "read%s", i ? ", fetched ahead" : "");
     }
     for (uint32_t t = 1; whole && t <= TOKENS; t = t == 1 ? 3 : t == 3 ? 8 : t == 8 ? TOKENS : TOKENS + 1) add(rows, &n, &b, type, "idot", t, lq_kernels_best());
@@ -172,7 +130,7 @@ static void bench_type(const char *type, uint32_t height, uint32_t cols, const u
     for (uint32_t t = 1; t <= TOKENS; t *= 8) add(rows, &n, &b, type, "gemv", t, lq_kernels_best());
     printf("%s, %u x %u, %zu copies, %d threads\n", type, height, cols, b.copies, lq_threads());
     measure(rows, n);
-    for (size_t i = 1; i < b.copies; i++) free(b.m[i].codes), free(b.m[i].params);
+    for (size_t i = 1; i < b.copies; i++) ck_packed_again_free(&b.m[i]);
     lq_packed_free(&b.m[0]);
     free(b.m);
     lq_free(x), lq_free(y), lq_free(acc), lq_free(s0), lq_free(s1), lq_free(s2);
@@ -180,17 +138,15 @@ static void bench_type(const char *type, uint32_t height, uint32_t cols, const u
 
 void ck_packed_bench(const char *only) {
     static const char *const types[] = {"int8", "W8A8", "int4", "int3", "int2", "TQ2_0", "Q4_K", "NF4", "FP8-W", "MXFP4"};
-    size_t words = 4 * last_level() / 8 / MOST / 8 * 8, bytes = words * MOST * 8 + 8192;
-    uint64_t *cold = malloc(bytes);
-    if (!cold) return;
-    memset(cold, 1, bytes);
+    ck_cold cold;
+    if (!ck_cold_init(&cold, last_level())) return;
     for (int all = 0; all < 2; all++) {
         lq_threads_set(all ? 0 : 1);
         for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-            if (!only || !strcmp(types[i], only)) bench_type(types[i], 4096, 4096, cold, words);
+            if (!only || !strcmp(types[i], only)) bench_type(types[i], 4096, 4096, &cold);
     }
     double load = 0;
     if (getloadavg(&load, 1) == 1) printf("load %.2f\n", load);
     lq_threads_set(0);
-    free(cold);
+    free(cold.v);
 }

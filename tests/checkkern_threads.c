@@ -3,24 +3,18 @@
 /* What a parallel loop costs beyond its work: loops of one empty part per thread, one right after the other, and with serial work
  * between them as the steps of a forward pass have it. Best and median of ROUNDS. */
 #include "checkkern.h"
+#include "core/os.h"
 #include "core/thread.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 enum { ROUNDS = 9 };
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static double busy(double seconds) {
-    double start = now();
-    while (now() - start < seconds) {}
-    return now() - start;
+    double start = lq_now();
+    while (lq_now() - start < seconds) {}
+    return lq_now() - start;
 }
 
 static void part(void *arg, size_t i) { ((volatile char *)arg)[64 * i]++; }
@@ -37,9 +31,9 @@ static void loops(const char *what, int n, double gap, void (*fn)(void *, size_t
         double spent = 0;
         for (int i = 0; i < n; i++) {
             if (gap > 0) busy(gap);
-            double start = now();
+            double start = lq_now();
             lq_parallel_for((size_t)lq_threads(), fn, mem);
-            spent += now() - start;
+            spent += lq_now() - start;
         }
         t[r] = spent / n - work;
     }

@@ -8,70 +8,43 @@
  * A line on standard input begins a round, so that another program can take turns (scripts/bench/ggml_kernels.py); a round prints, tab between,
  * what, tokens, weights, bytes and seconds of each product, then an empty line. */
 #include "calib/run.h"
+#include "core/os.h"
 #include "quant/types.h"
+#include "tests/bench_cold.h"
 #include "tests/checkkern.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-enum { PARTS = 64, MOST = 512 }; /* of a plain read; tokens */
+enum { MOST = 512 }; /* tokens */
 
 typedef struct products {
     lq_linear *exact, *rounded; /* [copies]: the same packed matrices; rounded NULL: the type has no such activations */
     size_t copies;
     lq_work work;
     float *x, *y;
-    const uint64_t *cold; /* [PARTS][words] */
-    size_t words;
-    uint64_t sum[PARTS];
+    ck_cold cold;
 } products;
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void read_part(void *arg, size_t i) { /* eight sums: the compiler makes vectors of them */
-    products *b = arg;
-    const uint64_t *p = b->cold + i * b->words;
-    uint64_t s[8] = {0};
-    for (size_t w = 0; w + 8 <= b->words; w += 8)
-        for (int k = 0; k < 8; k++) s[k] += p[w + (size_t)k];
-    for (int k = 0; k < 8; k++) b->sum[i] += s[k];
-}
-
-static void read_ahead(void *arg, size_t i) {
-    products *b = arg;
-    const uint64_t *p = b->cold + i * b->words;
-    uint64_t s[8] = {0};
-    for (size_t w = 0; w + 8 <= b->words; w += 8) {
-        __builtin_prefetch(p + w + 512, 0, 3);
-        for (int k = 0; k < 8; k++) s[k] ^= p[w + (size_t)k];
-    }
-    for (int k = 0; k < 8; k++) b->sum[i] += s[k];
-}
-
 static void said(const char *what, uint32_t tokens, double weights, double bytes, double start) {
-    double seconds = now() - start;
+    double seconds = lq_now() - start;
     printf("%s\t%u\t%.0f\t%.0f\t%.9f\n", what, tokens, weights, bytes, seconds);
 }
 
 static void multiply(products *b, const lq_linear *lin, const char *what, uint32_t tokens) {
     size_t copies = tokens > 1 ? 1 : b->copies; /* a prompt's product is not bound by reading */
-    double start = now(), weights = (double)lin->rows * lin->cols * (double)copies;
+    double start = lq_now(), weights = (double)lin->rows * lin->cols * (double)copies;
     for (size_t i = 0; i < copies; i++) lq_linear_run(lq_kernels_best(), &b->work, &lin[i], b->x, tokens, b->y);
     said(what, tokens, weights, (double)lq_linear_bytes(lin) * (double)copies, start);
 }
 
 static void round_of(products *b) {
-    double bytes = (double)(b->words * PARTS * 8), t = now();
-    lq_parallel_for(PARTS, read_part, b);
+    double bytes = ck_cold_bytes(&b->cold), t = lq_now();
+    lq_parallel_for(CK_COLD_PARTS, ck_cold_read, &b->cold);
     said("read", 0, 0, bytes, t);
-    t = now();
-    lq_parallel_for(PARTS, read_ahead, b);
+    t = lq_now();
+    lq_parallel_for(CK_COLD_PARTS, ck_cold_read_ahead, &b->cold);
     said("read ahead", 0, 0, bytes, t);
     for (uint32_t n = 1; n <= MOST; n = n == 1 ? 64 : 8 * n) {
         multiply(b, b->exact, "exact", n);
@@ -79,20 +52,6 @@ static void round_of(products *b) {
     }
     printf("\n");
     fflush(stdout);
-}
-
-/* The same matrix elsewhere; it has the first one's shell. */
-static void again(const lq_packed *m, lq_packed *to) {
-    size_t codes = m->tiles * m->tile_bytes, params = (size_t)m->tiles * m->segs * m->seg_bytes, ups = (size_t)m->tiles * m->spans * m->up_bytes;
-    *to = *m;
-    to->codes = aligned_alloc(64, (codes + LQ_PACKED_PAD + 63) / 64 * 64);
-    to->params = aligned_alloc(64, (params + 64 + 63) / 64 * 64);
-    to->ups = aligned_alloc(64, (ups + 64) / 64 * 64);
-    if (!to->codes || !to->params || !to->ups) exit(1);
-    memset(to->codes + codes, 0, LQ_PACKED_PAD);
-    memcpy(to->codes, m->codes, codes);
-    memcpy(to->params, m->params, params);
-    memcpy(to->ups, m->ups, ups);
 }
 
 static lq_scheme scheme_of(const char *text) {
@@ -123,7 +82,7 @@ static bool make(products *b, const char *type, uint32_t rows, uint32_t cols, si
     if (!m || !b->exact || lq_pack(&ctx, &q, &m[0])) return false;
     if (rounded) b->rounded = b->exact + b->copies;
     for (size_t i = 0; i < 2 * b->copies; i++) {
-        if (i && i < b->copies) again(&m[0], &m[i]);
+        if (i && i < b->copies && !ck_packed_again(&m[0], &m[i])) return false;
         if (i >= b->copies) m[i] = m[i - b->copies];
         m[i].q.sch.act = i < b->copies ? (lq_act){0} : s.act;
         b->exact[i] = (lq_linear){.rows = rows, .cols = cols, .packed = &m[i], .q = &m[i].q};
@@ -141,13 +100,8 @@ int main(int argc, char **argv) {
     size_t cache = (size_t)strtoull(argv[5], NULL, 10);
     lq_threads_set(atoi(argv[2]));
     if (!make(&b, argv[1], rows, cols, cache)) return 1;
-    b.words = 4 * cache / 8 / PARTS / 8 * 8;
-    size_t bytes = b.words * PARTS * 8 + 8192;
-    uint64_t *cold = malloc(bytes);
     b.x = LQ_NEWN(float, (size_t)MOST * cols), b.y = LQ_NEWN(float, (size_t)MOST * rows);
-    if (!cold || !b.x || !b.y) return 1;
-    memset(cold, 1, bytes);
-    b.cold = cold;
+    if (!ck_cold_init(&b.cold, cache) || !b.x || !b.y) return 1;
     for (size_t i = 0; i < (size_t)MOST * cols; i++) b.x[i] = (float)((int)((i * 2654435761u >> 7) % 255) - 127);
     printf("%s\t%s\t%zu copies of %u x %u\n", argv[1], lq_kernels_best()->name, b.copies, rows, cols);
     fflush(stdout);
