@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 #include "calib/held.h"
 
+#include "calib/act.h"
 #include "calib/ops.h"
 #include "kernels/ref/ref.h"
 
@@ -219,15 +220,22 @@ static bool has_kernels(const lq_device *d, const lq_linear *lin) {
     return p && lq_device_fits(p) && (!has_extras(&p->q) || d->ops->sparse);
 }
 
+/* Weights and activations of E4M3. */
+static bool is_small(const lq_qtensor *q) { return q->sch.grid.kind == LQ_GRID_E4M3 && q->sch.act.kind && q->sch.act.dtype == LQ_E4M3; }
+
 /* How activations are rounded: to codes where idot multiplies them, else to values; false: they cannot be. */
 static bool rounds_here(const lq_device *d, const lq_linear *lin, lq_held_linear *out) {
-    const lq_qtensor *q = lin->packed ? &lin->packed->q : lin->q;
+    const lq_qtensor *q = lin->q;
     if (!q || !q->sch.act.kind) return true;
     if (has_kernels(d, lin) && lq_device_shape(lin->packed).times && d->ops->round && d->idot) return true;
     bool plain = q->sch.act.dtype == LQ_E4M3 || q->sch.act.dtype == LQ_I8 || q->sch.act.dtype == LQ_BOOL;
     out->valued = plain && q->sch.act.outlier <= 0 && q->sch.act.scope != 1 && d->ops->act && (has_kernels(d, lin) || !has_extras(q));
     out->round.act = q->sch.act;
     out->round.fixed = q->act_scale;
+    if (out->valued && is_small(q) && has_kernels(d, lin)) {
+        const lq_device_matrix m = lq_device_shape(lin->packed);
+        out->stepped = lq_device_steps(&m, q->sch.act.tile);
+    }
     return out->valued;
 }
 
@@ -242,6 +250,7 @@ static lq_status hold_linear(up *u, const lq_linear *lin, lq_held_linear *out) {
     if (!lin->rows) return LQ_OK;
     bool can = rounds_here(u->h->d, lin, out);
     if (out->valued) most(&u->h->round.values, lin->cols);
+    if (out->stepped) most(&u->h->round.tiles, lq_act_tiles(&out->round.act, lin->cols));
     if (can) return has_kernels(u->h->d, lin) ? hold_packed(u, lin, out) : hold_dense(u, lin, out);
     char name[96];
     return lq_fail(u->ctx, LQ_ERR_UNSUPPORTED, "tensor '%s' is %s: device %s cannot round activations that way yet", lin->row->name, lq_scheme_name(&lin->q->sch, name, sizeof name), u->h->d->name);
@@ -253,7 +262,7 @@ static bool same_act(const lq_act *a, const lq_act *b) { return a->kind == b->ki
 
 /* May rows that pick the experts a and b be multiplied by one launch? Static steps, and columns of a batch that are left out, are an expert's own. */
 static bool may_stack(const lq_device *d, const lq_linear *a, const lq_linear *b) {
-    const lq_qtensor *q = a->packed ? &a->packed->q : a->q, *r = b->packed ? &b->packed->q : b->q;
+    const lq_qtensor *q = a->q, *r = b->q;
     if (a->rows != b->rows || a->cols != b->cols || !q != !r || b->bias || (r && r->bias) || has_kernels(d, a) != has_kernels(d, b)) return false;
     if (q && (!same_act(&q->sch.act, &r->sch.act) || r->sch.act.kind == LQ_ACT_STATIC || (r->sch.act.scope == 1 && r->sch.act.outlier > 0))) return false;
     if (!has_kernels(d, a)) return type_held(a) == type_held(b);
@@ -315,6 +324,54 @@ static lq_status hold_layer(up *u, const lq_layer *l, int32_t b, lq_held_layer *
     return LQ_OK;
 }
 
+/* ---- E4M3 that is multiplied by E4M3 ---- */
+
+/* The CPU has no packed kernel for it, so it is loaded as stored; here weights alone are packed, and activations come as codes. */
+static bool packs_here(const lq_device *d, const lq_linear *lin) {
+    if (!lin->rows || lin->packed || !lin->q || !is_small(lin->q) || has_extras(lin->q) || !d->ops->act || !d->ops->product) return false;
+    lq_scheme s = lin->q->sch;
+    if (lin->q->perm && s.act.tile) return false; /* steps are of weight columns */
+    s.act = (lq_act){0};
+    return lq_packed_fits(&s, lin->rows, lin->cols);
+}
+
+static lq_status pack_linear(up *u, lq_linear *lin) {
+    if (!packs_here(u->h->d, lin)) return LQ_OK;
+    lq_qtensor q = *lin->q;
+    lq_packed *p = LQ_NEW(lq_packed);
+    if (!p) return lq_oom(u->ctx, sizeof *p);
+    q.sch.act = (lq_act){0};
+    lq_status st = lq_pack(u->ctx, &q, p);
+    const lq_device_matrix m = st ? (lq_device_matrix){0} : lq_device_shape(p);
+    if (!st && lq_device_steps(&m, lin->q->sch.act.tile)) {
+        lin->packed = p;
+        return LQ_OK;
+    }
+    if (!st) lq_packed_free(p);
+    lq_free(p);
+    return st ? lq_note(u->ctx, st, "tensor '%s'", lin->row->name) : LQ_OK;
+}
+
+/* What pack_linear made: matrices packed by the loader share their qtensor. */
+static void unpack_linear(lq_linear *lin) {
+    lq_packed *p = lin->packed && lin->q != &lin->packed->q ? (lq_packed *)lin->packed : NULL;
+    if (!p) return;
+    lq_packed_free(p);
+    lq_free(p);
+    lin->packed = NULL;
+}
+
+static lq_status hold_packing(up *u, lq_layer *l, int32_t b, lq_held_layer *out) {
+    const size_t experts = (size_t)l->n_experts * LQ_EXPERT_ROLES;
+    lq_status st = LQ_OK;
+    for (int r = 0; !st && r < LQ_R_N; r++) st = pack_linear(u, &l->lin[r]);
+    for (size_t e = 0; !st && e < experts; e++) st = pack_linear(u, &l->experts[e]);
+    if (!st) st = hold_layer(u, l, b, out);
+    for (int r = 0; r < LQ_R_N; r++) unpack_linear(&l->lin[r]);
+    for (size_t e = 0; e < experts; e++) unpack_linear(&l->experts[e]);
+    return st;
+}
+
 static lq_status hold_all(up *u) {
     lq_model *m = u->m;
     lq_held *h = u->h;
@@ -322,7 +379,7 @@ static lq_status hold_all(up *u) {
         lq_layer *l = b < 0 ? &m->outer : &m->layers[b];
         LQ_TRY(lq_model_load(u->ctx, m, b, LQ_LOAD_PACKED));
         h->step_bytes += lq_layer_step_bytes(m, l);
-        LQ_TRY(hold_layer(u, l, b, b < 0 ? &h->outer : &h->layers[b]));
+        LQ_TRY(hold_packing(u, l, b, b < 0 ? &h->outer : &h->layers[b]));
         lq_model_unload(m, b);
         LQ_TRY(lq_check_cancel(u->ctx));
     }

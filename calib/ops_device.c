@@ -39,6 +39,7 @@ static lq_status open_rounding(lq_ctx *ctx, lq_run *r) {
     const lq_held *h = a->h;
     size_t n = r->chunk;
     if (h->round.values) LQ_TRY(room_for(ctx, a->d, n * h->round.values * 4, &a->value));
+    if (h->round.tiles) LQ_TRY(room_for(ctx, a->d, n * h->round.tiles * 4, &a->worth));
     if (!h->round.ld) return LQ_OK;
     LQ_TRY(room_for(ctx, a->d, n * h->round.ld, &a->codes));
     LQ_TRY(room_for(ctx, a->d, n * h->round.segs * 4, &a->step));
@@ -85,7 +86,7 @@ static void dev_close(lq_run *r) {
     lq_device_run *a = r->dev;
     if (!a) return;
     drop_pass(a);
-    const void *const mem[] = {a->stream, a->turn[0].cos, a->turn[0].sin, a->turn[1].cos, a->turn[1].sin, a->codes, a->step, a->rest, a->product, a->value, a->sum, a->mark, a->left.value, a->left.where,
+    const void *const mem[] = {a->stream, a->turn[0].cos, a->turn[0].sin, a->turn[1].cos, a->turn[1].sin, a->codes, a->step, a->rest, a->product, a->value, a->worth, a->sum, a->mark, a->left.value, a->left.where,
                                a->p, a->weight, a->token, a->pick, a->logits, a->nll, a->best};
     for (size_t i = 0; i < sizeof mem / sizeof *mem; i++)
         if (mem[i]) a->d->release((void *)mem[i]);

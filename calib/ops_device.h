@@ -37,7 +37,7 @@ typedef struct lq_device_run {
     uint32_t *host;                 /* [4][room] ids .. seq before they are put */
     struct { float *cos, *sin; } turn[2];
     int8_t *codes;                  /* rounded activations of a chunk, for idot */
-    float *step, *rest, *product, *value; /* value: [chunk][columns] rounded activations as floats */
+    float *step, *rest, *product, *value, *worth; /* value: [chunk][columns] rounded activations as floats; worth: their steps, where they are codes */
     int32_t *sum;
     uint8_t *mark;
     lq_device_rest left;            /* of a chunk, where products split */

@@ -44,6 +44,7 @@ static const char *multiply_codes(const lq_run *r, const lq_held_linear *l, uint
 static lq_device_round rounding_of(const lq_run *r, const lq_held_linear *l) {
     const lq_device_run *a = r->dev;
     lq_device_round o = l->round;
+    if (l->stepped) o.worth = a->worth;
     if (o.act.outlier <= 0) return o;
     if (l->splits) o.left = a->left;
     else o.rest = a->rest;
@@ -62,11 +63,18 @@ static void multiply_rounded(lq_run *r, const lq_held_linear *l, const float *x,
     lq_device_did(r, lq_device_table(r)->add(y, a->product + (size_t)n * l->rows, 1, (uint64_t)n * l->rows));
 }
 
+static void multiply_values(lq_run *r, const lq_held_linear *l, const float *x, uint32_t n, float *y) {
+    const lq_device_round o = rounding_of(r, l);
+    lq_device_product p = {.n = n, .parts = 1, .x = r->dev->value, .step = o.worth, .tile = o.act.tile, .pick = picked(r, l) ? r->dev->pick : NULL};
+    p.part[0].m = &l->m;
+    p.part[0].y = y;
+    lq_device_did(r, lq_device_table(r)->act(&o, x, l->cols, n, r->dev->value));
+    lq_device_did(r, l->stepped ? lq_device_table(r)->product(&p) : multiply(r, l, r->dev->value, n, y));
+}
+
 void lq_device_linear(lq_run *r, const lq_held_linear *l, const float *bias, const float *x, uint32_t n, float *y) {
-    if (l->valued) {
-        lq_device_did(r, lq_device_table(r)->act(&l->round, x, l->cols, n, r->dev->value));
-        lq_device_did(r, multiply(r, l, r->dev->value, n, y));
-    } else if (l->round.act.kind) multiply_rounded(r, l, x, n, y);
+    if (l->valued) multiply_values(r, l, x, n, y);
+    else if (l->round.act.kind) multiply_rounded(r, l, x, n, y);
     else lq_device_did(r, multiply(r, l, x, n, y));
     if (l->extra.rows) lq_device_did(r, lq_device_table(r)->sparse(&l->extra, x, n, y));
     if (bias) lq_device_did(r, lq_device_table(r)->bias(y, bias, l->rows, n));
@@ -133,7 +141,7 @@ static bool needed(const lq_run *r, uint32_t i, const float *p) {
 
 static bool joins(const lq_queued *q) {
     const lq_held_linear *l = q->lin;
-    return q->kind == LQ_QUEUED_LINEAR && l->packed && !l->valued && !l->extra.rows && (l->round.act.outlier <= 0 || l->splits) && q->out != q->in[0];
+    return q->kind == LQ_QUEUED_LINEAR && l->packed && (!l->valued || l->stepped) && !l->extra.rows && (l->round.act.outlier <= 0 || l->splits) && q->out != q->in[0];
 }
 
 static bool same_rounding(const lq_held_linear *a, const lq_held_linear *b) {
@@ -171,6 +179,12 @@ static const char *rounded(lq_run *r, const lq_queued *norm, const lq_queued *q,
     lq_device_round o = rounding_of(r, q->lin);
     o.norm = norm ? &norm->norm : NULL;
     o.normed = norm ? norm->out : NULL;
+    if (o.worth) {
+        p->x = a->value;
+        p->step = a->worth;
+        p->tile = o.act.tile;
+        return lq_device_table(r)->act(&o, norm ? norm->in[0] : q->in[0], q->lin->cols, q->n, a->value);
+    }
     const char *wrong = lq_device_table(r)->round(&q->lin->m, &o, norm ? norm->in[0] : q->in[0], q->n, a->codes, a->step, a->sum);
     p->codes = a->codes;
     p->step = a->step;

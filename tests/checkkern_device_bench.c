@@ -175,6 +175,18 @@ static const char *llm_int8(db *b, void *of, uint32_t i) {
     return why ? why : b->d->ops->product(&p);
 }
 
+/* Weights and activations of E4M3, rounded first. */
+static const char *small_floats(db *b, void *of, uint32_t i) {
+    weights *w = of;
+    const lq_device_matrix *m = &w->m[i % b->copies];
+    const lq_device_round r = {.act = {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_E4M3}, .worth = w->step};
+    lq_device_product p = {.n = b->tokens, .parts = 1, .x = w->x[1], .step = w->step};
+    p.part[0].m = m;
+    p.part[0].y = w->y;
+    const char *why = b->d->ops->act(&r, w->x[0], m->cols, b->tokens, w->x[1]);
+    return why ? why : b->d->ops->product(&p);
+}
+
 static void drop(db *b, weights *w) {
     for (uint32_t i = 0; i < b->copies; i++) lq_device_drop(b->d, &w->m[i]);
     void *held[] = {w->x[0], w->x[1], w->y, w->code, w->step, w->sum, w->left.where, w->left.value};
@@ -278,8 +290,9 @@ static bool products(db *b, uint32_t rows, uint32_t cols) {
     static const kind kinds[] = {
         {"int4-sym-g128", "int4-sym-g128 gemv", gemv, 0, true}, {"int4-asym-g128", "int4-asym-g128 gemv", gemv, 0, true}, {"int8-sym-row", "int8-sym-row gemv", gemv, 0, true},
         {"FP8-W", "FP8-W gemv", gemv, 0, true}, {"NF4-g64", "NF4-g64 gemv", gemv, 0, true}, {"int3-sym-g128", "int3-sym-g128 gemv", gemv, 0, true},
-        {"int2-asym-g128", "int2-asym-g128 gemv", gemv, 0, true}, {"ternary-g128", "ternary-g128 gemv", gemv, 0, true}, {"W8A8", "W8A8 idot", idot, 0, true},
-        {"W4A8", "W4A8 idot", idot, 0, true}, {"b1.58", "b1.58 idot", idot, 0, true}, {"W8A8", "W8A8, rounding", llm_int8, 0, false}, {"W8A8", "LLM.int8, 0.5 % outliers", llm_int8, 6, false}};
+        {"int2-asym-g128", "int2-asym-g128 gemv", gemv, 0, true}, {"ternary-g128", "ternary-g128 gemv", gemv, 0, true}, {"W8A8-row", "W8A8 idot", idot, 0, true},
+        {"W4A8", "W4A8 idot", idot, 0, true}, {"b1.58", "b1.58 idot", idot, 0, true}, {"W8A8-row", "W8A8, rounding", llm_int8, 0, false}, {"W8A8-row", "LLM.int8, 0.5 % outliers", llm_int8, 6, false},
+        {"FP8-W", "FP8, rounding", small_floats, 0, false}};
     bool ok = true;
     for (size_t k = 0; ok && k < sizeof kinds / sizeof *kinds; k++) ok = one_matrix(b, &kinds[k], rows, cols);
     return ok && db_blas(b, rows, cols);

@@ -67,7 +67,7 @@ static void joined_operations_give_the_bits_of_single_ones(void **state) {
     (void)state;
     static const recipe few[] = {{"rtn", {"--bits", "4", "--group-size", "16", "--keep-unfit"}}, {"rtn", {"--scheme", "W8A8"}}};
     static const recipe many[] = {{"rtn", {"--scheme", "int3-asym", "--group-size", "16"}}, {"nf4", {NULL}}, {"ternary", {"--force"}}, {"rtn", {"--scheme", "W4A8", "--group-size", "16"}},
-                                  {"int8", {"--compat", "bnb", "--threshold", "2"}}, {"int8", {"--compat", "none", "--threshold", "2"}}, {"squeezellm", {"--bits", "3"}}, {"rtn", {"--bits", "8"}}};
+                                  {"int8", {"--compat", "bnb", "--threshold", "2"}}, {"int8", {"--compat", "none", "--threshold", "2"}}, {"squeezellm", {"--bits", "3"}}, {"rtn", {"--bits", "8"}}, {"fp8", {NULL}}, {"fp8", {"--granularity", "block"}}};
     struct dirent **list;
     int n = scandir(GOLDEN, &list, shown, alphasort);
     assert_true(n > 20);

@@ -221,6 +221,8 @@ static const row rows[] = {
     {"mixtral", "rtn", {"--bits", "4", "--group-size", "8"}},
     {"opt_350m", "rtn", {"--bits", "8"}},
     {"llama", "fp8", {NULL}},
+    {"llama", "fp8", {"--granularity", "block"}},
+    {"llama", "fp8", {"--granularity", "tensor"}},
 };
 
 /* At once, then token by token: what bitsandbytes keeps apart depends on which tokens run together. */
@@ -336,7 +338,7 @@ static double nll_of(const char *path, bool device, bool decode, double *limit) 
 static void the_shipped_model_has_the_perplexity_of_the_cpu(void **state) {
     (void)state;
     static const row kinds[] = {
-        {NULL, "rtn", {"--bits", "4", "--group-size", "32"}}, {NULL, "nf4", {NULL}}, {NULL, "ternary", {"--force"}}, {NULL, "rtn", {"--scheme", "W8A8"}}, {NULL, "int8", {NULL}},
+        {NULL, "rtn", {"--bits", "4", "--group-size", "32"}}, {NULL, "nf4", {NULL}}, {NULL, "ternary", {"--force"}}, {NULL, "rtn", {"--scheme", "W8A8"}}, {NULL, "int8", {NULL}}, {NULL, "fp8", {NULL}}, {NULL, "fp8", {"--granularity", "block"}},
     };
     static const char *const files[] = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) copy_file(LQ_SOURCE_ROOT "/models/tiny", files[i], files[i]);

@@ -91,8 +91,9 @@ typedef struct lq_device_product {         /* a few matrices times the same x, a
         const float *bias;                 /* [rows] or NULL */
         float *y;                          /* [n][rows]; it is not x */
     } part[LQ_DEVICE_PARTS];
-    const float *x;                        /* [n][cols]; codes not NULL: instead of it what round makes */
-    const lq_device_norm *norm;            /* x is its input; NULL: none. Only of x */
+    const float *x;                        /* [n][cols]; codes not NULL: instead of it what round makes; step not NULL and no codes: the codes that act makes, step what they are worth */
+    uint32_t tile;                         /* of x and step: columns of a step, 0: all (lq_device_steps) */
+    const lq_device_norm *norm;            /* x is its input; NULL: none. Only of x without step */
     const int8_t *codes;
     const float *step;
     const int32_t *sum;
@@ -121,6 +122,7 @@ typedef struct lq_device_round {           /* how activations are rounded: lq_ac
     lq_device_rest left;                   /* act.outlier > 0: instead of rest; value NULL: not */
     uint8_t *mark;                         /* act.scope 1: [cols] scratch (a column with an outlier in one of the n tokens is left out of all; codes are of x
                                             * rounded to F16, where that is finite; rest is of x) */
+    float *worth;                          /* of act: not NULL: its y are codes, and these are their steps, [n][tiles of a token] */
     const lq_device_norm *norm;            /* not NULL, act.outlier 0 or act.scope not 1: what is rounded is norm(x), also left in normed[n][cols] */
     float *normed;
 } lq_device_round;
@@ -151,7 +153,7 @@ typedef struct lq_device_ops {
     const char *(*score)(const float *logits, uint32_t vocab, uint32_t n, const int32_t *target, double *nll, int32_t *best);
     /* n tokens as lq_packed_i has them, for idot: codes[n][ld], step[n][segs], sum[n][segs]. A token that is not finite gets steps of NaN. */
     const char *(*round)(const lq_device_matrix *m, const lq_device_round *o, const float *x, uint32_t n, int8_t *codes, float *step, int32_t *sum);
-    /* y[n][cols] = step times code as floats, of E4M3, I8 or BOOL (act.outlier 0): what matrices multiply that idot has not. Columns apart: 0; not finite: NaN. */
+    /* y[n][cols] = step times code as floats, of E4M3, I8 or BOOL (act.outlier 0): what matrices multiply that idot has not; or code and step apart (worth). Columns apart: 0; not finite: NaN. */
     const char *(*act)(const lq_device_round *o, const float *x, uint32_t cols, uint32_t n, float *y);
     const char *(*scale)(float *x, float times, float cap, uint64_t n); /* in place: times x, then cap tanh(x / cap) where cap > 0 */
     const char *(*scatter)(float *y, const float *x, const int32_t *ids, const float *weight, uint32_t width, uint32_t n); /* y[ids[i]] += weight[i] x[i], ids distinct */
@@ -217,6 +219,8 @@ bool lq_device_fits(const lq_packed *p);
 bool lq_device_alike(const lq_device_matrix *a, const lq_device_matrix *b);
 /* Has it a kernel that multiplies what lq_device_rest has of activations as well? One segment of whole numbers of 8 bits, without zeros. */
 bool lq_device_splits(const lq_device_matrix *m);
+/* Has it a kernel for activations of E4M3, a step for `tile` columns of a token (0: all)? The same grid, segments and steps of whole chunks. */
+bool lq_device_steps(const lq_device_matrix *m, uint32_t tile);
 /* Everything of m but its pointers. */
 lq_device_matrix lq_device_shape(const lq_packed *p);
 /* Puts a matrix on the device; false: out of memory. drop releases it. */

@@ -27,6 +27,14 @@ static const char *pick(const lq_device_matrix *m, const float *x, uint32_t n, f
     return "no kernel for codes of this width";
 }
 
+static const char *stepped(const lq_device_product *d) {
+    const lq_device_matrix &m = *d->part[0].m;
+    if (!lq_device_steps(&m, d->tile)) return "no kernel for these codes and activations in steps";
+    return start<8, 0, gemv::STEPPED, false>(m, d->x, d->n, d->part[0].y, d->step, d->tile);
+}
+
 } // namespace gemm
+
+const char *LQ_UNIT_NAME(gemm_stepped)(const lq_device_product *d) { return gemm::stepped(d); }
 
 const char *LQ_UNIT_NAME(gemm)(const lq_device_matrix *m, const float *x, uint32_t n, float *y) { return gemm::pick(m, x, n, y); }

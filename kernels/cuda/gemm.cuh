@@ -24,7 +24,7 @@ struct stage {
     float *sum;      /* [steps or chunks of a panel][MANY] */
     uint16_t *x;     /* [MANY][LD] halves, in fours: k0 k2 k1 k3 */
 };
-struct layout { uint32_t sums, entries, span, spans, unit; bool wide; size_t bytes; }; /* wide: activations lie in fours at multiples of 16 bytes */
+struct layout { uint32_t sums, entries, span, spans, unit; bool wide; size_t bytes; const float *step; uint32_t tile, steps; }; /* wide: activations lie in fours at multiples of 16 bytes; step: as gemv's */
 
 template <int PANEL, int LD> static __device__ __forceinline__ void load_panel(const lq_device_matrix &m, const float *x, uint32_t n, uint32_t k0, bool wide, const stage &st) {
     for (uint32_t i = threadIdx.x; wide && i < MANY * PANEL / 4; i += WARPS * LANES) {
@@ -36,6 +36,13 @@ template <int PANEL, int LD> static __device__ __forceinline__ void load_panel(c
     for (uint32_t i = threadIdx.x; !wide && i < MANY * PANEL; i += WARPS * LANES) {
         uint32_t t = i / PANEL, c = i % PANEL, k = k0 + c, to = (c & ~3u) + (c & 1) * 2 + (c >> 1 & 1);
         st.x[t * LD + to] = lq_half(t < n && k < m.cols ? x[(size_t)t * m.cols + (m.perm ? m.perm[k] : k)] : 0);
+    }
+}
+
+template <int PANEL, int CHUNK> static __device__ __forceinline__ void load_worth(const layout &l, uint32_t t0, uint32_t n, uint32_t k0, const stage &st) {
+    for (uint32_t i = threadIdx.x; i < PANEL / CHUNK * MANY; i += WARPS * LANES) {
+        const uint32_t s = (k0 + i / MANY * CHUNK) / l.tile, t = i % MANY;
+        st.sum[i] = t < n ? l.step[(size_t)(t0 + t) * l.steps + (s < l.steps ? s : l.steps - 1)] : 0;
     }
 }
 
@@ -78,6 +85,7 @@ __global__ void __launch_bounds__(WARPS *LANES, 2) run(const __grid_constant__ l
     for (uint32_t k0 = 0; k0 < m.chunks * S::CHUNK; k0 += PANEL) {
         __syncthreads();
         load_panel<PANEL, LD>(m, x, n, k0, l.wide, st);
+        if (KIND == gemv::STEPPED) load_worth<PANEL, S::CHUNK>(l, t0, n, k0, st);
         for (int t = 0; t < TILES; t++)
             fill_steps(m, tile[t], k0, l.span, l.spans, lane, LANES, steps + t * l.spans * 32, [&](segment v) { return gemv::step_of<KIND>(m, sums, v); });
         __syncthreads();
@@ -99,7 +107,7 @@ __global__ void __launch_bounds__(WARPS *LANES, 2) run(const __grid_constant__ l
                 if (AHEAD && !last) load_chunk<F0, F1>(codes[t], next[t]);
                 u[t] = gemv::load_unit<F, KIND>(step + t * l.spans * 32, sums, minus);
             }
-            const bool due = sums || last || k >> l.span != (k + S::CHUNK) >> l.span;
+            const bool due = KIND == gemv::STEPPED || sums || last || k >> l.span != (k + S::CHUNK) >> l.span;
             LQ_UNROLL
             for (int s = 0; s < S::STEPS; s++) {
                 uint32_t a[TILES][4];
@@ -124,10 +132,10 @@ __global__ void __launch_bounds__(WARPS *LANES, 2) run(const __grid_constant__ l
             }
             LQ_UNROLL
             for (int i = 0; i < TILES * EIGHTS; i++)
-                if (!FINE && due) gemv::flush(u[i / EIGHTS], sums, st.sum + at / S::CHUNK * MANY + 8 * (i % EIGHTS) + 2 * q, part[i / EIGHTS][FINE ? 0 : i % EIGHTS], acc[i / EIGHTS][i % EIGHTS]);
+                if (!FINE && due) gemv::flush_unit<KIND>(u[i / EIGHTS], sums, st.sum + at / S::CHUNK * MANY + 8 * (i % EIGHTS) + 2 * q, part[i / EIGHTS][FINE ? 0 : i % EIGHTS], acc[i / EIGHTS][i % EIGHTS]);
         }
     }
-    const float factor = KIND == gemv::E4M3 ? 256.0f : 1.0f;
+    const float factor = gemv::small_float<KIND>::IS ? 256.0f : 1.0f;
     LQ_UNROLL
     for (int e = 0; e < TILES * EIGHTS * 4; e++) {
         const int i = e % 4;
@@ -136,16 +144,19 @@ __global__ void __launch_bounds__(WARPS *LANES, 2) run(const __grid_constant__ l
     }
 }
 
-template <int F0, int F1, int KIND, bool FINE> static const char *start(const lq_device_matrix &m, const float *x, uint32_t n, float *y) {
+template <int F0, int F1, int KIND, bool FINE> static const char *start(const lq_device_matrix &m, const float *x, uint32_t n, float *y, const float *step = nullptr, uint32_t tile = 0) {
     typedef shape<F0, F1> S;
     typedef work<F0, F1, FINE> W;
     const uint32_t rows = WARPS * W::TILES;
     layout l;
+    l.step = step;
+    l.tile = tile && tile < m.cols ? tile : m.cols;
+    l.steps = (m.cols + l.tile - 1) / l.tile;
     l.wide = !m.perm && m.cols % 4 == 0 && (uintptr_t)x % 16 == 0;
     l.span = span_of(m);
     l.unit = unit_of<F0, F1>(m);
     l.spans = (W::PANEL >> l.span) + 1;
-    l.sums = has_sums(m) ? W::PANEL / (FINE ? (uint32_t)STEP : (uint32_t)S::CHUNK) : 0;
+    l.sums = has_sums(m) || KIND == gemv::STEPPED ? W::PANEL / (FINE ? (uint32_t)STEP : (uint32_t)S::CHUNK) : 0;
     l.entries = KIND == gemv::TABLE ? 17 * ((1u << m.bits) - 1) + 1 : 0;
     l.bytes = (size_t)l.entries * LANES * 4 + (size_t)rows * l.spans * 128 + (size_t)l.sums * MANY * 4 + (size_t)MANY * W::LD * 2;
     return lq_launch("gemm", run<F0, F1, KIND, FINE>, dim3((m.tiles + rows - 1) / rows, (n + MANY - 1) / MANY), dim3(WARPS * LANES), l.bytes, m, x, n, l, y);

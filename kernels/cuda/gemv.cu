@@ -8,6 +8,8 @@ namespace gemv {
 static const char *pick(const lq_device_product *d, uint32_t t, uint32_t end) {
     const lq_device_matrix &m = *d->part[0].m;
     const int f = m.fields[0] * 16 + m.fields[1];
+    if (d->step && !lq_device_steps(&m, d->tile)) return "no kernel for these codes and activations in steps";
+    if (d->step) return end - t > 8 ? start<8, 0, STEPPED, false, 2>(d, t, end) : start<8, 0, STEPPED, false, 1>(d, t, end);
     if (m.grid == LQ_GRID_E4M3) return pick_flush<8, 0, E4M3>(d, t, end);
     if (m.times == 1) switch (f) {
         case 0x10: return pick_flush<1, 0, INT>(d, t, end);

@@ -5,7 +5,8 @@
  * order, so the bits never change. Activations are rounded to halves; sums are fp32.
  *
  *   y[n][r] = sum over units of  s(r) sum A(code) x  -  z'(r) sum x,   z' = s z or the minimum
- * FINE: a chunk has several units. Whole zeros (U8) are subtracted from the codes themselves, exactly. */
+ * FINE: a chunk has several units. Whole zeros (U8) are subtracted from the codes themselves, exactly.
+ * STEPPED: weights and activations are codes of E4M3, exact as halves; what those of activations are worth is multiplied where a unit ends. */
 #ifndef LQ_GEMV_CUH
 #define LQ_GEMV_CUH
 #include "kernels/cuda/joint.cuh"
@@ -14,7 +15,8 @@ namespace gemv {
 
 using namespace tile;
 enum { TABLE_BYTES = 256 * LANES * 4, PASS = 16 }; /* tokens of a pass */
-enum kind { INT, TABLE, E4M3 };
+enum kind { INT, TABLE, E4M3, STEPPED };
+template <int KIND> struct small_float { enum { IS = KIND == E4M3 || KIND == STEPPED }; };
 
 /* A code of up to 4 bits is taken where it lies in its byte: as a half, 1024 + 2^p code. What to add when 2^-p has been multiplied, as two halves. */
 struct offsets { uint32_t minus[2], plus[8]; }; /* rows g, g + 8: 1024 + z; plus[p]: -(1024 / 2^p + z), with the z of the row whose codes lie p bits up */
@@ -43,7 +45,7 @@ template <int F0, int F1, int KIND> static __device__ __forceinline__ void opera
             a[h] = lq_sub2(lq_bytes(u, 0x64646464u, 0x4240), z.minus[h]);
             a[2 + h] = lq_sub2(lq_bytes(u, 0x64646464u, 0x4341), z.minus[h]);
         }
-    } else if (KIND == E4M3) { /* one field lower, the bits are a half 2^8 too small */
+    } else if (small_float<KIND>::IS) { /* one field lower, the bits are a half 2^8 too small */
         for (int h = 0; h < 2; h++) {
             uint32_t u = codes<F0, F1>(w, s, h), even = lq_bytes(u, 0, 0x2404), odd = lq_bytes(u, 0, 0x3414);
             a[h] = (even & 0x80008000u) | (even & 0x7f007f00u) >> 1;
@@ -66,6 +68,8 @@ struct job { /* of a launch */
     const float *x;
     lq_device_norm norm;
     bool normed;
+    const float *step; /* STEPPED: [tokens][steps], one for `tile` columns */
+    uint32_t tile, steps;
 };
 
 struct stage { /* shared memory of a block */
@@ -96,6 +100,14 @@ static __device__ __forceinline__ void measure(const lq_device_matrix &m, const 
         if (threadIdx.x == 0) st.normal[t] = v;
     }
     __syncthreads();
+}
+
+/* Instead of sums, where activations have steps. */
+template <int E> static __device__ __forceinline__ void load_worth(const job &j, uint32_t k0, const layout &l, const stage &st) {
+    for (uint32_t i = lq_thread_x(); i < l.units * 8 * E; i += WARPS * LANES) {
+        const uint32_t s = (k0 + (i / (8 * E) << l.unit)) / j.tile, t = i % (8 * E);
+        st.sum[i] = t < j.of.n ? j.step[(size_t)joint::token_of(j.of, t) * j.steps + (s < j.steps ? s : j.steps - 1)] : 0;
+    }
 }
 
 template <int E> static __device__ __forceinline__ void sum_panel(uint32_t n, const layout &l, const stage &st) {
@@ -151,6 +163,16 @@ static __device__ __forceinline__ void flush(const unit &u, bool sums, const flo
     acc[3] -= u.v.w * x.y;
 }
 
+template <int KIND> static __device__ __forceinline__ void flush_unit(const unit &u, bool sums, const float *sum, float part[4], float acc[4]) {
+    if (KIND != STEPPED) return flush(u, sums, sum, part, acc);
+    const float2 x = *(const float2 *)(const void *)sum;
+    acc[0] += u.v.x * x.x * part[0];
+    acc[1] += u.v.x * x.y * part[1];
+    acc[2] += u.v.y * x.x * part[2];
+    acc[3] += u.v.y * x.y * part[3];
+    part[0] = part[1] = part[2] = part[3] = 0;
+}
+
 /* One chunk: x and sum from its first column on. Lanes without a token repeat token 0: what they add to is never read. */
 template <int F0, int F1, int KIND, bool FINE, int E>
 static __device__ __forceinline__ void chunk(const uint32_t *w, const uint16_t *const x[E], uint32_t at, const float *steps, const float *sum, uint32_t own, uint32_t columns, bool sums,
@@ -170,10 +192,10 @@ LQ_UNROLL
         }
         if (s + 1 == S::STEPS) {
 LQ_UNROLL
-            for (int e = 0; e < E; e++) flush(u, sums, sum + 8 * e, part[e], acc[e]);
+            for (int e = 0; e < E; e++) flush_unit<KIND>(u, sums, sum + 8 * e, part[e], acc[e]);
         } else if (FINE && columns <= (uint32_t)(((s + 1) & -(s + 1)) * STEP)) {
 LQ_UNROLL
-            for (int e = 0; e < E; e++) flush(u, sums, sum + 8 * e, part[e], acc[e]);
+            for (int e = 0; e < E; e++) flush_unit<KIND>(u, sums, sum + 8 * e, part[e], acc[e]);
             sum += 8 * E;
             u = load_unit<F, KIND>(steps += 32, sums, minus);
         }
@@ -206,6 +228,7 @@ LQ_UNROLL
             [&](uint32_t k0) {
                 if (j.normed && !k0 && !(j.of.glu && p)) measure(m, j, st);
                 load_panel(m, j, k0, l, st);
+                if (KIND == STEPPED) load_worth<E>(j, k0, l, st);
                 fill_steps(m, joint::stored_tile_of(j.of, p), k0, l.span, l.spans, lq_thread_x(), WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
                 __syncthreads();
                 if (!sums) return;
@@ -216,7 +239,7 @@ LQ_UNROLL
                 const float *steps = st.steps + ((k >> l.span) - ((k - at) >> l.span)) * 32 + g * 4, *sum = st.sum + (at >> l.unit) * 8 * E + 2 * q;
                 chunk<F0, F1, KIND, FINE, E>(w, mine, at, steps, sum, own, 1u << l.unit, sums, minus, acc);
             });
-        join<E>(m, joint::tile_of(j.of, p), acc, n, st.part, [&](uint32_t r, uint32_t t, float sum) { joint::finish(j.of, p, r, t, sum * (KIND == E4M3 ? 256.0f : 1.0f)); });
+        join<E>(m, joint::tile_of(j.of, p), acc, n, st.part, [&](uint32_t r, uint32_t t, float sum) { joint::finish(j.of, p, r, t, sum * (small_float<KIND>::IS ? 256.0f : 1.0f)); });
     } while (j.of.glu && ++p < j.of.parts);
 }
 
@@ -241,7 +264,8 @@ template <int F0, int F1, int KIND, bool FINE, int E> static const char *start(c
             }
             if (!(few /= 2)) return "not enough shared memory for a panel of this matrix";
         }
-        const job j = {joint::job_of(d, t, few), d->x + (size_t)t * m.cols, d->norm ? *d->norm : lq_device_norm{}, d->norm != nullptr};
+        const uint32_t tile = d->tile && d->tile < m.cols ? d->tile : m.cols, steps = (m.cols + tile - 1) / tile;
+        const job j = {joint::job_of(d, t, few), d->x + (size_t)t * m.cols, d->norm ? *d->norm : lq_device_norm{}, d->norm != nullptr, d->step ? d->step + (size_t)t * steps : nullptr, tile, steps};
         const char *why = lq_launch("gemv", E > 1 ? run16<F0, F1, KIND, FINE> : run<F0, F1, KIND, FINE>, dim3(j.of.blocks, d->pick ? d->n : 1), dim3(WARPS * LANES), l.bytes, j, l);
         if (why) return why;
     }

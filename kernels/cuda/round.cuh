@@ -166,17 +166,21 @@ static __device__ void add_up(const job &j, const int8_t *codes, const worth *w,
     }
 }
 
+/* What is rounded, normed before if it is to be. */
+static __device__ __forceinline__ const float *row_of(const job &j, float *part) {
+    const float *x = j.x + (size_t)blockIdx.x * j.cols;
+    if (!j.normed) return x;
+    float *to = j.o.normed + (size_t)blockIdx.x * j.cols;
+    const normal v = normal_of(j.norm, x, j.cols, part);
+    for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS) to[c] = normed(j.norm, v, x[c], c);
+    __syncthreads();
+    return to;
+}
+
 __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ job j) {
     float *part = (float *)(void *)lq_shared();
     worth *w = (worth *)(void *)(part + WARPS);
-    const float *x = j.x + (size_t)blockIdx.x * j.cols;
-    if (j.normed) {
-        float *to = j.o.normed + (size_t)blockIdx.x * j.cols;
-        const normal v = normal_of(j.norm, x, j.cols, part);
-        for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS) to[c] = normed(j.norm, v, x[c], c);
-        __syncthreads();
-        x = to;
-    }
+    const float *x = row_of(j, part);
     int8_t *codes = j.codes + (size_t)blockIdx.x * j.ld;
     const bool bad = measure(j, x, w, part);
     write_codes(j, x, w, bad, codes);
@@ -189,12 +193,13 @@ __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ job j) {
 __global__ void __launch_bounds__(THREADS) act_run(const __grid_constant__ job j, float *y) {
     float *part = (float *)(void *)lq_shared();
     worth *w = (worth *)(void *)(part + WARPS);
-    const float *x = j.x + (size_t)blockIdx.x * j.cols;
+    const float *x = row_of(j, part);
     const bool bad = measure(j, x, w, part);
+    for (uint32_t i = threadIdx.x; j.o.worth && i < j.tiles; i += THREADS) j.o.worth[(size_t)blockIdx.x * j.tiles + i] = bad ? lq_of_bits(0x7fc00000u) : w[i].step;
     for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS) {
         const worth v = w[c / j.tile];
         const float code = is_apart(j.o, c) ? 0 : j.o.act.dtype == LQ_E4M3 ? e4m3(to_e4m3(lq_mul(x[c], v.inverse))) : (float)code_of(j, x[c], v.inverse);
-        y[(size_t)blockIdx.x * j.cols + c] = bad ? lq_of_bits(0x7fc00000u) : lq_mul(v.step, code);
+        y[(size_t)blockIdx.x * j.cols + c] = j.o.worth ? (bad ? 0 : code) : bad ? lq_of_bits(0x7fc00000u) : lq_mul(v.step, code);
     }
 }
 
@@ -206,6 +211,8 @@ static const char *act(const lq_device_round *o, const float *x, uint32_t cols, 
     j.tile = o->act.tile && o->act.tile < cols ? o->act.tile : cols;
     j.tiles = (cols + j.tile - 1) / j.tile;
     j.x = x;
+    j.normed = o->norm != nullptr;
+    if (o->norm) j.norm = *o->norm;
     return lq_launch("act", act_run, dim3(n), dim3(THREADS), WARPS * sizeof(float) + j.tiles * sizeof(worth), j, y);
 }
 
