@@ -260,20 +260,34 @@ static lq_status hold_linear(up *u, const lq_linear *lin, lq_held_linear *out) {
 
 static bool same_act(const lq_act *a, const lq_act *b) { return a->kind == b->kind && a->dtype == b->dtype && a->tile == b->tile && a->outlier == b->outlier && a->scope == b->scope; }
 
-/* May rows that pick the experts a and b be multiplied by one launch? Static steps, and columns of a batch that are left out, are an expert's own. */
+/* May rows that pick the experts a and b be multiplied by one launch? Columns of a batch that are left out are an expert's own. */
 static bool may_stack(const lq_device *d, const lq_linear *a, const lq_linear *b) {
     const lq_qtensor *q = a->q, *r = b->q;
     if (a->rows != b->rows || a->cols != b->cols || !q != !r || b->bias || (r && r->bias) || has_kernels(d, a) != has_kernels(d, b)) return false;
-    if (q && (!same_act(&q->sch.act, &r->sch.act) || r->sch.act.kind == LQ_ACT_STATIC || (r->sch.act.scope == 1 && r->sch.act.outlier > 0))) return false;
+    if (q && (!same_act(&q->sch.act, &r->sch.act) || (r->sch.act.scope == 1 && r->sch.act.outlier > 0))) return false;
     if (!has_kernels(d, a)) return type_held(a) == type_held(b);
     const lq_device_matrix x = lq_device_shape(a->packed), y = lq_device_shape(b->packed);
-    return !has_extras(r) && lq_device_alike(&x, &y) && x.up == y.up && x.shift == y.shift && !q->perm == !r->perm && !(q->perm && q->sch.act.kind);
+    return !has_extras(r) && lq_device_alike(&x, &y) && x.up == y.up && x.shift == y.shift && !q->perm == !r->perm;
 }
 
 static bool role_stacks(const lq_device *d, const lq_layer *l, int role) {
     for (uint32_t e = 0; e < l->n_experts; e++)
         if (!may_stack(d, &l->experts[role], &l->experts[(size_t)e * LQ_EXPERT_ROLES + role])) return false;
     return l->n_experts <= LQ_DEVICE_EXPERTS && d->ops->route;
+}
+
+/* Static steps of all experts, for rows that pick one. */
+static lq_status hold_fixes(up *u, const lq_layer *l, int role, lq_held_linear *out) {
+    const lq_qtensor *q = l->experts[role].q;
+    if (!q || q->sch.act.kind != LQ_ACT_STATIC) return LQ_OK;
+    float *fixes = LQ_NEWN(float, l->n_experts);
+    void *p = NULL;
+    if (!fixes) return lq_oom(u->ctx, l->n_experts * sizeof *fixes);
+    for (size_t e = 0; e < l->n_experts; e++) fixes[e] = l->experts[e * LQ_EXPERT_ROLES + (size_t)role].q->act_scale;
+    lq_status st = lq_held_take(u->ctx, u->h, fixes, l->n_experts * sizeof *fixes, &p);
+    lq_free(fixes);
+    for (size_t e = 0; e < l->n_experts; e++) out[e * LQ_EXPERT_ROLES + (size_t)role].round.fixes = p;
+    return st;
 }
 
 static lq_status hold_role(up *u, const lq_layer *l, int role, lq_held_linear *out) {
@@ -298,6 +312,7 @@ static lq_status hold_role(up *u, const lq_layer *l, int role, lq_held_linear *o
         to->stacked = stacks;
         one_type &= p || !stacks || to->w.w == (char *)room[0] + e * codes;
     }
+    if (stacks) LQ_TRY(hold_fixes(u, l, role, out));
     u->h->picks &= (stacks && one_type) || !first->rows; /* one of another type lies apart */
     return LQ_OK;
 }

@@ -45,6 +45,7 @@ static lq_device_round rounding_of(const lq_run *r, const lq_held_linear *l) {
     const lq_device_run *a = r->dev;
     lq_device_round o = l->round;
     if (l->stepped) o.worth = a->worth;
+    if (picked(r, l)) o.pick = a->pick;
     if (o.act.outlier <= 0) return o;
     if (l->splits) o.left = a->left;
     else o.rest = a->rest;
@@ -146,7 +147,7 @@ static bool joins(const lq_queued *q) {
 
 static bool same_rounding(const lq_held_linear *a, const lq_held_linear *b) {
     const lq_act *x = &a->round.act, *y = &b->round.act;
-    bool same = x->kind == y->kind && x->dtype == y->dtype && x->tile == y->tile && x->scope == y->scope && x->outlier == y->outlier && a->round.fixed == b->round.fixed && a->round.apart == b->round.apart;
+    bool same = x->kind == y->kind && x->dtype == y->dtype && x->tile == y->tile && x->scope == y->scope && x->outlier == y->outlier && a->round.fixed == b->round.fixed && a->round.fixes == b->round.fixes && a->round.apart == b->round.apart;
     return same && (!x->kind || (!a->m.perm && !b->m.perm));
 }
 

@@ -196,6 +196,61 @@ static void device_values_of_activations_are_the_definition(void **state) {
     ckd_close(&c);
 }
 
+/* Rows for matrices that they pick: as each is rounded alone with that matrix's order of columns and step. */
+static void device_rounds_for_what_rows_pick(void **state) {
+    enum { PICKS = 3 };
+    static const int32_t pick[TOKENS] = {2, 0, 1, 2, 1};
+    static const float fixes[PICKS] = {0.013f, 0.05f, 0.002f};
+    ckd c = ckd_open(*state);
+    for (int i = 0; i < 4; i++) {
+        const uint32_t cols = i % 2 ? 640 : 97;
+        const lq_act a = {.kind = i < 2 ? LQ_ACT_STATIC : LQ_ACT_DYNAMIC, .dtype = LQ_I8};
+        const size_t n = (size_t)TOKENS * cols;
+        lq_packed m;
+        lq_device_matrix dm;
+        assert_true(ckd_packed(&c, &ck_schemes[2].s, 17, cols, true, a, &m) && m.segs == 1);
+        assert_true(lq_device_put(c.d, &m, &dm));
+        const size_t ld = lq_packed_ld(&m);
+        const uint32_t *own = dm.perm;
+        float *x = floats(n), *got = floats(n), *want = floats(n), *step = floats(TOKENS), *step1 = floats(1);
+        uint32_t *perm = ck_exact(4 * (size_t)PICKS * cols);
+        int8_t *code = ck_exact(TOKENS * ld), *code1 = ck_exact(ld);
+        for (uint32_t k = 0; k < PICKS; k++)
+            for (uint32_t j = 0; j < cols; j++) perm[k * cols + j] = k == 1 ? cols - 1 - j : (j + 7 * k) % cols;
+        const uint32_t *dperm = ckd_in(&c, perm, 4 * (size_t)PICKS * cols);
+        const float *dx = ckd_floats(&c, x, n);
+        int8_t *dcode = ckd_out(&c, TOKENS * ld), *dcode1 = ckd_out(&c, ld);
+        float *dstep = ckd_out(&c, 4 * TOKENS), *dstep1 = ckd_out(&c, 4), *dy = ckd_out(&c, 4 * n), *dy1 = ckd_out(&c, 4 * (size_t)cols);
+        int32_t *dsum = ckd_out(&c, 4 * TOKENS), *dsum1 = ckd_out(&c, 4);
+        lq_device_round o = {.act = a, .fixed = 7, .pick = ckd_in(&c, pick, sizeof pick), .fixes = ckd_in(&c, fixes, sizeof fixes)};
+        dm.perm = dperm;
+        ckd_run(&c, c.d->ops->round(&dm, &o, dx, TOKENS, dcode, dstep, dsum), "round");
+        ckd_run(&c, c.d->ops->act(&o, dx, cols, TOKENS, dy), "act");
+        ckd_get(&c, dcode, TOKENS * ld, code);
+        ckd_get(&c, dstep, 4 * TOKENS, step);
+        ckd_get(&c, dy, 4 * n, got);
+        o.pick = NULL;
+        for (uint32_t t = 0; t < TOKENS; t++) {
+            dm.perm = dperm + (size_t)pick[t] * cols;
+            o.fixed = fixes[pick[t]];
+            ckd_run(&c, c.d->ops->round(&dm, &o, dx + (size_t)t * cols, 1, dcode1, dstep1, dsum1), "round");
+            ckd_run(&c, c.d->ops->act(&o, dx + (size_t)t * cols, cols, 1, dy1), "act");
+            ckd_get(&c, dcode1, ld, code1);
+            ckd_get(&c, dstep1, 4, step1);
+            ckd_get(&c, dy1, 4 * (size_t)cols, want);
+            assert_memory_equal(code + t * ld, code1, ld);
+            ckd_same_floats(&c, step + t, step1, 1, "picked steps");
+            ckd_same_floats(&c, got + (size_t)t * cols, want, cols, "picked values");
+        }
+        dm.perm = own;
+        lq_device_drop(c.d, &dm);
+        lq_packed_free(&m);
+        ckd_release(&c);
+        free(x), free(got), free(want), free(step), free(step1), free(perm), free(code), free(code1);
+    }
+    ckd_close(&c);
+}
+
 /* Rounding that begins with a norm: the norm alone, then what rounding makes of that. */
 static void device_rounds_what_it_has_normed(void **state) {
     static const uint32_t widths[] = {7, 97, 640};
@@ -241,5 +296,6 @@ static void device_rounds_what_it_has_normed(void **state) {
 void ck_device_round_add(const ck_variant *v, lq_dtype t) {
     ck_add(device_rounds_activations_as_the_cpu_does, "device_round", v, NULL, t);
     ck_add(device_values_of_activations_are_the_definition, "device_act", v, NULL, t);
+    ck_add(device_rounds_for_what_rows_pick, "device_round_pick", v, NULL, t);
     ck_add(device_rounds_what_it_has_normed, "device_normed", v, NULL, t);
 }

@@ -193,7 +193,8 @@ static void a_recorded_step_chooses_experts(const char *model, const recipe *how
 
 static void experts_are_chosen_inside_a_recorded_step(void **state) {
     (void)state;
-    static const recipe kinds[] = {{"rtn", {"--bits", "4", "--group-size", "16", "--keep-unfit"}}, {"nf4", {NULL}}, {"rtn", {"--scheme", "W8A8"}}, {"int8", {"--compat", "none", "--threshold", "2"}}, {"fp8", {NULL}}};
+    static const recipe kinds[] = {{"rtn", {"--bits", "4", "--group-size", "16", "--keep-unfit"}}, {"nf4", {NULL}}, {"rtn", {"--scheme", "W8A8"}}, {"int8", {"--compat", "none", "--threshold", "2"}}, {"fp8", {NULL}},
+                                   {"rtn", {"--scheme", "W8A8-static"}}, {"rtn", {"--scheme", "FP8-static"}}, {"gptq", {"--scheme", "W8A8"}}};
     static const char *const models[] = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe"};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) a_recorded_step_chooses_experts(models[i], NULL);
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) a_recorded_step_chooses_experts(models[i % 2], &kinds[i]);

@@ -122,6 +122,8 @@ typedef struct lq_device_round {           /* how activations are rounded: lq_ac
     lq_device_rest left;                   /* act.outlier > 0: instead of rest; value NULL: not */
     uint8_t *mark;                         /* act.scope 1: [cols] scratch (a column with an outlier in one of the n tokens is left out of all; codes are of x
                                             * rounded to F16, where that is finite; rest is of x) */
+    const int32_t *pick;                   /* not NULL: row t is for the pick[t]-th of several matrices alike: its order of columns is the pick[t]-th behind m's, its step of LQ_ACT_STATIC */
+    const float *fixes;                    /* fixes[pick[t]] where this is not NULL */
     float *worth;                          /* of act: not NULL: its y are codes, and these are their steps, [n][tiles of a token] */
     const lq_device_norm *norm;            /* not NULL, act.outlier 0 or act.scope not 1: what is rounded is norm(x), also left in normed[n][cols] */
     float *normed;

@@ -46,7 +46,10 @@ struct worth { float step, inverse; };
 
 static __device__ __forceinline__ worth worth_of(const lq_device_round &o, float max) {
     const float top = o.act.dtype == LQ_E4M3 ? 448 : 127;
-    if (o.act.kind == LQ_ACT_STATIC) return worth{o.fixed, o.fixed > 1e-30f ? 1 / o.fixed : 0};
+    if (o.act.kind == LQ_ACT_STATIC) {
+        const float fixed = o.pick && o.fixes ? o.fixes[o.pick[blockIdx.x]] : o.fixed;
+        return worth{fixed, fixed > 1e-30f ? 1 / fixed : 0};
+    }
     if (o.act.scope == LQ_ACT_BITNET) {
         max = max > 1e-5f ? max : 1e-5f;
         return worth{max / top, 1 / max * top};
@@ -128,8 +131,9 @@ static __device__ __forceinline__ void leave(const job &j, uint32_t i, bool out,
 
 static __device__ void write_codes(const job &j, const float *x, const worth *w, bool bad, int8_t *out) {
     const bool batch = j.o.act.scope == 1 && j.o.act.outlier > 0;
+    const uint32_t *perm = j.perm && j.o.pick ? j.perm + (size_t)j.o.pick[blockIdx.x] * j.cols : j.perm;
     for (uint32_t i = threadIdx.x; i < j.ld; i += THREADS) {
-        uint32_t c = i < j.cols && j.perm ? j.perm[i] : i;
+        uint32_t c = i < j.cols && perm ? perm[i] : i;
         int code = 0;
         bool left = false;
         if (i < j.cols && !bad) {
