@@ -106,6 +106,7 @@ static __device__ __forceinline__ float worth(const lq_device_matrix &m, const a
 }
 
 template <int F0, int F1, int MODE> __global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && MODE == FINE) ? 2 : 3) run(const __grid_constant__ joint::job j, const acts in, const layout l) {
+    joint::begin<F0, F1>(j);
     stage st;
     st.part = (int32_t *)(void *)lq_shared();
     st.steps = (float *)(void *)(st.part + WARPS * 16 * TOKENS);
@@ -121,8 +122,9 @@ template <int F0, int F1, int MODE> __global__ void __launch_bounds__(WARPS *LAN
         walk<F0, F1>(
             m, joint::stored_tile_of(j, p), l.panel,
             [&](uint32_t k0) {
-                load_panel(j, in, n, k0, l, st);
                 if (MODE != ROW) fill_steps(m, joint::stored_tile_of(j, p), k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of(m, v); });
+                lq_wait_before();
+                load_panel(j, in, n, k0, l, st);
                 __syncthreads();
                 if (MODE == ROW) return;
                 sum_panel(j, m, in, n, k0, l, st);
