@@ -7,8 +7,9 @@
  *
  * The inner sums of integer codes are exact: panels of at most lq_act_panel() columns through sgemm, where no partial sum
  * reaches 2^24, added in fp64. Everything outside them is fp64 in a fixed order, rounded once. FP8 and table grids: the inner
- * sum is fp32. Packed codes have a kernel for the integer sums and the formula around them, with the same bits. What is left out of the codes (outliers of LLM.int8, kept columns, sparse values, low rank) multiplies the
- * activations as they are. Sources: LLM.int8 (arXiv 2208.07339), ZeroQuant (2206.01861); algorithms.md 2, 3. */
+ * sum is fp32. Packed codes have a kernel for the integer sums and the formula around them, with the same bits
+ * (K types are summed by whole spans there, kernels/spans.h: the same but for fp64's last bit). What is left out of the codes (outliers of
+ * LLM.int8, kept columns, sparse values, low rank) multiplies the activations as they are. Sources: LLM.int8 (arXiv 2208.07339), ZeroQuant (2206.01861); algorithms.md 2, 3. */
 #include "calib/act.h"
 #include "calib/run.h"
 #include "core/num.h"

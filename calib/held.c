@@ -205,8 +205,11 @@ static lq_status hold_packed(up *u, const lq_linear *lin, lq_held_linear *out) {
     out->round.fixed = p->q.act_scale;
     most(&h->round.ld, lq_packed_ld(p));
     most(&h->round.segs, p->segs);
-    if (p->q.sch.act.outlier > 0) most(&h->round.cols, lin->cols);
-    if (p->q.sch.act.outlier > 0) most(&h->round.rows, lin->rows);
+    if (p->q.sch.act.outlier <= 0) return LQ_OK;
+    out->splits = lq_device_splits(&out->m) && h->d->ops->product;
+    most(&h->round.mark, lin->cols);
+    if (out->splits) most(&h->round.left, lq_packed_ld(p));
+    else most(&h->round.cols, lin->cols), most(&h->round.rows, lin->rows);
     return LQ_OK;
 }
 

@@ -13,6 +13,7 @@ typedef struct lq_held_linear {
     lq_device_matrix m;
     lq_device_dense w;
     lq_device_sparse extra;  /* rows 0: none */
+    bool splits;             /* products take what rounding leaves out as well (lq_device_rest) */
     bool valued;             /* activations are rounded to values, not to codes */
     lq_device_round round;   /* act.kind NONE: activations are not rounded; rest and mark are the run's */
     float *bias;             /* [rows] or NULL */
@@ -32,7 +33,8 @@ typedef struct lq_held {
     size_t n_own, room;
     uint64_t bytes, step_bytes; /* on the device; what a step of decoding reads */
     uint32_t decoded;        /* matrices held as floats that are stored in codes */
-    struct { uint32_t ld, segs, cols, rows, values; } round; /* largest of the linears that round their activations; values: columns of those `valued` */
+    struct { uint32_t ld, segs, left, mark, cols, rows, values; } round; /* largest of the linears that round their activations; left: ld of those that split; mark, cols,
+                                                                          * rows: of those that leave outliers out, of those by a product of their own; values: columns of those `valued` */
     lq_run *head;            /* for lq_logits; NULL until then */
     bool picks;              /* every block's experts are stacked: rows may pick theirs on the device */
     bool apart;              /* operations are not joined: for tests and to measure what joining gives */

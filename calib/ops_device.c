@@ -43,10 +43,11 @@ static lq_status open_rounding(lq_ctx *ctx, lq_run *r) {
     LQ_TRY(room_for(ctx, a->d, n * h->round.ld, &a->codes));
     LQ_TRY(room_for(ctx, a->d, n * h->round.segs * 4, &a->step));
     LQ_TRY(room_for(ctx, a->d, n * h->round.segs * 4, &a->sum));
-    if (!h->round.cols) return LQ_OK;
-    LQ_TRY(room_for(ctx, a->d, 2 * n * h->round.cols * 4, &a->rest));
-    LQ_TRY(room_for(ctx, a->d, 2 * n * h->round.rows * 4, &a->product));
-    return room_for(ctx, a->d, h->round.cols, &a->mark);
+    if (h->round.left) LQ_TRY(room_for(ctx, a->d, n * h->round.left * 4, &a->left.value));
+    if (h->round.left) LQ_TRY(room_for(ctx, a->d, n * h->round.left / 8, &a->left.where));
+    if (h->round.cols) LQ_TRY(room_for(ctx, a->d, 2 * n * h->round.cols * 4, &a->rest));
+    if (h->round.cols) LQ_TRY(room_for(ctx, a->d, 2 * n * h->round.rows * 4, &a->product));
+    return h->round.mark ? room_for(ctx, a->d, h->round.mark, &a->mark) : LQ_OK;
 }
 
 static lq_status open_experts(lq_ctx *ctx, lq_run *r) {
@@ -84,7 +85,7 @@ static void dev_close(lq_run *r) {
     lq_device_run *a = r->dev;
     if (!a) return;
     drop_pass(a);
-    const void *const mem[] = {a->stream, a->turn[0].cos, a->turn[0].sin, a->turn[1].cos, a->turn[1].sin, a->codes, a->step, a->rest, a->product, a->value, a->sum, a->mark,
+    const void *const mem[] = {a->stream, a->turn[0].cos, a->turn[0].sin, a->turn[1].cos, a->turn[1].sin, a->codes, a->step, a->rest, a->product, a->value, a->sum, a->mark, a->left.value, a->left.where,
                                a->p, a->weight, a->token, a->pick, a->logits, a->nll, a->best};
     for (size_t i = 0; i < sizeof mem / sizeof *mem; i++)
         if (mem[i]) a->d->release((void *)mem[i]);

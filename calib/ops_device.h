@@ -40,6 +40,7 @@ typedef struct lq_device_run {
     float *step, *rest, *product, *value; /* value: [chunk][columns] rounded activations as floats */
     int32_t *sum;
     uint8_t *mark;
+    lq_device_rest left;            /* of a chunk, where products split */
     float *p, *weight;              /* of experts: scores; gains of the choices */
     int32_t *token, *pick;          /* their rows; [2][rows] their experts, where rows pick theirs */
     bool picking;                   /* between choose and merge */

@@ -33,21 +33,30 @@ static const char *multiply(const lq_run *r, const lq_held_linear *l, const floa
 
 static const char *multiply_codes(const lq_run *r, const lq_held_linear *l, uint32_t n, float *y) {
     const lq_device_run *a = r->dev;
-    lq_device_product p = {.n = n, .parts = 1, .codes = a->codes, .step = a->step, .sum = a->sum, .pick = a->pick};
+    lq_device_product p = {.n = n, .parts = 1, .codes = a->codes, .step = a->step, .sum = a->sum, .pick = picked(r, l) ? a->pick : NULL};
     p.part[0].m = &l->m;
     p.part[0].y = y;
-    return picked(r, l) ? lq_device_table(r)->product(&p) : a->d->idot(&l->m, a->codes, a->step, a->sum, n, y);
+    if (l->splits) p.rest = a->left;
+    return p.pick || l->splits ? lq_device_table(r)->product(&p) : a->d->idot(&l->m, a->codes, a->step, a->sum, n, y);
+}
+
+/* How l rounds, with the run's room for what is left out. */
+static lq_device_round rounding_of(const lq_run *r, const lq_held_linear *l) {
+    const lq_device_run *a = r->dev;
+    lq_device_round o = l->round;
+    if (o.act.outlier <= 0) return o;
+    if (l->splits) o.left = a->left;
+    else o.rest = a->rest;
+    o.mark = o.act.scope == 1 ? a->mark : NULL;
+    return o;
 }
 
 static void multiply_rounded(lq_run *r, const lq_held_linear *l, const float *x, uint32_t n, float *y) {
     lq_device_run *a = r->dev;
-    lq_device_round o = l->round;
-    bool splits = o.act.outlier > 0;
-    o.rest = splits ? a->rest : NULL;
-    o.mark = splits && o.act.scope == 1 ? a->mark : NULL;
+    const lq_device_round o = rounding_of(r, l);
     lq_device_did(r, lq_device_table(r)->round(&l->m, &o, x, n, a->codes, a->step, a->sum));
     lq_device_did(r, multiply_codes(r, l, n, y));
-    if (!splits) return;
+    if (!o.rest) return;
     lq_device_did(r, multiply(r, l, a->rest, 2 * n, a->product)); /* one pass over the weights for both parts of up to four tokens */
     lq_device_did(r, lq_device_table(r)->add(y, a->product, 1, (uint64_t)n * l->rows));
     lq_device_did(r, lq_device_table(r)->add(y, a->product + (size_t)n * l->rows, 1, (uint64_t)n * l->rows));
@@ -124,12 +133,12 @@ static bool needed(const lq_run *r, uint32_t i, const float *p) {
 
 static bool joins(const lq_queued *q) {
     const lq_held_linear *l = q->lin;
-    return q->kind == LQ_QUEUED_LINEAR && l->packed && !l->valued && !l->extra.rows && l->round.act.outlier <= 0 && q->out != q->in[0];
+    return q->kind == LQ_QUEUED_LINEAR && l->packed && !l->valued && !l->extra.rows && (l->round.act.outlier <= 0 || l->splits) && q->out != q->in[0];
 }
 
 static bool same_rounding(const lq_held_linear *a, const lq_held_linear *b) {
     const lq_act *x = &a->round.act, *y = &b->round.act;
-    bool same = x->kind == y->kind && x->dtype == y->dtype && x->tile == y->tile && x->scope == y->scope && a->round.fixed == b->round.fixed && a->round.apart == b->round.apart;
+    bool same = x->kind == y->kind && x->dtype == y->dtype && x->tile == y->tile && x->scope == y->scope && x->outlier == y->outlier && a->round.fixed == b->round.fixed && a->round.apart == b->round.apart;
     return same && (!x->kind || (!a->m.perm && !b->m.perm));
 }
 
@@ -159,13 +168,14 @@ static bool ends_with(const lq_run *r, const lq_queued *q, uint32_t parts, uint3
 
 static const char *rounded(lq_run *r, const lq_queued *norm, const lq_queued *q, lq_device_product *p) {
     lq_device_run *a = r->dev;
-    lq_device_round o = q->lin->round;
+    lq_device_round o = rounding_of(r, q->lin);
     o.norm = norm ? &norm->norm : NULL;
     o.normed = norm ? norm->out : NULL;
     const char *wrong = lq_device_table(r)->round(&q->lin->m, &o, norm ? norm->in[0] : q->in[0], q->n, a->codes, a->step, a->sum);
     p->codes = a->codes;
     p->step = a->step;
     p->sum = a->sum;
+    p->rest = o.left;
     return wrong;
 }
 
@@ -201,6 +211,7 @@ static uint32_t run_product(lq_run *r, const lq_queued *norm, uint32_t i, uint32
 static bool begins(const lq_run *r, const lq_queued *norm, uint32_t i, uint32_t parts) {
     const lq_queued *q = r->dev->queue + i;
     if (!parts || q->in[0] != norm->out || norm->out == norm->in[0] || norm->width != q->lin->cols || norm->n != q->n) return false;
+    if (q->lin->round.act.outlier > 0 && q->lin->round.act.scope == 1) return false; /* columns are marked before the launch that norms */
     for (uint32_t k = 0; k < parts; k++)
         if (q[k].out == norm->in[0]) return false;
     return q->lin->round.act.kind || !needed(r, i + parts, norm->out);

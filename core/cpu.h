@@ -6,14 +6,21 @@
 #include "core/status.h"
 
 /* Before a function of loops over lanes: the compiler makes one of it for each width of vectors, the machine has its choice at start. The bits are
- * the same, every operation is rounded as written (-ffp-contract=off). Not by clang, whose name for such a function (14) other files do not find. */
+ * the same, every operation is rounded as written (-ffp-contract=off). Not by clang, whose name for such a function (14) other files do not find.
+ * Sanitizers leave them alone: their checks of every lane keep the compiler from making vectors (the fit of a grid: 16 times as long), and what such a
+ * function walks, its caller has filled element by element under their eyes. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && defined(__has_attribute)
 #if __has_attribute(target_clones)
-#define LQ_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#define LQ_CLONES __attribute__((target_clones("avx512f", "avx2", "default"), no_sanitize("address", "undefined")))
 #endif
 #endif
 #ifndef LQ_CLONES
 #define LQ_CLONES
+#endif
+#if defined(__GNUC__)
+#define LQ_LANE __attribute__((no_sanitize("address", "undefined"))) /* what such a loop calls: only then is it inlined there */
+#else
+#define LQ_LANE
 #endif
 
 /* Tiers in ascending order. AVX2 with FMA and F16C; AVXVNNI: dot products of bytes in 256 bits; AVX512 with F, DQ, BW, VL, VBMI (Ice Lake,

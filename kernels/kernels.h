@@ -46,9 +46,9 @@ typedef struct lq_kernels {
     /* Times n tokens: y[t * ldy + r], r the row of the matrix. Within k eps sum ((|s A| + |s z|) |x| + |s| 2^-127); a MIN
      * counts as |z|. */
     void (*packed_gemv)(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
-    /* Times rounded activations, for schemes that have them: acc[n][nt * 16], whole sums of a segment exact, then
-     * sum over segments g in ascending order of step[g] (s sum - z' ones), z' = s z or a MIN's z, each operation rounded to fp64. Rows behind the
-     * last give 0. All variants give the same bits. */
+    /* Times rounded activations, for schemes that have them: acc[n][nt * 16], whole sums of a segment exact, then sum over segments g in ascending order of
+     * step[g] (s sum - z' ones), z' = s z or a MIN's z, each operation rounded to fp64; K types are summed by whole spans (kernels/spans.h). Rows behind
+     * the last give 0. All variants give the same bits. */
     void (*packed_idot)(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc);
     /* The largest |x| as the bits of a float: from 0x7f800000 on when some x is infinite or NaN. n = 0: 0. */
     uint32_t (*absmax)(const float *x, size_t n);

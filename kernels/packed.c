@@ -5,6 +5,7 @@
 #include "core/num.h"
 #include "core/pack.h"
 #include "core/thread.h"
+#include "kernels/spans.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -231,7 +232,8 @@ static void unpack_tile(void *arg, size_t tile) {
     }
 }
 
-static float whole_byte(lq_dtype t, uint8_t v) { return t == LQ_I8 ? (float)(int8_t)v : (float)v; }
+static int32_t byte_of(lq_dtype t, uint8_t v) { return t == LQ_I8 ? (int8_t)v : v; }
+static float whole_byte(lq_dtype t, uint8_t v) { return (float)byte_of(t, v); }
 
 /* The up of row r, of its zero where the scale has one too. */
 static float up_of(const lq_packed *p, uint32_t r, uint32_t g, bool second) {
@@ -258,6 +260,27 @@ float lq_packed_zero(const lq_packed *p, uint32_t r, uint32_t g) {
     if (p->zero != LQ_NONE) lq_dtype_decode(p->zero, at + r % LQ_TILE * size_of(p->zero), &v, 1);
     return v;
 }
+
+/* The largest |A(code)| where sums of a span have kernels; 0: they have none. */
+static uint32_t most_of(const lq_grid *g) {
+    uint32_t codes = 1u << g->bits;
+    if (g->kind == LQ_GRID_LUT) return g->bits == 4 && g->bias == LQ_LUT_IQ4 ? 127 : 0;
+    if (g->kind != LQ_GRID_INT || g->bits < 2 || g->bits > 6 || g->bias < 0 || (uint32_t)g->bias > codes) return 0;
+    return (uint32_t)g->bias > codes - 1 - (uint32_t)g->bias ? (uint32_t)g->bias : codes - 1 - (uint32_t)g->bias;
+}
+
+bool lq_spans_whole(const lq_packed *p) {
+    const lq_scheme *s = &p->q.sch;
+    uint64_t cols = (uint64_t)p->span * p->seg, most = (uint64_t)most_of(&s->grid) * 127 * 255 * cols;
+    if (!p->up_scale || p->up_zero != (p->zero != LQ_NONE) || p->shift != 0 || (p->up_zero && p->zero_shift != 0)) return false;
+    if (s->act.kind == LQ_ACT_NONE || (s->act.tile && s->act.tile % cols) || p->span % 2 || p->span > LQ_SPAN_SEGS) return false;
+    return p->seg <= 256 && cols <= LQ_SPAN_COLS && most && most <= INT32_MAX;
+}
+
+int32_t lq_scale_byte(const lq_packed *p, uint32_t r, uint32_t g) { return byte_of(p->scale, lq_packed_params(p, r / LQ_TILE, g)[r % LQ_TILE]); }
+int32_t lq_zero_byte(const lq_packed *p, uint32_t r, uint32_t g) { return byte_of(p->zero, lq_packed_params(p, r / LQ_TILE, g)[LQ_TILE + r % LQ_TILE]); }
+float lq_scale_up(const lq_packed *p, uint32_t r, uint32_t g) { return up_of(p, r, g, false); }
+float lq_zero_up(const lq_packed *p, uint32_t r, uint32_t g) { return up_of(p, r, g, true); }
 
 /* ---- making and taking apart ---- */
 

@@ -9,6 +9,7 @@
  * under F16 with or without minima (ggml's blocks of 256). */
 #ifndef LQ_GRID_H
 #define LQ_GRID_H
+#include "core/cpu.h"
 #include "core/qtensor.h"
 
 typedef enum lq_fit {
@@ -32,6 +33,8 @@ void lq_grid_fuse(lq_qtensor *q, float absmax);
 lq_status lq_grid_fit(lq_ctx *ctx, lq_qtensor *q, const float *w, const float *h, lq_fit how);
 /* All codes of q by rounding w to its planes. Parallel over rows. */
 void lq_grid_round(lq_qtensor *q, const float *w);
+
+LQ_LANE static inline float lq_nearest_whole(float x) { return (x + 12582912.0f) - 12582912.0f; } /* half to even, |x| < 2^22 */
 
 /* ---- one weight; not for tables of a method's own values ---- */
 

@@ -5,7 +5,6 @@
  * ascending order without a branch. Loops over lanes are what the compiler vectorises. */
 #include "quant/grid.h"
 
-#include "core/cpu.h"
 #include "core/num.h"
 #include "core/pack.h"
 #include "core/thread.h"
@@ -13,8 +12,6 @@
 #include <string.h>
 
 enum { LANES = LQ_LANES, TABLE = LQ_GRID_TABLE };
-
-static float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; } /* half to even, |x| < 2^22 */
 
 static float top_code(const lq_grid *g) { return g->bits == 2 && g->bias == 1 ? 2 : (float)((1u << g->bits) - 1); } /* ternary: 0..2 */
 
@@ -144,7 +141,7 @@ LQ_CLONES static void int_lanes(const lq_rounder *r, const float *x, const float
         float lo = -bias - (zero ? zero[l] : 0), hi = lo + top, v = x[l] / scale[l];
         v = v > lo ? v : lo; /* NaN goes to lo */
         v = v < hi ? v : hi;
-        v = nearest(v);
+        v = lq_nearest_whole(v);
         code[l] = (uint32_t)(int32_t)(v - lo);
         value[l] = scale[l] * v;
     }
@@ -157,7 +154,7 @@ LQ_CLONES static void real_zero_lanes(const lq_rounder *r, const float *x, const
         float v = min ? (x[l] + zero[l]) / scale[l] : x[l] / scale[l] + zero[l];
         v = v > lo ? v : lo;
         v = v < hi ? v : hi;
-        v = nearest(v);
+        v = lq_nearest_whole(v);
         code[l] = (uint32_t)(int32_t)(v - lo);
         value[l] = min ? scale[l] * v - zero[l] : scale[l] * (v - zero[l]);
     }

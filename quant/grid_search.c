@@ -11,7 +11,6 @@
  * order of the weights whatever the vector width. */
 #include "quant/grid_tile.h"
 
-#include "core/cpu.h"
 #include "core/num.h"
 
 enum { CHUNK = 64, GRID_POINTS = 40, REFITS = 3 };
@@ -24,8 +23,6 @@ static bool has_min(const lq_scheme *s) { return s->zero_kind == LQ_ZERO_MIN; }
 static bool real_zero(const lq_scheme *s) { return has_min(s) || (s->zero_kind == LQ_ZERO_CODE && s->zero.dtype != LQ_U8); }
 static bool below_zero(const lq_scheme *s) { return !(has_min(s) && s->zero.dtype == LQ_U8); } /* may a zero be negative? */
 static bool whole_zero(const lq_scheme *s) { return s->zero_kind == LQ_ZERO_CODE && s->zero.dtype == LQ_U8; }
-
-static float nearest(float x) { return (x + 12582912.0f) - 12582912.0f; } /* half to even, |x| < 2^22 */
 
 static float clampf(float v, float lo, float hi) { return v > lo ? v < hi ? v : hi : lo; }
 
@@ -72,7 +69,7 @@ LQ_CLONES static void judge_int(const lq_tile *t, const lq_tile_guess *g, lq_til
                 float x = w[l] / g->scale[l];
                 x = x > lo[l] ? x : lo[l];
                 x = x < hi[l] ? x : hi[l];
-                float a = nearest(x), d = w[l] - g->scale[l] * a, ha = h[l] * a;
+                float a = lq_nearest_whole(x), d = w[l] - g->scale[l] * a, ha = h[l] * a;
                 e[l] += h[l] * d * d;
                 wa[l] += ha * w[l];
                 aa[l] += ha * a;
@@ -105,7 +102,7 @@ LQ_CLONES static void judge_any(const lq_tile *t, const lq_tile_guess *g, lq_til
                     float v = w[l] / g->scale[l] + g->zero[l];
                     v = v > lo ? v : lo;
                     v = v < hi ? v : hi;
-                    a[l] = nearest(v) - g->zero[l];
+                    a[l] = lq_nearest_whole(v) - g->zero[l];
                 }
             } else {
                 for (int l = 0; l < LANES; l++) x[l] = table ? w[l] * inv[l] : w[l] / g->scale[l];

@@ -135,13 +135,20 @@ static void fill_parents(lq_qtensor *q, const lq_plane_desc *d, lq_plane *p, siz
     p->offset = lq_rng_normal(rng) / 16;
 }
 
+/* Of the bits in use. */
+static uint8_t random_byte(const lq_plane_desc *d, lq_rng *rng) {
+    uint32_t v = lq_rng_u32(rng), n = d->sig && d->sig < 8 ? 1u << d->sig : 256;
+    if (d->dtype == LQ_I8) return (uint8_t)(v % n - n / 2);
+    return (uint8_t)(d->dtype == LQ_E4M3 ? v & 0xf7 : v % n);
+}
+
 static void fill_plane(lq_qtensor *q, const lq_plane_desc *d, lq_plane *p, uint32_t rows, uint32_t cols, lq_rng *rng, bool hostile) {
     size_t n = lq_plane_count(d, rows, cols), size = lq_dtypes[d->dtype].bytes;
     if (d->parent != LQ_NONE) fill_parents(q, d, p, n, rng);
     for (size_t i = 0; i < n; i++) {
         float v = hostile && lq_rng_below(rng, 2) ? hostile_value(rng) : lq_rng_normal(rng) / 16;
         if (fabsf(v) > 60000) v = 60000;
-        if (size == 1) ((uint8_t *)p->v)[i] = (uint8_t)(d->dtype == LQ_E8M0 ? (hostile && i % 7 == 3 ? 0 : 100 + lq_rng_below(rng, 50)) : lq_rng_u32(rng) & (d->dtype == LQ_E4M3 ? 0xf7 : 0xff));
+        if (size == 1) ((uint8_t *)p->v)[i] = (uint8_t)(d->dtype == LQ_E8M0 ? (hostile && i % 7 == 3 ? 0 : 100 + lq_rng_below(rng, 50)) : random_byte(d, rng));
         else lq_plane_set(d, p, i, v);
     }
 }

@@ -44,6 +44,7 @@ void ckd_acts_free(ckd_acts *a);
 double ckd_whole_bound(const lq_packed *m, const ckd_acts *a, uint32_t t, uint32_t r); /* what fp32 sums of several segments may be off by */
 
 void ck_device_round_add(const ck_variant *v, lq_dtype t); /* checkkern_device_round.c */
+void ck_device_rest_add(const ck_variant *v, lq_dtype t); /* checkkern_device_rest.c */
 void ck_device_experts_add(const ck_variant *v, lq_dtype t); /* checkkern_device_experts.c */
 void ck_device_joint_add(const ck_variant *v, const ck_scheme *s, bool codes, lq_dtype t); /* checkkern_device_joint.c; codes: of rounded activations too */
 void ck_device_table_add(const ck_variant *v, lq_dtype t); /* checkkern_device_table.c; after all others */

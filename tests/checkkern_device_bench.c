@@ -143,8 +143,9 @@ typedef struct weights {
     float *x[2];                 /* a chain goes to and fro between them: [tokens][the larger of rows and cols] */
     float *y;
     int8_t *code;
-    float *step, *rest, *part;
+    float *step;
     int32_t *sum;
+    lq_device_rest left;
     double bytes;
     float outlier;               /* 0: none */
 } weights;
@@ -169,19 +170,18 @@ static const char *idot(db *b, void *of, uint32_t i) {
 static const char *llm_int8(db *b, void *of, uint32_t i) {
     weights *w = of;
     const lq_device_matrix *m = &w->m[i % b->copies];
-    const lq_device_ops *o = b->d->ops;
-    const lq_device_round r = {.act = {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = w->outlier}, .rest = w->outlier > 0 ? w->rest : NULL};
-    const uint64_t all = (uint64_t)b->tokens * m->rows;
-    const char *why = o->round(m, &r, w->x[0], b->tokens, w->code, w->step, w->sum);
-    if (!why) why = b->d->idot(m, w->code, w->step, w->sum, b->tokens, w->y);
-    if (!why && w->outlier > 0) why = 2 * b->tokens <= LQ_DEVICE_N ? b->d->gemv(m, w->rest, 2 * b->tokens, w->part) : o->gemm(m, w->rest, 2 * b->tokens, w->part);
-    if (!why && w->outlier > 0) why = o->add(w->y, w->part, 1, all);
-    return why || w->outlier <= 0 ? why : o->add(w->y, w->part + all, 1, all);
+    lq_device_round r = {.act = {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .outlier = w->outlier}};
+    if (w->outlier > 0) r.left = w->left;
+    lq_device_product p = {.n = b->tokens, .parts = 1, .codes = w->code, .step = w->step, .sum = w->sum, .rest = r.left};
+    p.part[0].m = m;
+    p.part[0].y = w->y;
+    const char *why = b->d->ops->round(m, &r, w->x[0], b->tokens, w->code, w->step, w->sum);
+    return why ? why : b->d->ops->product(&p);
 }
 
 static void drop(db *b, weights *w) {
     for (uint32_t i = 0; i < b->copies; i++) lq_device_drop(b->d, &w->m[i]);
-    void *held[] = {w->x[0], w->x[1], w->y, w->code, w->step, w->sum, w->rest, w->part};
+    void *held[] = {w->x[0], w->x[1], w->y, w->code, w->step, w->sum, w->left.where, w->left.value};
     for (size_t i = 0; i < sizeof held / sizeof *held; i++) b->d->release(held[i]);
     *w = (weights){.bytes = 0};
     b->copies = 0;
@@ -221,10 +221,9 @@ static bool make_inputs(db *b, const lq_packed *p, uint32_t rows, uint32_t cols,
     w->code = db_filled(b, DB_TOKENS * ld, NULL, 0);
     w->step = db_filled(b, 4 * DB_TOKENS * (size_t)p->segs, &step, 4);
     w->sum = db_filled(b, 4 * DB_TOKENS * (size_t)p->segs, ones, 4);
-    w->rest = b->d->alloc(8 * DB_TOKENS * (size_t)cols);
-    w->part = b->d->alloc(8 * DB_TOKENS * (size_t)rows);
+    w->left = (lq_device_rest){b->d->alloc(DB_TOKENS * ld / 8), b->d->alloc(4 * DB_TOKENS * ld)};
     free(x);
-    return w->x[0] && w->x[1] && w->y && w->code && w->step && w->sum && w->rest && w->part;
+    return w->x[0] && w->x[1] && w->y && w->code && w->step && w->sum && w->left.where && w->left.value;
 }
 
 /* One row tile is packed; the matrix has its scales in every tile, and random codes. */

@@ -407,6 +407,7 @@ void ck_device_ops_add(const ck_variant *v, lq_dtype t) {
     ck_add(device_dense_and_embed_read_floats, "device_dense", v, NULL, t);
     ck_add(device_embed_packed_decodes_rows, "device_embed", v, NULL, t);
     ck_device_round_add(v, t);
+    ck_device_rest_add(v, t);
     ck_device_experts_add(v, t);
     ck_add(device_score_is_the_loss, "device_score", v, NULL, t);
     ck_add(device_replays_what_it_recorded, "device_replay", v, NULL, t);

@@ -72,6 +72,32 @@ static void same_steps(ckd *c, const float *got, const float *want, size_t n) {
         if (!(isnan(want[i]) && isnan(got[i]))) ckd_same_floats(c, got + i, want + i, 1, "steps");
 }
 
+/* What rounding leaves beside the codes (lq_device_rest), by what it leaves as floats (rest); columns of mark are left out of every token. */
+static void same_left(ckd *c, const lq_packed *m, const lq_device_matrix *dm, lq_device_round o, const float *dx, const float *rest, const uint8_t *mark, const int8_t *code) {
+    const uint32_t cols = m->q.cols, ld = lq_packed_ld(m);
+    const size_t n = (size_t)TOKENS * ld;
+    uint32_t *where = ck_exact(n / 8);
+    uint16_t *value = ck_exact(4 * n);
+    int8_t *again = ck_exact(n), *dcode = ckd_out(c, n);
+    void *dstep = ckd_out(c, 4 * (size_t)TOKENS * m->segs), *dsum = ckd_out(c, 4 * (size_t)TOKENS * m->segs);
+    o.rest = NULL;
+    o.left = (lq_device_rest){ckd_out(c, n / 8), ckd_out(c, 4 * n)};
+    ckd_run(c, c->d->ops->round(dm, &o, dx, TOKENS, dcode, dstep, dsum), "round");
+    ckd_get(c, dcode, n, again);
+    ckd_get(c, o.left.where, n / 8, where);
+    ckd_get(c, o.left.value, 4 * n, value);
+    assert_memory_equal(again, code, n);
+    for (uint32_t t = 0; t < TOKENS; t++)
+        for (uint32_t i = 0; i < ld; i++) {
+            const size_t at = (size_t)t * ld + i, from = (size_t)t * cols + (i < cols && m->q.perm ? m->q.perm[i] : i);
+            const float high = i < cols ? rest[from] : 0, low = i < cols ? rest[from + (size_t)TOKENS * cols] : 0;
+            assert_int_equal(where[at / 32] >> i % 32 & 1, o.act.scope == 1 ? i < cols && mark[from - (size_t)t * cols] : high != 0);
+            const uint16_t *halves = value + at / 4 * 8 + (i & 1) * 2 + (i >> 1 & 1);
+            if (where[at / 32]) assert_true(halves[0] == lq_f32_f16(high) && halves[4] == lq_f32_f16(low));
+        }
+    free(where), free(value), free(again);
+}
+
 static void one_round(ckd *c, const lq_packed *m, const lq_act *a, bool bad) {
     const uint32_t cols = m->q.cols, ld = lq_packed_ld(m);
     const size_t nx = (size_t)TOKENS * cols, segs = (size_t)TOKENS * m->segs;
@@ -91,7 +117,8 @@ static void one_round(ckd *c, const lq_packed *m, const lq_act *a, bool bad) {
     int8_t *dcode = ckd_out(c, (size_t)TOKENS * ld);
     int32_t *dsum = ckd_out(c, segs * 4);
     lq_device_round o = {.act = *a, .fixed = fixed, .apart = parted ? ckd_in(c, apart, cols) : NULL, .rest = a->outlier > 0 ? drest : NULL, .mark = a->scope == 1 ? ckd_out(c, cols) : NULL};
-    ckd_run(c, c->d->ops->round(&dm, &o, ckd_in(c, x, nx * 4), TOKENS, dcode, dstep, dsum), "round");
+    const float *dx = ckd_in(c, x, nx * 4);
+    ckd_run(c, c->d->ops->round(&dm, &o, dx, TOKENS, dcode, dstep, dsum), "round");
     ckd_get(c, dcode, (size_t)TOKENS * ld, code);
     ckd_get(c, dstep, segs * 4, step);
     ckd_get(c, dsum, segs * 4, sum);
@@ -100,6 +127,7 @@ static void one_round(ckd *c, const lq_packed *m, const lq_act *a, bool bad) {
     assert_memory_equal(sum, want.x.sum, segs * 4);
     same_steps(c, step, want.x.step, segs);
     if (a->outlier > 0) assert_memory_equal(rest, want.rest, 2 * nx * 4);
+    if (a->outlier > 0 && !bad) same_left(c, m, &dm, o, dx, rest, want.mark, code);
     lq_device_drop(c->d, &dm);
     drop_rounded(&want);
     ckd_release(c);

@@ -11,6 +11,7 @@
 #include "checkkern.h"
 #include "core/pack.h"
 #include "kernels/ref/ref.h"
+#include "kernels/spans.h"
 
 #include <float.h>
 #include <stdlib.h>
@@ -145,7 +146,7 @@ static void fill_codes(float *code, size_t n, lq_rng *rng, bool extreme) {
 }
 
 static void multiplies_whole(const ck_probe *p, const lq_packed *m, const lq_qtensor *q, lq_rng *rng, bool hostile) {
-    uint32_t n = 1 + lq_rng_below(rng, q->cols > 300 ? 3 : 70), t0 = m->tiles - 1 - lq_rng_below(rng, m->tiles), tile = q->sch.act.tile;
+    uint32_t n = 1 + lq_rng_below(rng, q->cols > 600 ? 3 : lq_spans_whole(m) ? 12 : q->cols > 300 ? 3 : 70), t0 = m->tiles - 1 - lq_rng_below(rng, m->tiles), tile = q->sch.act.tile;
     uint32_t tiles = tile ? (q->cols + tile - 1) / tile : 1;
     size_t na = (size_t)n * (m->tiles - t0) * LQ_TILE;
     float *code = ck_exact(4 * (size_t)n * q->cols), *step = ck_exact(4 * (size_t)n * tiles);
@@ -172,6 +173,34 @@ static void multiplies_whole(const ck_probe *p, const lq_packed *m, const lq_qte
 static void packed_idot_has_the_bits_of_c(void **state) {
     over_shapes(*state, (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}, multiplies_whole);
     over_shapes(*state, (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = 128}, multiplies_whole);
+    over_shapes(*state, (lq_act){.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8, .tile = 256}, multiplies_whole);
+}
+
+static double byte_at(const lq_plane_desc *d, const lq_plane *p, size_t i) { return d->dtype == LQ_I8 ? (double)((const int8_t *)p->v)[i] : (double)((const uint8_t *)p->v)[i]; }
+static double half_at(const lq_plane *p, size_t i) { return (double)lq_f16_f32(((const uint16_t *)p->parent)[i]); }
+
+static double sum_of(const float *v, uint32_t n) {
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++) sum += (double)v[i];
+    return sum;
+}
+
+/* A row by whole spans, read off the qtensor's own planes. */
+static double by_spans(const lq_packed *m, const lq_qtensor *q, uint32_t r, const float *code) {
+    const lq_scheme *s = &q->sch;
+    uint32_t seg = s->scale.tile_c, span = s->scale.span, segs = q->cols / seg;
+    double total = 0;
+    assert_int_equal(m->seg, seg);
+    for (uint32_t g = 0; g < segs; g += span) {
+        double whole = 0, zero = 0;
+        for (uint32_t k = g; k < g + span; k++) {
+            whole += byte_at(&s->scale, &q->scale, (size_t)r * segs + k) * (double)lq_codes_dot_c(q, r, k * seg, seg, code);
+            if (s->zero_kind) zero += byte_at(&s->zero, &q->zero, (size_t)r * segs + k) * sum_of(code + k * seg, seg);
+        }
+        whole *= half_at(&q->scale, ((size_t)r * segs + g) / span);
+        total += s->zero_kind ? whole - half_at(&q->zero, ((size_t)r * segs + g) / span) * zero : whole;
+    }
+    return total;
 }
 
 /* The C code itself, segment by segment against whole numbers of the qtensor. */
@@ -184,8 +213,8 @@ static void sums_are_whole(const ck_probe *p, const lq_packed *m, const lq_qtens
     lq_packed_i x = lq_packed_i_make(m, code, &step, 1, scratch);
     lq_packed_idot_c(m, 0, m->tiles, &x, acc);
     for (uint32_t r = 0; r < q->rows; r++) {
-        double sum = 0;
-        for (uint32_t g = 0; g < m->segs; g++) {
+        double sum = lq_spans_whole(m) ? by_spans(m, q, r, code) : 0;
+        for (uint32_t g = 0; !lq_spans_whole(m) && g < m->segs; g++) {
             uint32_t c0 = g * m->seg, n = q->cols - c0 < m->seg ? q->cols - c0 : m->seg;
             double s = (double)lq_packed_scale(m, r, g), z = (double)lq_packed_zero(m, r, g), ones = 0;
             for (uint32_t c = c0; c < c0 + n; c++) ones += (double)code[c];

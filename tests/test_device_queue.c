@@ -115,6 +115,7 @@ static void a_layer_takes_few_launches(void **state) {
         {"qwen2", {"rtn", {"--bits", "4", "--group-size", "16"}}, 2, 19, 6},  /* biases of q, k, v as well */
         {"gpt2", {"rtn", {"--bits", "4", "--group-size", "16"}}, 4, 18, 9},   /* norm qkv | three splits | put | attn | o add | norm up act | down add */
         {"llama", {"rtn", {"--scheme", "W8A8"}}, 2, 23, 10},                  /* each of the four inputs is rounded by a kernel of its own */
+        {"llama", {"int8", {"--compat", "none", "--threshold", "2"}}, 2, 23, 10}, /* what that leaves out is no launch of its own */
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         lq_ctx ctx = {0};

@@ -7,6 +7,7 @@
  * Weights are the codes, or a table's whole numbers, as signed bytes: less 128 where they would not fit. That and the grid's constant take
  * their products with the sum of x. */
 #include "kernels/arm/packed_neon.h"
+#include "kernels/spans.h"
 
 enum { WHOLE_MOST = 4 };
 
@@ -52,10 +53,53 @@ LQ_INLINE void close_segment(const whole *a, const lq_scales128 *k, int h, bool 
     add_scaled(acc + 4 * h + 2, vget_high_s32(sum), vget_high_f32(s), vget_high_f32(z), min, ones, (double)step);
 }
 
+LQ_INLINE int32x4_t bytes_at(lq_dtype t, const uint8_t *v) { /* of four rows */
+    int32_t b[4];
+    for (int i = 0; i < 4; i++) b[i] = t == LQ_I8 ? (int8_t)v[i] : v[i];
+    return vld1q_s32(b);
+}
+
+/* acc[0], acc[1] += step (d sum - m zero) */
+LQ_INLINE void add_span(double *acc, int32x2_t sum, int32x2_t zero, float32x2_t d, float32x2_t m, bool has_zero, double step) {
+    float64x2_t v = vmulq_f64(vcvt_f64_f32(d), vcvtq_f64_s64(vmovl_s32(sum)));
+    if (has_zero) v = vsubq_f64(v, vmulq_f64(vcvt_f64_f32(m), vcvtq_f64_s64(vmovl_s32(zero))));
+    vst1q_f64(acc, vaddq_f64(vld1q_f64(acc), vmulq_f64(vdupq_n_f64(step), v)));
+}
+
+/* Whole spans (GGUF's K types), the one from segment g on: integers up to its end. Four rows of n tokens. */
+LQ_INLINE void one_span(const lq_packed *p, const whole *a, const lq_packed_i *x, uint32_t tile, uint32_t g, uint32_t t, double *acc, size_t apart, int h, int f0, int f1, bool table, int n) {
+    uint32_t ld = lq_packed_ld(p), row = tile * LQ_TILE + 4 * (uint32_t)h;
+    const bool has_zero = p->zero != LQ_NONE;
+    int32x4_t sum[WHOLE_MOST], zero[WHOLE_MOST];
+    float d[4], m[4] = {0};
+    for (uint32_t i = 0; i < 4; i++) d[i] = lq_scale_up(p, row + i, g);
+    for (uint32_t i = 0; has_zero && i < 4; i++) m[i] = lq_zero_up(p, row + i, g);
+    for (int i = 0; i < n; i++) sum[i] = zero[i] = vdupq_n_s32(0);
+    for (uint32_t k = g; k < g + p->span; k++) {
+        const uint8_t *params = lq_packed_params(p, tile, k) + 4 * h;
+        int32x4_t part[WHOLE_MOST], scale = bytes_at(p->scale, params), z = has_zero ? bytes_at(p->zero, params + LQ_TILE) : scale;
+        for (int i = 0; i < n; i++) part[i] = vdupq_n_s32(a->least * x->sum[(size_t)(t + (uint32_t)i) * p->segs + k]);
+        add_columns(a, p->codes + (size_t)tile * p->tile_bytes, k * p->seg, (k + 1) * p->seg, x->x + (size_t)t * ld, ld, part, h, f0, f1, table, n);
+        for (int i = 0; i < n; i++) {
+            sum[i] = vmlaq_s32(sum[i], part[i], scale);
+            zero[i] = vmlaq_s32(zero[i], z, vdupq_n_s32(x->sum[(size_t)(t + (uint32_t)i) * p->segs + k]));
+        }
+    }
+    float32x4_t up = vld1q_f32(d), down = vld1q_f32(m);
+    for (uint32_t i = 0; i < (uint32_t)n; i++) {
+        double *to = acc + (t + i) * apart + 4 * h, step = (double)x->step[(size_t)(t + i) * p->segs + g];
+        add_span(to, vget_low_s32(sum[i]), vget_low_s32(zero[i]), vget_low_f32(up), vget_low_f32(down), has_zero, step);
+        add_span(to + 2, vget_high_s32(sum[i]), vget_high_s32(zero[i]), vget_high_f32(up), vget_high_f32(down), has_zero, step);
+    }
+}
+
 /* n = 1, 2 or 4 tokens from t on; their acc lie `apart` doubles from each other. */
 LQ_INLINE void whole_tile(const lq_packed *p, const whole *a, const lq_packed_i *x, uint32_t tile, uint32_t t, double *acc, size_t apart, int f0, int f1, bool table, int n) {
     uint32_t ld = lq_packed_ld(p);
-    for (uint32_t g = 0; g < p->segs; g++) {
+    const bool spans = lq_spans_whole(p);
+    for (uint32_t g = 0; spans && g < p->segs; g += p->span)
+        for (int h = 0; h < LQ_QUARTERS; h++) one_span(p, a, x, tile, g, t, acc, apart, h, f0, f1, table, n);
+    for (uint32_t g = 0; !spans && g < p->segs; g++) {
         lq_scales128 k = lq_scales128_at(p, tile, g);
         for (int h = 0; h < LQ_QUARTERS; h++) {
             int32x4_t sum[WHOLE_MOST];

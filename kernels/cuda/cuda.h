@@ -76,6 +76,12 @@ typedef struct lq_device_sparse {          /* what is added to a matrix: CSR ent
     const void *low_a, *low_b;             /* [rows][rank], [rank][cols] halves */
 } lq_device_sparse;
 
+typedef struct lq_device_rest {            /* what rounding has left out of the codes, for matrices that lq_device_splits: a product takes both from one pass over the weights */
+    uint32_t *where;                       /* [n][ld / 32] bit i of word c: column 32 c + i, in stored order, is left out */
+    uint16_t *value;                       /* [n][ld / 4][2][4] halves: x (within +-65504) of four columns in the order 0 2 1 3, then what those leave of x; 0 where the column
+                                            * is in the codes; nothing for words that are 0. NULL: there is none */
+} lq_device_rest;
+
 enum { LQ_DEVICE_PARTS = 3, LQ_DEVICE_JOINT = 16 }; /* parts of a product; tokens for which joining pays */
 
 typedef struct lq_device_product {         /* a few matrices times the same x, and what comes before and after, as one launch; the bits of the single operations where those are gemv or idot */
@@ -90,6 +96,7 @@ typedef struct lq_device_product {         /* a few matrices times the same x, a
     const int8_t *codes;
     const float *step;
     const int32_t *sum;
+    lq_device_rest rest;                   /* of codes, value not NULL: added as lq_device_round has left it. Many tokens in one pass: of one part, nothing after it */
     const int32_t *pick;                   /* [n] whose matrices a token is multiplied by: the pick-th of several alike, codes, parameters and perm one behind the other
                                             * from part's own on; NULL: part's. Any n */
     bool glu, add;                         /* glu: part[0].y = act(v of the first) times v of the second, if there is one; add: y += scale v */
@@ -111,9 +118,10 @@ typedef struct lq_device_round {           /* how activations are rounded: lq_ac
     const uint8_t *apart;                  /* [cols] 1: code 0, in no absmax; NULL: no such column */
     float *rest;                           /* act.outlier > 0: [2][n][cols], weight-column order: x left out of the codes for it as halves (within +-65504), then
                                             * what those leave of x; 0 elsewhere */
+    lq_device_rest left;                   /* act.outlier > 0: instead of rest; value NULL: not */
     uint8_t *mark;                         /* act.scope 1: [cols] scratch (a column with an outlier in one of the n tokens is left out of all; codes are of x
                                             * rounded to F16, where that is finite; rest is of x) */
-    const lq_device_norm *norm;            /* not NULL, act.outlier 0: what is rounded is norm(x), also left in normed[n][cols] */
+    const lq_device_norm *norm;            /* not NULL, act.outlier 0 or act.scope not 1: what is rounded is norm(x), also left in normed[n][cols] */
     float *normed;
 } lq_device_round;
 
@@ -210,6 +218,8 @@ void lq_unpack_device(const uint8_t *in, lq_packed *p);
 bool lq_device_fits(const lq_packed *p);
 /* May they be parts of one product? */
 bool lq_device_alike(const lq_device_matrix *a, const lq_device_matrix *b);
+/* Has it a kernel that multiplies what lq_device_rest has of activations as well? One segment of whole numbers of 8 bits, without zeros. */
+bool lq_device_splits(const lq_device_matrix *m);
 /* Everything of m but its pointers. */
 lq_device_matrix lq_device_shape(const lq_packed *p);
 /* Puts a matrix on the device; false: out of memory. drop releases it. */

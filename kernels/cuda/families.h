@@ -20,6 +20,7 @@ const char *LQ_UNIT_NAME(gemv)(const lq_device_matrix *m, const float *x, uint32
 const char *LQ_UNIT_NAME(gemm)(const lq_device_matrix *m, const float *x, uint32_t n, float *y); /* more tokens than gemv takes in a pass */
 const char *LQ_UNIT_NAME(gemv_product)(const lq_device_product *p); /* of x */
 const char *LQ_UNIT_NAME(idot_product)(const lq_device_product *p); /* of codes */
+const char *LQ_UNIT_NAME(idot_split)(const lq_device_product *p); /* of codes and their rest, many tokens: one part, nothing after it */
 const char *LQ_UNIT_NAME(idot)(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *sum, uint32_t n, float *y);
 const char *LQ_UNIT_NAME(idot_many)(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *sum, uint32_t n, float *y);
 const char *LQ_UNIT_NAME(kv_put)(const lq_device_kv *kv, const float *k, const float *v, const lq_device_tokens *at);

@@ -4,15 +4,17 @@
  * shifted: the sums of rows g + 8 come out 16 times too large, exactly.
  *
  *   ROW    one segment and one step per token: the sum over the row is a whole number, scaled once in fp64: the bits of the CPU
- *   CHUNK  y = sum over units of  s'(r) (step sum code x) - z'(r) (step sum x), in fp32;  FINE: a chunk has several units */
+ *   CHUNK  y = sum over units of  s'(r) (step sum code x) - z'(r) (step sum x), in fp32;  FINE: a chunk has several units
+ *   SPLIT  ROW, and what rounding has left out (lq_device_rest), of 8 bits: while a chunk is in registers that holds such a column of any of
+ *          the tokens, mma of halves on top, fp32, scaled once; added to the ROW's rounded sum. Other chunks cost a look at a word */
 #ifndef LQ_IDOT_CUH
 #define LQ_IDOT_CUH
-#include "kernels/cuda/joint.cuh"
+#include "kernels/cuda/gemv.cuh"
 
 namespace idot {
 
 using namespace tile;
-enum mode { ROW, CHUNK, FINE };
+enum mode { ROW, CHUNK, FINE, SPLIT };
 
 /* What the sums of rows g + 8 are too large by, in bits. */
 template <int F0, int F1> struct excess { enum { BITS = F0 + F1 <= 4 ? 4 : 0 }; };
@@ -31,9 +33,10 @@ struct stage {
     float *steps; /* [spans][g][4]: s' = s times, of row g + 8 less the excess; z' = s bias + (s z or the minimum) */
     float2 *sum;  /* [units][TOKENS]: the activations' step; step times their sum */
     int32_t *part; /* [WARPS][16][TOKENS] int32 or fp32 */
+    uint32_t *any, *where; /* SPLIT: [words of a panel] of any token; [tokens][words] */
 };
 
-struct acts { const int8_t *x; const float *step; const int32_t *ones; uint32_t wide; }; /* lq_packed_i in device memory; wide: columns of x there */
+struct acts { const int8_t *x; const float *step; const int32_t *ones; uint32_t wide; lq_device_rest rest; }; /* lq_packed_i in device memory; wide: columns of x there */
 
 static __device__ __forceinline__ void load_panel(const joint::job &j, const acts &a, uint32_t n, uint32_t k0, const layout &l, const stage &st) {
     for (uint32_t t = 0; t < n; t++)
@@ -41,6 +44,43 @@ static __device__ __forceinline__ void load_panel(const joint::job &j, const act
             uint32_t v = k0 + c < a.wide ? *(const uint32_t *)(const void *)(a.x + (size_t)joint::token_of(j, t) * a.wide + k0 + c) : 0;
             *(uint32_t *)(void *)(st.x + t * l.ld + c) = v;
         }
+}
+
+/* Which columns are left out, of a panel. */
+static __device__ __forceinline__ void load_where(const joint::job &j, const acts &a, uint32_t n, uint32_t k0, const layout &l, const stage &st) {
+    const uint32_t words = a.wide / LANES, first = k0 / LANES;
+    for (uint32_t i = threadIdx.x; i < l.units; i += WARPS * LANES) {
+        uint32_t any = 0;
+        for (uint32_t t = 0; t < n; t++) {
+            const uint32_t v = first + i < words ? a.rest.where[(size_t)joint::token_of(j, t) * words + first + i] : 0;
+            st.where[t * l.units + i] = v;
+            any |= v;
+        }
+        st.any[i] = any;
+    }
+}
+
+/* Of four columns of a token from value on, what is left out of them; used: is any of them? */
+struct four { uint2 high, low; };
+static __device__ __forceinline__ four load_four(bool used, const uint16_t *value) {
+    four v = {{0, 0}, {0, 0}};
+    if (used) v = {*(const uint2 *)(const void *)value, *(const uint2 *)(const void *)(value + 4)};
+    return v;
+}
+static __device__ __forceinline__ void multiply_four(const uint32_t a[4], const four &v, float acc[4]) {
+    lq_mma_f16(acc, a, v.high.x, v.high.y);
+    lq_mma_f16(acc, a, v.low.x, v.low.y);
+}
+
+/* A chunk: the bits of mine from 0 and from STEP on are this lane's columns. */
+static __device__ __forceinline__ void add_left(const uint32_t *w, const gemv::offsets &z, uint32_t mine, const uint16_t *value, float acc[4]) {
+    const four v[2] = {load_four(mine & 15, value), load_four(mine >> STEP & 15, value + 2 * STEP)};
+LQ_UNROLL
+    for (int s = 0; s < 2; s++) {
+        uint32_t a[4];
+        gemv::operands<8, 0, gemv::INT>(w, s, z, 0, a);
+        multiply_four(a, v[s], acc);
+    }
 }
 
 static __device__ __forceinline__ void sum_panel(const joint::job &j, const lq_device_matrix &m, const acts &a, uint32_t n, uint32_t k0, const layout &l, const stage &st) {
@@ -106,42 +146,65 @@ static __device__ __forceinline__ float worth(const lq_device_matrix &m, const a
 }
 
 template <int F0, int F1, int MODE> __global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && MODE == FINE) ? 2 : 3) run(const __grid_constant__ joint::job j, const acts in, const layout l) {
+    enum { WHOLE = MODE == ROW || MODE == SPLIT };
     joint::begin<F0, F1>(j);
     stage st;
     st.part = (int32_t *)(void *)lq_shared();
     st.steps = (float *)(void *)(st.part + WARPS * 16 * TOKENS);
     st.sum = (float2 *)(void *)(st.steps + l.spans * 32);
-    st.x = (int8_t *)(void *)(st.sum + (MODE == ROW ? 0 : l.units * TOKENS));
+    st.any = (uint32_t *)(void *)st.sum;
+    st.where = st.any + l.units;
+    st.x = (int8_t *)(void *)(st.sum + (WHOLE ? 0 : l.units * TOKENS)) + (MODE == SPLIT ? (j.n + 1) * l.units * 4 : 0);
     const uint32_t lane = threadIdx.x % LANES, g = lane / 4, q = lane % 4, n = j.n;
     const int8_t *mine = st.x + (g < n ? g : 0) * l.ld + 4 * q;
+    const uint32_t *where = st.where + (g < n ? g : 0) * l.units;
+    const uint16_t *value = MODE == SPLIT ? in.rest.value + 2 * ((size_t)joint::token_of(j, g < n ? g : 0) * in.wide + 4 * q) : nullptr;
     uint32_t p = joint::part_of(j);
     do {
         const lq_device_matrix &m = j.of[p].m;
         float acc[4] = {0, 0, 0, 0};
         int32_t part[4] = {0, 0, 0, 0};
+        gemv::offsets z;
+        z.minus[0] = z.minus[1] = MODE == SPLIT ? gemv::twice(1024 + (float)m.bias) : 0;
         walk<F0, F1>(
             m, joint::stored_tile_of(j, p), l.panel,
             [&](uint32_t k0) {
-                if (MODE != ROW) fill_steps(m, joint::stored_tile_of(j, p), k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of(m, v); });
+                if (!WHOLE) fill_steps(m, joint::stored_tile_of(j, p), k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of(m, v); });
                 lq_wait_before();
                 load_panel(j, in, n, k0, l, st);
+                if (MODE == SPLIT) load_where(j, in, n, k0, l, st);
                 __syncthreads();
-                if (MODE == ROW) return;
+                if (WHOLE) return;
                 sum_panel(j, m, in, n, k0, l, st);
                 __syncthreads();
             },
             [&](const uint32_t *w, uint32_t k, uint32_t at) {
                 const float *steps = st.steps + ((k >> l.span) - ((k - at) >> l.span)) * 32 + g * 4;
                 chunk<F0, F1, MODE>(w, mine + at, steps, st.sum + (at >> l.unit) * TOKENS + 2 * q, 1u << l.unit, part, acc);
+                if (MODE == SPLIT && st.any[at / LANES]) add_left(w, z, g < n ? where[at / LANES] >> 4 * q : 0, value + 2 * k, acc);
             });
-        if (MODE == ROW) {
+        if (WHOLE) {
+            float left = 0; /* of the one sum that this thread will have */
             part[2] >>= excess<F0, F1>::BITS;
             part[3] >>= excess<F0, F1>::BITS;
-            join<1>(m, joint::tile_of(j, p), &part, n, st.part, [&](uint32_t r, uint32_t t, int32_t sum) { joint::finish(j, p, r, t, worth(m, in, joint::stored_tile_of(j, p), r % 16, joint::token_of(j, t), sum)); });
+            if (MODE == SPLIT) {
+                join<1>(m, joint::tile_of(j, p), &acc, n, (float *)(void *)st.part, [&](uint32_t r, uint32_t, float sum) { left = load_segment(m, joint::stored_tile_of(j, p), 0, (int)(r % 16)).s * sum; });
+                __syncthreads();
+            }
+            join<1>(m, joint::tile_of(j, p), &part, n, st.part, [&](uint32_t r, uint32_t t, int32_t sum) {
+                const float v = worth(m, in, joint::stored_tile_of(j, p), r % 16, joint::token_of(j, t), sum);
+                joint::finish(j, p, r, t, MODE == SPLIT ? lq_add(v, left) : v);
+            });
         } else {
             join<1>(m, joint::tile_of(j, p), &acc, n, (float *)(void *)st.part, [&](uint32_t r, uint32_t t, float sum) { joint::finish(j, p, r, t, sum); });
         }
     } while (j.glu && ++p < j.parts);
+}
+
+static inline acts acts_of(const lq_device_product *d, uint32_t t, uint32_t wide) {
+    const uint32_t segs = d->part[0].m->segs;
+    const lq_device_rest r = {d->rest.value ? d->rest.where + (size_t)t * (wide / LANES) : nullptr, d->rest.value ? d->rest.value + 2 * (size_t)t * wide : nullptr};
+    return {d->codes + (size_t)t * wide, d->step + (size_t)t * segs, d->sum + (size_t)t * segs, wide, r};
 }
 
 struct call { /* tokens [t, end) of a product */
@@ -154,9 +217,10 @@ template <int F0, int F1, int MODE> static const char *start(const call &c) {
     const lq_device_matrix &m = *c.d->part[0].m;
     for (uint32_t t = c.t, few = c.end - c.t; t < c.end; t += few) {
         layout l;
-        while (!plan<F0, F1>(m, MODE != ROW, few = few < c.end - t ? few : c.end - t, 1, MODE == ROW ? 0 : TOKENS * 8, fixed, most, &l))
+        few = few < c.end - t ? few : c.end - t;
+        while (!plan<F0, F1>(m, MODE != ROW && MODE != SPLIT, few, 1, MODE == SPLIT ? (few + 1) * 4 : MODE == ROW ? 0 : TOKENS * 8, fixed, most, &l))
             if (!(few /= 2)) return "not enough shared memory for a panel of this matrix";
-        const acts some = {c.d->codes + (size_t)t * c.wide, c.d->step + (size_t)t * m.segs, c.d->sum + (size_t)t * m.segs, c.wide};
+        const acts some = acts_of(c.d, t, c.wide);
         const joint::job j = joint::job_of(c.d, t, few);
         const char *why = lq_launch("idot", run<F0, F1, MODE>, dim3(j.blocks, c.d->pick ? c.d->n : 1), dim3(WARPS * LANES), l.bytes, j, some, l);
         if (why) return why;

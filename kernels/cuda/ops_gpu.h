@@ -107,6 +107,8 @@ LQ_OP float lq_float(uint16_t h) {
 /* 0 + step (s sum - z ones), every operation rounded: what packed_idot says, never a fused one. */
 LQ_OP double lq_scaled(double step, double s, double sum, double z, double ones) { return __dadd_rn(0.0, __dmul_rn(step, __dsub_rn(__dmul_rn(s, sum), __dmul_rn(z, ones)))); }
 
+/* Bit i: lane i says so. */
+LQ_OP uint32_t lq_ballot(bool v) { return __ballot_sync(0xffffffffu, v); }
 template <typename T> LQ_OP T lq_shuffle_xor(T v, int lanes) { return __shfl_xor_sync(0xffffffffu, v, lanes); }
 
 /* Rounded each by itself, never fused with another. */

@@ -123,6 +123,10 @@ bool lq_device_alike(const lq_device_matrix *a, const lq_device_matrix *b) {
     return shape && kind && !memcmp(a->table, b->table, sizeof a->table);
 }
 
+bool lq_device_splits(const lq_device_matrix *m) {
+    return m->fields[0] == 8 && !m->fields[1] && m->times == 1 && m->segs == 1 && m->zero_kind == LQ_ZERO_NONE && (uint64_t)m->cols * 127 * 255 < 1u << 31;
+}
+
 bool lq_device_fill(const lq_device *d, const lq_packed *p, lq_device_matrix *m) {
     size_t n = lq_device_bytes(p), params = lq_device_param_bytes(p), perm = p->q.perm ? (size_t)p->q.cols * 4 : 0;
     uint8_t *codes = lq_alloc(n), *flat_params = lq_alloc(params);

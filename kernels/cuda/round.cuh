@@ -114,20 +114,34 @@ static __device__ __forceinline__ int code_of(const job &j, float v, float inver
     return (int)lq_sub(lq_add(v, 0x1.8p23f), 0x1.8p23f);
 }
 
+/* Column i as stored, all of a word's by one warp: a half, and what it leaves; products with both are within 2^-22. v is 0 where it is in the codes. */
+static __device__ __forceinline__ void leave(const job &j, uint32_t i, bool out, float v) {
+    const uint32_t all = lq_ballot(out);
+    const size_t at = (size_t)blockIdx.x * j.ld + i;
+    if (i % LANES == 0) j.o.left.where[at / LANES] = all;
+    if (!all) return;
+    const uint16_t half = lq_half(fminf(fmaxf(v, -65504.0f), 65504.0f));
+    uint16_t *to = j.o.left.value + (at & ~(size_t)3) * 2 + (i & 1) * 2 + (i >> 1 & 1);
+    to[0] = half;
+    to[4] = lq_half(lq_sub(v, lq_float(half)));
+}
+
 static __device__ void write_codes(const job &j, const float *x, const worth *w, bool bad, int8_t *out) {
     const bool batch = j.o.act.scope == 1 && j.o.act.outlier > 0;
     for (uint32_t i = threadIdx.x; i < j.ld; i += THREADS) {
         uint32_t c = i < j.cols && j.perm ? j.perm[i] : i;
         int code = 0;
+        bool left = false;
         if (i < j.cols && !bad) {
             float v = seen(j.o, x[c]);
-            if (counts(j.o, v, c) && !(batch && j.o.mark[c])) code = code_of(j, v, w[c / j.tile].inverse);
+            left = batch ? j.o.mark[c] : is_out(j.o, v, c);
+            if (counts(j.o, v, c) && !left) code = code_of(j, v, w[c / j.tile].inverse);
         }
         out[i] = (int8_t)code;
+        if (j.o.left.value) leave(j, i, left, left ? x[c] : 0);
     }
 }
 
-/* A half, and what it leaves: products with both are within 2^-22. */
 static __device__ void write_rest(const job &j, const float *x, float *rest) {
     const size_t second = (size_t)gridDim.x * j.cols;
     for (uint32_t c = threadIdx.x; c < j.cols; c += THREADS) {

@@ -2,6 +2,7 @@
  * Copyright the lquant authors */
 /* The packed layout (kernels/packed.h) in plain C: decoded, times activations in fp64, times rounded activations as whole numbers. */
 #include "kernels/ref/ref.h"
+#include "kernels/spans.h"
 
 static uint32_t last_row(const lq_packed *p, uint32_t t0, uint32_t nt) { return (t0 + nt) * LQ_TILE < p->q.rows ? (t0 + nt) * LQ_TILE : p->q.rows; }
 static uint32_t seg_end(const lq_packed *p, uint32_t g) { return p->q.cols - g * p->seg < p->seg ? p->q.cols : (g + 1) * p->seg; }
@@ -36,8 +37,36 @@ static int32_t segment_sum(const lq_packed *p, uint32_t r, uint32_t g, const int
     return sum;
 }
 
+/* Of span b: whole sums with the bytes of both levels, closed once. */
+static double span_sum(const lq_packed *p, uint32_t r, uint32_t b, const int8_t *x, const int32_t *ones, float step) {
+    int32_t sum = 0, zero = 0;
+    uint32_t first = b * p->span;
+    for (uint32_t g = first; g < first + p->span; g++) {
+        sum += lq_scale_byte(p, r, g) * segment_sum(p, r, g, x);
+        if (p->zero != LQ_NONE) zero += lq_zero_byte(p, r, g) * ones[g];
+    }
+    double v = (double)lq_scale_up(p, r, first) * sum;
+    if (p->zero != LQ_NONE) v -= (double)lq_zero_up(p, r, first) * zero;
+    return (double)step * v;
+}
+
+static void idot_spans(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc) {
+    for (uint32_t t = 0; t < x->n; t++)
+        for (uint32_t i = 0, r = t0 * LQ_TILE; i < nt * LQ_TILE; i++, r++) {
+            const int32_t *ones = x->sum + (size_t)t * p->segs;
+            const float *step = x->step + (size_t)t * p->segs;
+            double sum = 0;
+            for (uint32_t b = 0; r < p->q.rows && b < p->spans; b++) sum += span_sum(p, r, b, x->x + (size_t)t * lq_packed_ld(p), ones, step[b * p->span]);
+            acc[(size_t)t * nt * LQ_TILE + i] = sum;
+        }
+}
+
 void lq_packed_idot_c(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc) {
     bool min = p->q.sch.zero_kind == LQ_ZERO_MIN;
+    if (lq_spans_whole(p)) {
+        idot_spans(p, t0, nt, x, acc);
+        return;
+    }
     for (uint32_t t = 0; t < x->n; t++)
         for (uint32_t i = 0, r = t0 * LQ_TILE; i < nt * LQ_TILE; i++, r++) {
             double sum = 0;

@@ -9,6 +9,7 @@
  * Codes, or a table's whole numbers less the smallest, are such unsigned weights; the constant and the zero take their products with the
  * sum of x. Few tokens: codes are cut out of their fields once for up to four of them. Many: a part of a segment becomes bytes
  * in the order of eight-bit fields, in the cache. */
+#include "kernels/spans.h"
 #include "kernels/x86/packed_avx2.h"
 
 enum { WHOLE_PIECE = 1024, WHOLE_FEW = 8 };
@@ -133,6 +134,102 @@ LQ_INLINE void many(const lq_packed *p, const whole *a, const lq_packed_i *x, ui
     }
 }
 
+/* ---- whole spans (GGUF's K types): integers up to the span's end ---- */
+
+LQ_INLINE __m256i bytes_at(lq_dtype t, const uint8_t *v) { /* of eight rows, in dwords */
+    __m128i b = _mm_loadl_epi64((const __m128i *)(const void *)v);
+    return t == LQ_I8 ? _mm256_cvtepi8_epi32(b) : _mm256_cvtepu8_epi32(b);
+}
+
+/* sum[2 n] = over the segments of a span whose bytes are at v, times the sum of x: two segments at once, 16 bits each. */
+LQ_INLINE void ones_times(const lq_packed *p, lq_dtype type, const uint8_t *v, const int32_t *ones, __m256i *sum, int n) {
+    for (int i = 0; i < 2 * n; i++) sum[i] = _mm256_setzero_si256();
+    for (uint32_t g = 0; g < p->span; g += 2, v += 2 * p->seg_bytes)
+        for (int h = 0; h < 2; h++) {
+            __m256i w = _mm256_blend_epi16(bytes_at(type, v + 8 * h), _mm256_slli_epi32(bytes_at(type, v + p->seg_bytes + 8 * h), 16), 0xaa);
+            for (int t = 0; t < n; t++) {
+                const int32_t *x = ones + (size_t)t * p->segs + g;
+                __m256i two = _mm256_set1_epi32((int32_t)((uint32_t)x[0] & 0xffff) | (int32_t)((uint32_t)x[1] << 16));
+                sum[2 * t + h] = _mm256_add_epi32(sum[2 * t + h], _mm256_madd_epi16(w, two));
+            }
+        }
+}
+
+/* sum[2 n] = over span b, times its scale bytes: codes as they lie, or c0 columns further on. */
+LQ_INLINE void span_products(const lq_packed *p, const whole *a, const uint8_t *codes, uint32_t c0, const uint8_t *params, uint32_t c, tokens v, __m256i *sum, int f0, int f1, bool table, int form, int n) {
+    for (int i = 0; i < 2 * n; i++) sum[i] = _mm256_setzero_si256();
+    v.x += c0;
+    for (uint32_t g = 0; g < p->span; g++, c += p->seg, params += p->seg_bytes) {
+        __m256i part[8], by[2] = {bytes_at(p->scale, params), bytes_at(p->scale, params + 8)};
+        for (int i = 0; i < 2 * n; i++) part[i] = _mm256_setzero_si256();
+        add_columns(a, codes, c - c0, c - c0 + p->seg, v, part, f0, f1, table, form, n);
+        for (int i = 0; i < 2 * n; i++) sum[i] = _mm256_add_epi32(sum[i], _mm256_mullo_epi32(part[i], by[i & 1]));
+    }
+}
+
+typedef struct ups { __m256d d[4], m[4]; } ups;
+
+LQ_INLINE ups ups_at(const lq_packed *p, const uint8_t *at) {
+    ups u;
+    for (int h = 0; h < 2; h++) {
+        __m256 d = lq_params256(LQ_F16, at + 16 * h, 1, 0), m = p->zero == LQ_NONE ? _mm256_setzero_ps() : lq_params256(LQ_F16, at + 2 * LQ_TILE + 16 * h, 1, 0);
+        u.d[2 * h] = lower(d), u.d[2 * h + 1] = upper(d), u.m[2 * h] = lower(m), u.m[2 * h + 1] = upper(m);
+    }
+    return u;
+}
+
+/* acc[0 .. 3] += step (d sum - m zero) */
+LQ_INLINE void add_span(double *acc, __m128i sum, __m128i zero, __m256d d, __m256d m, bool has_zero, __m256d step) {
+    __m256d v = _mm256_mul_pd(d, _mm256_cvtepi32_pd(sum));
+    if (has_zero) v = _mm256_sub_pd(v, _mm256_mul_pd(m, _mm256_cvtepi32_pd(zero)));
+    _mm256_storeu_pd(acc, _mm256_add_pd(_mm256_loadu_pd(acc), _mm256_mul_pd(step, v)));
+}
+
+/* The span from segment g on, n = 1, 2 or 4 tokens from t on; codes: the tile's, or made bytes from column c0 on. */
+LQ_INLINE void one_span(const lq_packed *p, const whole *a, const lq_packed_i *x, const uint8_t *codes, uint32_t c0, uint32_t tile, uint32_t g, uint32_t t, double *acc, size_t apart, int f0, int f1, bool table, int form, int n) {
+    const uint8_t *params = lq_packed_params(p, tile, g);
+    const tokens v = {x->x + (size_t)t * lq_packed_ld(p), lq_packed_ld(p)};
+    const int32_t *ones = x->sum + (size_t)t * p->segs + g;
+    const bool has_zero = p->zero != LQ_NONE;
+    const ups u = ups_at(p, lq_packed_ups(p, tile, g));
+    __m256i sum[8], more[8], zero[8];
+    span_products(p, a, codes, c0, params, g * p->seg, v, sum, f0, f1, table, form, n);
+    if (a->least) ones_times(p, p->scale, params, ones, more, n);
+    if (has_zero) ones_times(p, p->zero, params + LQ_TILE, ones, zero, n);
+    for (int t1 = 0; t1 < n; t1++) {
+        const __m256d step = _mm256_set1_pd((double)x->step[(size_t)(t + (uint32_t)t1) * p->segs + g]);
+        double *to = acc + (t + (uint32_t)t1) * apart;
+        for (int h = 0; h < 2; h++) {
+            __m256i s = sum[2 * t1 + h], z = has_zero ? zero[2 * t1 + h] : _mm256_setzero_si256();
+            if (a->least) s = _mm256_add_epi32(s, _mm256_mullo_epi32(more[2 * t1 + h], _mm256_set1_epi32(a->least)));
+            add_span(to + 8 * h, _mm256_castsi256_si128(s), _mm256_castsi256_si128(z), u.d[2 * h], u.m[2 * h], has_zero, step);
+            add_span(to + 8 * h + 4, _mm256_extracti128_si256(s, 1), _mm256_extracti128_si256(z, 1), u.d[2 * h + 1], u.m[2 * h + 1], has_zero, step);
+        }
+    }
+}
+
+LQ_INLINE void few_spans(const lq_packed *p, const whole *a, const lq_packed_i *x, uint32_t tile, uint32_t t, double *acc, size_t apart, int f0, int f1, bool table, int form, int n) {
+    for (uint32_t g = 0; g < p->segs; g += p->span) one_span(p, a, x, p->codes + (size_t)tile * p->tile_bytes, 0, tile, g, t, acc, apart, f0, f1, table, form, n);
+}
+
+LQ_INLINE void many_spans(const lq_packed *p, const whole *a, const lq_packed_i *x, uint32_t tile, uint32_t t, uint32_t n, double *acc, size_t apart, int f0, int f1, bool table, int form) {
+    uint8_t bytes[WHOLE_PIECE * LQ_TILE]; /* a span has no more columns */
+    for (uint32_t g = 0; g < p->segs; g += p->span) {
+        uint32_t c = g * p->seg, i = 0;
+        widen(a, p->codes + (size_t)tile * p->tile_bytes, c, p->span * p->seg, bytes, f0, f1, table);
+        for (; i + 4 <= n; i += 4) one_span(p, a, x, bytes, c, tile, g, t + i, acc, apart, 8, 0, false, form, 4);
+        for (; i < n; i++) one_span(p, a, x, bytes, c, tile, g, t + i, acc, apart, 8, 0, false, form, 1);
+    }
+}
+
+/* name, the two fields, form of the product: what lq_spans_whole() lets be; LQ_LUT_IQ4 last */
+#define SPAN_KINDS(X) X(s2, 2, 0, false, 0) X(s3, 2, 1, false, 0) X(s4, 4, 0, false, 0) X(s5, 4, 1, false, 0) X(s6, 4, 2, false, 1) X(st, 4, 0, true, 2)
+enum {
+#define X(name, f0, f1, table, form) SPAN_##name,
+    SPAN_KINDS(X)
+#undef X
+};
+
 /* name, the two fields, by table, form of the product */
 #define WHOLE_KINDS(X)                                                                                                        \
     X(c1, 1, 0, false, 0) X(c2, 2, 0, false, 0) X(c3, 2, 1, false, 0) X(c4, 4, 0, false, 0) X(c5, 4, 1, false, 0)             \
@@ -156,6 +253,21 @@ WHOLE_KINDS(X)
 #define X(name, f0, f1, table, form) {name, form},
 static const struct { whole_fn fn; int form; } by_whole_kind[] = {WHOLE_KINDS(X)};
 #undef X
+
+#define X(name, f0, f1, table, form)                                                                                                           \
+    static void name(const lq_packed *p, const whole *a, const lq_packed_i *x, uint32_t tile, uint32_t t, uint32_t n, double *acc, size_t apart) { \
+        if (n == 1) few_spans(p, a, x, tile, t, acc, apart, f0, f1, table, form, 1);                                                           \
+        else if (n == 2) few_spans(p, a, x, tile, t, acc, apart, f0, f1, table, form, 2);                                                      \
+        else if (n == 4) few_spans(p, a, x, tile, t, acc, apart, f0, f1, table, form, 4);                                                      \
+        else many_spans(p, a, x, tile, t, n, acc, apart, f0, f1, table, form);                                                                 \
+    }
+SPAN_KINDS(X)
+#undef X
+#define X(name, f0, f1, table, form) name,
+static const whole_fn by_span_kind[] = {SPAN_KINDS(X)};
+#undef X
+
+static int span_kind(const lq_grid *g) { return g->kind == LQ_GRID_LUT ? SPAN_st : SPAN_s2 + g->bits - 2; }
 
 static int whole_kind(const lq_grid *g) {
     if (g->kind == LQ_GRID_LUT) return g->bits == 1 ? WHOLE_t1 : g->bits == 2 ? WHOLE_t2 : WHOLE_t4;
@@ -184,11 +296,12 @@ static uint32_t tokens_at_once(uint32_t left) { return left > WHOLE_FEW ? (left 
 static void packed_idot256(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc) {
     const size_t apart = (size_t)nt * LQ_TILE;
     int kind = whole_kind(&p->q.sch.grid);
+    const whole_fn fn = lq_spans_whole(p) ? by_span_kind[span_kind(&p->q.sch.grid)] : by_whole_kind[kind].fn;
     whole a = whole_make(p, kind);
     memset(acc, 0, x->n * apart * sizeof *acc);
     for (uint32_t t = 0, n; t < x->n; t += n) {
         n = tokens_at_once(x->n - t);
-        for (uint32_t tile = t0; tile < t0 + nt; tile++) by_whole_kind[kind].fn(p, &a, x, tile, t, n, acc + (size_t)(tile - t0) * LQ_TILE, apart);
+        for (uint32_t tile = t0; tile < t0 + nt; tile++) fn(p, &a, x, tile, t, n, acc + (size_t)(tile - t0) * LQ_TILE, apart);
     }
     for (uint32_t t = 0, kept = lq_tile_rows(p, t0 + nt - 1); t < x->n && nt; t++) /* rows that are not there had scales all the same */
         for (uint32_t i = kept; i < LQ_TILE; i++) acc[(t + 1) * apart - LQ_TILE + i] = 0;

@@ -7,24 +7,9 @@
  *   more tokens  the four codes of a quad are cut out once for up to eight tokens
  *
  * A(code) is code - bias or table[code] - least, the constant taken times the sum of x. */
-#include "kernels/x86/packed_avx512.h"
+#include "kernels/x86/packed_idot512.h"
 
-enum { MOST = 8, SUMS = 8 };
-
-typedef struct whole { __m512i table; int32_t less; } whole; /* A(code) = table[code] - less, or code - less */
-typedef struct job { const lq_packed *p; const lq_packed_i *x; uint32_t tile, t0; whole a; double *acc; size_t ld; } job;
-
-LQ_INLINE __m512i four(const int8_t *x) {
-    int32_t v;
-    memcpy(&v, x, 4);
-    return _mm512_set1_epi32(v);
-}
-
-/* The bits of quad q where they are. */
-LQ_INLINE __m512i in_place(const uint8_t *at, uint32_t half, int f, int q) {
-    __m512i v = lq_vector512(at, half, f, q);
-    return f == 8 ? v : _mm512_and_si512(v, lq_bytes512(((1 << f) - 1) << lq_bit512(f, q)));
-}
+enum { SUMS = 8 };
 
 LQ_INLINE void step_one(lq_step s, const int8_t *x, __m512i *sum, int f0, int f1) {
     for (int q = 0; q < 4; q++) {
@@ -40,11 +25,6 @@ LQ_INLINE __m512i join_one(const __m512i *sum, int f0, int f1) {
         if (f1) hi = _mm512_add_epi32(hi, _mm512_srai_epi32(sum[4 + q], (unsigned)lq_bit512(f1, q)));
     }
     return f1 ? _mm512_add_epi32(lo, _mm512_slli_epi32(hi, (unsigned)f0)) : lo;
-}
-
-LQ_INLINE __m512i codes_of(lq_step s, const whole *a, int f0, int f1, bool table, int q) {
-    __m512i v = lq_quad512(s, f0, f1, q);
-    return table ? _mm512_shuffle_epi8(a->table, v) : v;
 }
 
 /* Two tokens have two sums each, that of even and of odd quads; one has four. */
@@ -63,18 +43,6 @@ LQ_INLINE __m512i join_some(const __m512i *sum, int t, int n) {
     if (n > 1) return _mm512_add_epi32(sum[2 * t], sum[2 * t + 1]);
     return _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
 }
-
-typedef struct wide { __m512d lo, hi; } wide; /* sixteen rows in fp64 */
-LQ_INLINE wide wide_f32(__m512 v) {
-    return (wide){_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))};
-}
-LQ_INLINE wide wide_i32(__m512i v) {
-    return (wide){_mm512_cvtepi32_pd(_mm512_castsi512_si256(v)), _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(v, 1))};
-}
-LQ_INLINE wide mul(wide a, wide b) { return (wide){_mm512_mul_pd(a.lo, b.lo), _mm512_mul_pd(a.hi, b.hi)}; }
-LQ_INLINE wide mul1(wide a, double b) { return (wide){_mm512_mul_pd(a.lo, _mm512_set1_pd(b)), _mm512_mul_pd(a.hi, _mm512_set1_pd(b))}; }
-LQ_INLINE wide add(wide a, wide b) { return (wide){_mm512_add_pd(a.lo, b.lo), _mm512_add_pd(a.hi, b.hi)}; }
-LQ_INLINE wide sub(wide a, wide b) { return (wide){_mm512_sub_pd(a.lo, b.lo), _mm512_sub_pd(a.hi, b.hi)}; }
 
 LQ_INLINE void whole_tile(const job *j, int f0, int f1, bool table, int n) {
     const lq_packed *p = j->p;
@@ -136,27 +104,16 @@ enum {
 KINDS(X)
 #undef X
 
-typedef void (*tile_fn)(const job *j);
 enum { PASSES = 4 };
 #define X(name, f0, f1, table) {name##_1, name##_2, name##_4, name##_8},
 static const tile_fn by_kind[N_KINDS][PASSES] = {KINDS(X)};
 #undef X
 
-/* A table of whole numbers as bytes above the least of them. */
-static whole make_whole(const lq_packed *p) {
-    const lq_grid grid = lq_packed_grid(p), *g = &grid;
-    uint8_t t[64];
-    int32_t v[16], least = INT32_MAX;
-    if (g->kind == LQ_GRID_INT) return (whole){_mm512_setzero_si512(), g->bias};
-    for (uint32_t i = 0; i < 16; i++) {
-        v[i] = (int32_t)lq_grid_value(&p->q, 0, i & ((1u << g->bits) - 1));
-        if (v[i] < least) least = v[i];
-    }
-    for (int i = 0; i < 64; i++) t[i] = (uint8_t)(v[i % 16] - least);
-    return (whole){lq_load512(t), -least};
-}
-
 void lq_packed_idot_vnni(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_i *x, double *acc) {
+    if (lq_spans_whole(p)) {
+        lq_packed_spans_vnni(p, t0, nt, x, acc);
+        return;
+    }
     const lq_grid grid = lq_packed_grid(p), *g = &grid;
     const tile_fn *fn = by_kind[g->kind != LQ_GRID_INT ? K_t1 + g->bits - 1 : g->bits < 7 ? K_i1 + g->bits - 1 : K_i8];
     job j = {p, x, 0, 0, make_whole(p), acc, (size_t)nt * LQ_TILE};

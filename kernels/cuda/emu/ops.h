@@ -74,6 +74,18 @@ LQ_OP double lq_scaled(double step, double s, double sum, double z, double ones)
 LQ_OP void lq_emu_nothing(void *const *, unsigned) {}
 LQ_OP void lq_sync_warp() { emu::meet(0xffffffffu, "a warp barrier", nullptr, lq_emu_nothing); }
 
+struct lq_emu_vote { bool v; uint32_t all; };
+LQ_OP void lq_emu_vote_all(void *const lane[32], unsigned) {
+    uint32_t all = 0;
+    for (int i = 0; i < 32; i++) all |= (uint32_t)((lq_emu_vote *)lane[i])->v << i;
+    for (int i = 0; i < 32; i++) ((lq_emu_vote *)lane[i])->all = all;
+}
+LQ_OP uint32_t lq_ballot(bool v) {
+    lq_emu_vote x = {v, 0};
+    emu::meet(0xffffffffu, "a ballot", &x, lq_emu_vote_all);
+    return x.all;
+}
+
 template <typename T> struct lq_emu_xor { T v, got; int lanes; };
 template <typename T> LQ_OP void lq_emu_xor_all(void *const lane[32], unsigned) {
     for (int i = 0; i < 32; i++) ((lq_emu_xor<T> *)lane[i])->got = ((lq_emu_xor<T> *)lane[i ^ ((lq_emu_xor<T> *)lane[i])->lanes])->v;
