@@ -72,17 +72,17 @@ static const float *floats_of(const call *a, bool values, uint32_t k0, uint32_t 
     return s->kv->kind == LQ_KV_F32 ? lq_kv_floats(s->kv, s->layer, values, k0, kv) : NULL;
 }
 
-/* score[n][nk] = q[n][d] times keys k0 .. of a kv head; out[n][d] = score times its values. A packed cache is read a tile of keys at a time
+/* score[n][lds] = q[n][d] times keys k0 .. of a kv head; out[n][d] = score times its values. A packed cache is read a tile of keys at a time
  * into `keys`. */
-static void scores_of(const call *a, const float *q, uint32_t n, uint32_t k0, uint32_t nk, uint32_t kv, float *keys, float *score) {
+static void scores_of(const call *a, const float *q, uint32_t n, uint32_t k0, uint32_t nk, uint32_t kv, float *keys, float *score, size_t lds) {
     const lq_span *s = a->span;
     size_t ld;
     const float *in = floats_of(a, false, k0, kv, &ld);
-    if (in) scores_with(a, q, n, in, ld, nk, score, nk);
+    if (in) scores_with(a, q, n, in, ld, nk, score, lds);
     for (uint32_t j = 0; !in && j < nk; j += LQ_KV_TILE) {
         uint32_t m = nk - j < LQ_KV_TILE ? nk - j : LQ_KV_TILE;
         lq_kv_get(s->kv, s->layer, false, k0 + j, m, kv, keys);
-        scores_with(a, q, n, keys, ld, m, score + j, nk);
+        scores_with(a, q, n, keys, ld, m, score + j, lds);
     }
 }
 
@@ -119,7 +119,7 @@ static void attend(const call *a, uint32_t t0, uint32_t head) {
     size_t from = (size_t)(s->first + t0) * ld + head * d;
     float *score = lq_work_mine(&a->r->work), *q = score + (size_t)rows * nk, *out = q + (size_t)rows * d, *keys = out + (size_t)rows * d;
     for (uint32_t r = 0; r < rows; r++) memcpy(q + (size_t)r * d, a->q + from + (size_t)(r % n) * ld + r / n * d, d * sizeof *q);
-    scores_of(a, q, rows, k0, nk, kv, keys, score);
+    scores_of(a, q, rows, k0, nk, kv, keys, score, nk);
     for (uint32_t r = 0; r < rows; r++) weigh(a, score + (size_t)r * nk, pos + r % n, k0, nk);
     values_of(a, score, rows, k0, nk, kv, keys, out);
     for (uint32_t r = 0; r < rows; r++) memcpy(a->out + from + (size_t)(r % n) * ld + r / n * d, out + (size_t)r * d, d * sizeof *out);
@@ -152,6 +152,45 @@ static void short_task(void *arg, size_t i) { /* a kv head of one short sequence
         for (uint32_t h = kv * per; h < (kv + 1) * per; h += a.heads) attend(&a, t0, h);
 }
 
+/* ---- one query of one long sequence: a few heads of keys are too few tasks ---- */
+
+enum { KEYS = 512 }; /* of a task; the same bits as without the split */
+
+typedef struct one { const call *a; float *score; uint32_t k0, nk, blocks; } one; /* score[n_heads][nk]; blocks: of a head's keys */
+
+static uint32_t sharing(const call *a) { return a->r->par->n_heads / a->r->par->n_kv_heads; }
+static size_t place(const call *a, size_t head) { return ((size_t)a->span->first * a->r->par->n_heads + head) * a->r->par->head_dim; }
+
+static void keys_task(void *arg, size_t i) { /* a thread's run of tasks reads keys that follow each other */
+    const one *o = arg;
+    uint32_t kv = (uint32_t)(i / o->blocks), j = (uint32_t)(i % o->blocks) * KEYS, per = sharing(o->a), n = o->nk - j < KEYS ? o->nk - j : KEYS;
+    scores_of(o->a, o->a->q + place(o->a, kv * per), per, o->k0 + j, n, kv, lq_work_mine(&o->a->r->work), o->score + (size_t)kv * per * o->nk + j, o->nk);
+}
+
+static void weigh_task(void *arg, size_t head) {
+    const one *o = arg;
+    weigh(o->a, o->score + head * o->nk, o->a->span->pos, o->k0, o->nk);
+}
+
+static void mix_task(void *arg, size_t kv) {
+    const one *o = arg;
+    uint32_t per = sharing(o->a);
+    values_of(o->a, o->score + kv * per * o->nk, per, o->k0, o->nk, (uint32_t)kv, lq_work_mine(&o->a->r->work), o->a->out + place(o->a, kv * per));
+}
+
+size_t lq_attn_shared(const lq_params *p, uint32_t positions) { return positions > 2 * KEYS ? (size_t)p->n_heads * positions * sizeof(float) : 0; }
+
+static bool split_one(const call *a) {
+    const lq_params *p = a->r->par;
+    uint32_t pos = a->span->pos, k0 = a->window && pos + 1 > a->window ? pos + 1 - a->window : 0, nk = pos + 1 - k0;
+    one o = {a, a->r->work.shared, k0, nk, (nk + KEYS - 1) / KEYS};
+    if (a->span->n > 1 || nk <= 2 * KEYS || a->heads != sharing(a) || a->r->work.bytes < (size_t)p->n_heads * nk * sizeof(float)) return false;
+    lq_parallel_for((size_t)o.blocks * p->n_kv_heads, keys_task, &o);
+    lq_parallel_for(p->n_heads, weigh_task, &o);
+    lq_parallel_for(p->n_kv_heads, mix_task, &o);
+    return true;
+}
+
 void lq_attn(const lq_run *r, uint32_t window, const float *q, float *out, const lq_span *spans, uint32_t n_spans) {
     call a = {.r = r, .q = q, .out = out, .window = window};
     uint64_t work = 0;
@@ -161,5 +200,6 @@ void lq_attn(const lq_run *r, uint32_t window, const float *q, float *out, const
         return;
     }
     uint32_t parts = share(&a, spans);
+    if (split_one(&a)) return;
     lq_spread((size_t)((spans->n + a.tile - 1) / a.tile) * parts, work, attend_task, &a);
 }

@@ -83,10 +83,9 @@ static void encode_8(const lq_kv *kv, float fixed, const float *x, uint8_t *out)
     }
 }
 
-static void decode_8(const lq_kv *kv, float fixed, const uint8_t *in, float *x) {
+static void decode_8(const lq_kernels *k, const lq_kv *kv, float fixed, const uint8_t *in, float *x) {
     float step = kv->steps ? fixed : get_half(in);
-    if (!kv->steps) in += 2;
-    lq_kernels_best()->kv8(kv->kind == LQ_KV_INT8 ? LQ_I8 : LQ_E4M3, in, step, x, kv->dim);
+    k->kv8(kv->kind == LQ_KV_INT8 ? LQ_I8 : LQ_E4M3, kv->steps ? in : in + 2, step, x, kv->dim);
 }
 
 static uint32_t run_of(uint32_t dim, uint32_t c) { return dim - c < LQ_KV_GROUP ? dim - c : LQ_KV_GROUP; }
@@ -171,13 +170,17 @@ void lq_kv_put(lq_kv *kv, uint32_t layer, uint32_t pos, uint32_t n, const float 
 }
 
 void lq_kv_get(const lq_kv *kv, uint32_t layer, bool values, uint32_t pos, uint32_t n, uint32_t head, float *out) {
-    for (uint32_t t = 0; t < n; t++, out += kv->dim) {
-        const uint8_t *in = row_at(kv, layer, values, pos + t, head);
-        if (kv->kind == LQ_KV_F32) memcpy(out, in, kv->dim * sizeof *out);
-        else if (kv->kind == LQ_KV_INT4) decode_4(kv->dim, in, out);
-        else if (kv->kind != LQ_KV_F16) decode_8(kv, kv->steps ? fixed_step(kv, layer, values) : 0, in, out);
-        else lq_kernels_best()->decode(LQ_F16, in, out, kv->dim);
-    }
+    const lq_kernels *k = lq_kernels_best();
+    const uint8_t *in = row_at(kv, layer, values, pos, head); /* a head's rows follow each other */
+    size_t row = head_bytes(kv), floats = (size_t)n * kv->dim;
+    float fixed = kv->steps ? fixed_step(kv, layer, values) : 0;
+    if (kv->kind == LQ_KV_F32) memcpy(out, in, floats * sizeof *out);
+    else if (kv->kind == LQ_KV_F16) k->decode(LQ_F16, in, out, floats);
+    else
+        for (uint32_t t = 0; t < n; t++, in += row, out += kv->dim) {
+            if (kv->kind == LQ_KV_INT4) decode_4(kv->dim, in, out);
+            else decode_8(k, kv, fixed, in, out);
+        }
 }
 
 typedef struct turn { float *q; uint32_t heads, dim; } turn;

@@ -28,7 +28,7 @@ lq_status lq_rope_table(lq_ctx *ctx, const lq_rope *rope, uint32_t positions, fl
 static lq_status cpu_open(lq_ctx *ctx, lq_run *r, uint32_t positions) {
     LQ_TRY(lq_rope_table(ctx, &r->par->rope, positions, &r->turn[0].cos, &r->turn[0].sin));
     if (r->par->two_ropes) LQ_TRY(lq_rope_table(ctx, &r->par->local_rope, positions, &r->turn[1].cos, &r->turn[1].sin));
-    return lq_work_fit(ctx, &r->work, lq_attn_scratch(r->par, positions), 0);
+    return lq_work_fit(ctx, &r->work, lq_attn_scratch(r->par, positions), lq_attn_shared(r->par, positions));
 }
 
 static void cpu_close(lq_run *r) {

@@ -126,5 +126,6 @@ const lq_op *lq_run_experts(lq_run *r, const lq_layer *l, uint32_t layer, const 
 
 enum { LQ_ATTN_TILE = 64 };   /* queries of a task of one head */
 size_t lq_attn_scratch(const lq_params *p, uint32_t positions); /* floats per worker */
+size_t lq_attn_shared(const lq_params *p, uint32_t positions);  /* bytes of work.shared with which one long sequence's query is split; less: it is not */
 void lq_attn(const lq_run *r, uint32_t window, const float *q, float *out, const lq_span *spans, uint32_t n_spans);
 #endif

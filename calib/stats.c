@@ -98,24 +98,32 @@ static lq_status scan(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
     return st;
 }
 
+/* What is not finite stays on a Gram matrix's diagonal: without maxima to take there is nothing else to look for. */
+static bool gram_tells(const lq_stats *s) { return s->needs & LQ_NEED_GRAM && !(s->needs & LQ_NEED_ABSMAX); }
+
+static lq_status add_gram(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
+    bool odd = false;
+    if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
+    for (uint32_t c = 0; gram_tells(s) && c < s->cols && !odd; c++) odd = !isfinite(lq_gram_at(&s->gram, c, c));
+    return odd ? scan(ctx, s, x, n) : LQ_OK;
+}
+
 lq_status lq_stats_add(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
-    LQ_TRY(scan(ctx, s, x, n));
+    if (!gram_tells(s)) LQ_TRY(scan(ctx, s, x, n));
     if (s->needs & LQ_NEED_SAMPLES) add_samples(s, x, n);
     add_squares(s, x, n);
-    if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
     s->n += n;
-    return LQ_OK;
+    return add_gram(ctx, s, x, n);
 }
 
 lq_status lq_stats_add_weighted(lq_ctx *ctx, lq_stats *s, float *x, const float *w, uint32_t n) {
-    LQ_TRY(scan(ctx, s, x, n));
+    if (!gram_tells(s)) LQ_TRY(scan(ctx, s, x, n));
     if (s->needs & LQ_NEED_SAMPLES) add_samples(s, x, n);
     for (uint32_t t = 0; t < n; t++)
         for (uint32_t c = 0; c < s->cols; c++) x[(size_t)t * s->cols + c] *= w[t];
     add_squares(s, x, n);
-    if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
     s->n += n;
-    return LQ_OK;
+    return add_gram(ctx, s, x, n);
 }
 
 static double total(const double *v, uint32_t n) {

@@ -19,7 +19,7 @@ void lq_gemm_nn(const float *a, size_t lda, const float *b, size_t ldb, float *y
 /* Gram matrix sum of x x^T over tokens: lower triangle of fixed square tiles, products of a chunk of tokens in fp32, sums in
  * fp64: about 4 cols^2 bytes. The result does not depend on how tokens are split over calls as long as calls are multiples
  * of LQ_GRAM_CHUNK tokens or a sequence's end. */
-enum { LQ_GRAM_TILE = 128, LQ_GRAM_CHUNK = 512 };
+enum { LQ_GRAM_TILE = 128, LQ_GRAM_CHUNK = 1024 };
 typedef struct lq_gram { uint32_t k; uint64_t n; double *tiles; } lq_gram;
 lq_status lq_gram_init(lq_ctx *ctx, lq_gram *g, uint32_t k);
 void lq_gram_add(lq_gram *g, const float *x, size_t ldx, uint32_t n); /* x[n][k]; parallel inside */

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
 /* Gram matrix G = sum over tokens of x x^T, kept as the lower triangle of LQ_GRAM_TILE-square tiles in fp64.
- * A task owns a block of SIDE by SIDE tiles: for each chunk of LQ_GRAM_CHUNK tokens it forms their product in fp32 (one gemm, on the
- * diagonal one syrk) and adds it to the fp64 sums, so that each sum sees the chunks in order whatever the thread count. */
+ * The triangle is cut into strips of rows, an even number alike in height, and these into blocks of at most COLS columns. A task owns a block: for each
+ * chunk of LQ_GRAM_CHUNK tokens it forms the product in fp32 (one gemm; on the diagonal one syrk) and adds it to the fp64 sums, so that each sum sees
+ * the chunks in order whatever the thread count. Wide blocks are packed for gemm least often. */
 #include "kernels/linalg.h"
 
 #include "core/thread.h"
 #include "kernels/blas.h"
 
-enum { T = LQ_GRAM_TILE, SIDE = 2, BLOCK = SIDE * T };
+enum { T = LQ_GRAM_TILE, ROWS = 192, COLS = 768 };
 
 static uint32_t tile_rows(uint32_t k) { return (k + T - 1) / T; }
 static double *tile_at(const lq_gram *g, uint32_t ti, uint32_t tj) {
@@ -27,55 +28,60 @@ void lq_gram_free(lq_gram *g) {
     *g = (lq_gram){0};
 }
 
-typedef struct batch { lq_gram *g; const float *x; size_t ldx; uint32_t n; } batch;
-
-static void sum_tile(double *sum, const float *part, uint32_t rows, uint32_t cols, bool lower) {
-    for (uint32_t i = 0; i < rows; i++)
-        for (uint32_t j = 0; j < (lower ? i + 1 : cols); j++) sum[i * T + j] += (double)part[i * BLOCK + j];
-}
+typedef struct batch { lq_gram *g; const float *x; size_t ldx; uint32_t n, strips, rows; } batch; /* rows: of a strip, but for the last */
 
 static uint32_t most(uint32_t n, uint32_t limit) { return n < limit ? n : limit; }
 
-static void sum_block(const batch *b, uint32_t ti, uint32_t tj, const float *part) {
-    uint32_t k = b->g->k, rows = tile_rows(k);
-    for (uint32_t i = 0; i < SIDE && ti + i < rows; i++)
-        for (uint32_t j = 0; j < SIDE && tj + j <= ti + i; j++)
-            sum_tile(tile_at(b->g, ti + i, tj + j), part + (size_t)i * T * BLOCK + j * T, most(k - (ti + i) * T, T), most(k - (tj + j) * T, T), ti + i == tj + j);
+/* part[rows][cols] to rows r0 .., columns c0 .., as far as these lie on the diagonal or below. */
+static void sum_block(lq_gram *g, uint32_t r0, uint32_t rows, uint32_t c0, uint32_t cols, const float *part) {
+    for (uint32_t r = r0; r < r0 + rows; r++, part += cols)
+        for (uint32_t c = c0, end = most(c0 + cols, r + 1), stop; c < end; c = stop) {
+            double *to = tile_at(g, r / T, c / T) + (size_t)(r % T) * T + c % T;
+            const float *from = part + (c - c0);
+            stop = most(end, (c / T + 1) * T);
+            for (uint32_t i = 0; i < stop - c; i++) to[i] += (double)from[i];
+        }
 }
 
-/* Tiles from (ti, tj) on, as far as they lie in the triangle; of a tile on the diagonal its lower half. */
-static void add_block(const batch *b, uint32_t ti, uint32_t tj) {
-    float part[BLOCK * BLOCK];
-    blasint ld = (blasint)b->ldx, rows = (blasint)most(b->g->k - ti * T, BLOCK), cols = (blasint)most(b->g->k - tj * T, BLOCK);
+static void add_block(const batch *b, uint32_t r0, uint32_t rows, uint32_t c0, uint32_t cols, bool diagonal) {
+    float part[ROWS * COLS];
+    blasint ld = (blasint)b->ldx;
     for (uint32_t t0 = 0; t0 < b->n; t0 += LQ_GRAM_CHUNK) {
         const float *x = b->x + t0 * b->ldx;
         blasint n = (blasint)most(b->n - t0, LQ_GRAM_CHUNK);
-        if (ti == tj) cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, rows, n, 1, x + ti * T, ld, 0, part, BLOCK);
-        else cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, rows, cols, n, 1, x + ti * T, ld, x + tj * T, ld, 0, part, BLOCK);
-        sum_block(b, ti, tj, part);
+        if (cols) {
+            cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)rows, (blasint)cols, n, 1, x + r0, ld, x + c0, ld, 0, part, (blasint)cols);
+            sum_block(b->g, r0, rows, c0, cols, part);
+        }
+        if (!diagonal) continue;
+        cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, (blasint)rows, n, 1, x + r0, ld, 0, part, (blasint)rows);
+        sum_block(b->g, r0, rows, r0, rows, part);
     }
 }
 
-static uint32_t block_rows(uint32_t k) { return (k + BLOCK - 1) / BLOCK; }
+static uint32_t parts(uint32_t n, uint32_t limit) { return n ? (n + limit - 1) / limit : 1; }
+static uint32_t blocks_of(const batch *b, uint32_t strip) { return parts(strip * b->rows, COLS); }
 
-/* Blocks below the diagonal first, then those on it, which have half the work: shorter tasks fill the end. */
-static void add_task(void *arg, size_t i) {
+/* The longest strip, the shortest, the longest of the rest, ..: any run of them has about its share of the work. */
+static uint32_t strip_at(const batch *b, uint32_t i) { return i % 2 ? i / 2 : b->strips - 1 - i / 2; }
+
+static void add_task(void *arg, size_t task) {
     const batch *b = arg;
-    uint32_t all = block_rows(b->g->k), below = all * (all - 1) / 2, bi = 1;
-    if (i >= below) {
-        uint32_t at = (uint32_t)(i - below) * SIDE;
-        add_block(b, at, at);
-        return;
-    }
-    for (; i >= bi; bi++) i -= bi;
-    add_block(b, bi * SIDE, (uint32_t)i * SIDE);
+    uint32_t s = strip_at(b, 0);
+    for (uint32_t i = 0; task >= blocks_of(b, s); s = strip_at(b, ++i)) task -= blocks_of(b, s);
+    uint32_t r0 = s * b->rows, n = blocks_of(b, s), wide = (parts(r0, n) + 15) / 16 * 16, c0 = most((uint32_t)task * wide, r0);
+    add_block(b, r0, most(b->g->k - r0, b->rows), c0, most(wide, r0 - c0), task + 1 == n);
 }
 
 void lq_gram_add(lq_gram *g, const float *x, size_t ldx, uint32_t n) {
     if (!n) return;
     lq_blas_single();
-    size_t all = block_rows(g->k);
-    lq_parallel_for(all * (all + 1) / 2, add_task, &(batch){g, x, ldx, n});
+    batch b = {g, x, ldx, n, g->k > ROWS ? 2 * parts(g->k, 2 * ROWS) : 1, 0};
+    b.rows = (parts(g->k, b.strips) + 15) / 16 * 16;
+    b.strips = parts(g->k, b.rows);
+    size_t tasks = 0;
+    for (uint32_t s = 0; s < b.strips; s++) tasks += blocks_of(&b, s);
+    lq_parallel_for(tasks, add_task, &b);
     g->n += n;
 }
 

@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "calib/kv.h"
+#include "calib/run.h"
 #include "core/thread.h"
 #include "golden_forward.h"
 
@@ -209,8 +210,38 @@ static void scales_of_a_model_are_used_when_there_are_some(void **state) {
     close_golden(&f);
 }
 
+/* Tasks of keys instead of a task a head: no bit of a long sequence's next token changes. */
+static void a_long_sequence_is_split_without_changing_a_bit(void **state) {
+    (void)state;
+    enum { HELD = 1900, ALL = 6, KV = 2, DIM = 40 };
+    const lq_params par = {.n_heads = ALL, .n_kv_heads = KV, .head_dim = DIM};
+    float *k = random_rows(HELD, KV * DIM, 3), *v = random_rows(HELD, KV * DIM, 4), *q = random_rows(1, ALL * DIM, 5), want[ALL * DIM], got[ALL * DIM];
+    for (int kind = LQ_KV_F32; kind < LQ_KV_N; kind++) {
+        lq_run whole = {.par = &par, .k = lq_kernels_best()}, split = whole;
+        lq_kv kv;
+        assert_int_equal(lq_kv_init(NULL, &kv, (lq_kv_kind)kind, 1, HELD, KV, DIM, NULL), LQ_OK);
+        lq_kv_put(&kv, 0, 0, HELD, k, v);
+        whole.width[T_Q] = split.width[T_Q] = ALL * DIM;
+        assert_int_equal(lq_work_fit(NULL, &whole.work, lq_attn_scratch(&par, HELD), 0), LQ_OK);
+        assert_true(lq_attn_shared(&par, HELD) > 0);
+        assert_int_equal(lq_work_fit(NULL, &split.work, lq_attn_scratch(&par, HELD), lq_attn_shared(&par, HELD)), LQ_OK);
+        const lq_span span = {.n = 1, .pos = HELD - 1, .kv = &kv};
+        for (uint32_t window = 0; window < 1800; window += 1700) {
+            lq_attn(&whole, window, q, want, &span, 1);
+            memset(got, 0xff, sizeof got);
+            lq_attn(&split, window, q, got, &span, 1);
+            assert_memory_equal(got, want, sizeof got);
+        }
+        lq_work_free(&whole.work);
+        lq_work_free(&split.work);
+        lq_kv_free(&kv);
+    }
+    lq_free(k), lq_free(v), lq_free(q);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_long_sequence_is_split_without_changing_a_bit),
         cmocka_unit_test(rows_come_back_within_half_a_step),
         cmocka_unit_test(memory_falls_with_the_type),
         cmocka_unit_test(turning_queries_and_keys_leaves_their_products),

@@ -194,13 +194,14 @@ LQ_INLINE void one_span(const lq_packed *p, const whole *a, const lq_packed_i *x
     const ups u = ups_at(p, lq_packed_ups(p, tile, g));
     __m256i sum[8], more[8], zero[8];
     span_products(p, a, codes, c0, params, g * p->seg, v, sum, f0, f1, table, form, n);
+    for (int i = 0; i < 2 * n; i++) more[i] = zero[i] = _mm256_setzero_si256();
     if (a->least) ones_times(p, p->scale, params, ones, more, n);
     if (has_zero) ones_times(p, p->zero, params + LQ_TILE, ones, zero, n);
     for (int t1 = 0; t1 < n; t1++) {
         const __m256d step = _mm256_set1_pd((double)x->step[(size_t)(t + (uint32_t)t1) * p->segs + g]);
         double *to = acc + (t + (uint32_t)t1) * apart;
         for (int h = 0; h < 2; h++) {
-            __m256i s = sum[2 * t1 + h], z = has_zero ? zero[2 * t1 + h] : _mm256_setzero_si256();
+            __m256i s = sum[2 * t1 + h], z = zero[2 * t1 + h];
             if (a->least) s = _mm256_add_epi32(s, _mm256_mullo_epi32(more[2 * t1 + h], _mm256_set1_epi32(a->least)));
             add_span(to + 8 * h, _mm256_castsi256_si128(s), _mm256_castsi256_si128(z), u.d[2 * h], u.m[2 * h], has_zero, step);
             add_span(to + 8 * h + 4, _mm256_extracti128_si256(s, 1), _mm256_extracti128_si256(z, 1), u.d[2 * h + 1], u.m[2 * h + 1], has_zero, step);

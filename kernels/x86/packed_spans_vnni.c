@@ -102,15 +102,16 @@ LQ_INLINE void spans_of_tile(const job *j, int f0, int f1, bool table, bool fold
     }
     for (uint32_t b = 0; b < p->spans; b++) {
         const uint8_t *params = lq_packed_params(p, j->tile, b * p->span), *ups = lq_packed_ups(p, j->tile, b * p->span);
-        ones ones;
+        ones x_sums;
         __m512i sum[MOST], less[MOST], zero[MOST];
+        for (int t = 0; t < n; t++) less[t] = zero[t] = _mm512_setzero_si512();
         products(j, b, x, sum, f0, f1, table, fold, n);
-        if (min || j->a.less) see_ones(j, b, at, &ones, n);
+        if (min || j->a.less) see_ones(j, b, at, &x_sums, n);
         if (j->a.less) {
-            ones_times(p, p->scale, params, &ones, less, n);
+            ones_times(p, p->scale, params, &x_sums, less, n);
             for (int t = 0; t < n; t++) sum[t] = _mm512_sub_epi32(sum[t], _mm512_mullo_epi32(less[t], _mm512_set1_epi32(j->a.less)));
         }
-        if (min) ones_times(p, p->zero, params + LQ_TILE, &ones, zero, n);
+        if (min) ones_times(p, p->zero, params + LQ_TILE, &x_sums, zero, n);
         wide d = wide_f32(lq_params512(LQ_F16, ups, 1, 0)), m = min ? wide_f32(lq_params512(LQ_F16, ups + 2 * LQ_TILE, 1, 0)) : d;
         for (int t = 0; t < n; t++) {
             wide v = mul(d, wide_i32(sum[t]));
