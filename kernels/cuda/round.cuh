@@ -182,6 +182,7 @@ static __device__ __forceinline__ const float *row_of(const job &j, float *part)
 }
 
 __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ job j) {
+    lq_begin();
     float *part = (float *)(void *)lq_shared();
     worth *w = (worth *)(void *)(part + WARPS);
     const float *x = row_of(j, part);
@@ -195,6 +196,7 @@ __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ job j) {
 
 /* The same, but values instead of codes: a block per token. */
 __global__ void __launch_bounds__(THREADS) act_run(const __grid_constant__ job j, float *y) {
+    lq_begin();
     float *part = (float *)(void *)lq_shared();
     worth *w = (worth *)(void *)(part + WARPS);
     const float *x = row_of(j, part);
