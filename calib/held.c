@@ -344,6 +344,12 @@ lq_status lq_model_hold(lq_ctx *ctx, lq_model *m, const lq_device *d) {
     return LQ_OK;
 }
 
+bool lq_held_ahead(lq_held *h, bool on) {
+    const bool can = h->d->ahead && h->d->ahead(on);
+    h->ahead = on && can;
+    return can;
+}
+
 void lq_held_free(lq_held **held) {
     lq_held *h = *held;
     if (!h) return;

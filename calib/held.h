@@ -38,6 +38,7 @@ typedef struct lq_held {
     lq_run *head;            /* for lq_logits; NULL until then */
     bool picks;              /* every block's experts are stacked: rows may pick theirs on the device */
     bool apart;              /* operations are not joined: for tests and to measure what joining gives */
+    bool ahead;              /* kernels begin early: lq_held_ahead */
 } lq_held;
 
 /* Every tensor of the model to a device, block by block: no more than one block is in the host's memory; nothing loaded is left there. Matrices of codes lie
@@ -45,6 +46,8 @@ typedef struct lq_held {
  * then set: lq_state_new and lq_logits run there. LQ_ERR_UNSUPPORTED: no such device here, rounded activations that it cannot round. */
 lq_status lq_model_hold(lq_ctx *ctx, lq_model *m, const lq_device *d);
 void lq_held_free(lq_held **h); /* part of lq_model_free */
+/* lq_device.ahead, for passes that are recorded too. It is the device's: every model's on it. False: it cannot. */
+bool lq_held_ahead(lq_held *h, bool on);
 /* Device memory that h owns: n bytes, of `from` unless NULL. */
 lq_status lq_held_take(lq_ctx *ctx, lq_held *h, const void *from, size_t n, void **out);
 

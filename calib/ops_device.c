@@ -192,9 +192,10 @@ static bool dev_picks(const lq_run *r, uint32_t n) {
 
 /* The first pass of its kind runs as it is, so that whatever is sized or chosen once is; the second is recorded. */
 static bool dev_again(lq_run *r, uint64_t key) {
-    enum { CLOCKED = 1 << 20 };
+    enum { CLOCKED = 1 << 20, AHEAD = 1 << 21 };
     lq_device_run *a = r->dev;
     if (key && r->clock) key |= CLOCKED; /* it has marks */
+    if (key && a->h->ahead) key |= AHEAD;
     if (!a->pass || a->key != key) a->n_marks = 0;
     if (!key || !a->d->record || (r->par->n_experts && !dev_picks(r, (uint32_t)(key & 0xffff)))) return false; /* what the host chooses is no part of a record */
     if (a->pass && a->key == key) {

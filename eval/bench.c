@@ -79,7 +79,7 @@ static lq_status prompt(lq_ctx *ctx, bench *b, uint32_t n, int32_t *next) {
 static lq_status bench_prompt(lq_ctx *ctx, bench *b, uint32_t n) {
     lq_bench_row *r = &b->out->row[b->out->n++];
     int32_t next;
-    *r = (lq_bench_row){.ctx = n, .batch = 1};
+    *r = (lq_bench_row){.ahead = b->m->held && b->m->held->ahead, .ctx = n, .batch = 1};
     LQ_TRY(prompt(ctx, b, n < 16 ? n : 16, &next)); /* scratch is sized, threads are awake */
     clock_from(b);
     double before = joules(b);
@@ -129,7 +129,7 @@ static lq_status device_shares(lq_ctx *ctx, bench *b, uint32_t n, int32_t *next,
 static lq_status bench_decode(lq_ctx *ctx, bench *b, uint32_t at, uint32_t n) {
     lq_bench_row *r = &b->out->row[b->out->n++];
     int32_t next[LQ_BATCH];
-    *r = (lq_bench_row){.decode = true, .ctx = at, .batch = n};
+    *r = (lq_bench_row){.decode = true, .ahead = b->m->held && b->m->held->ahead, .ctx = at, .batch = n};
     for (uint32_t i = 0; i < n; i++) {
         next[i] = b->ids[i % at];
         if (i) LQ_TRY(lq_state_copy(ctx, b->state[i], b->state[0]));
@@ -179,7 +179,11 @@ static void leave(bench *b) {
     b->seconds = NULL;
 }
 
+/* Can kernels begin early (or not)? Then they do from here on. */
+static bool begins(bench *b, bool ahead) { return b->m->held ? lq_held_ahead(b->m->held, ahead) || !ahead : !ahead; }
+
 static lq_status bench_context(lq_ctx *ctx, bench *b, uint32_t want) {
+    const bool before = b->m->held && b->m->held->ahead;
     uint32_t behind = b->o->steps + WARM + (b->m->held ? WARM + CLOCKED : 0), n = want;
     lq_status st = LQ_OK;
     if ((uint64_t)n + behind > b->m->par.max_ctx) {
@@ -190,8 +194,11 @@ static lq_status bench_context(lq_ctx *ctx, bench *b, uint32_t want) {
     LQ_GO(room_for(ctx, b, n));
     if (!b->m->held) lq_state_clock(b->state[0], b->clock); /* a device is not done when an operation returns */
     LQ_GO(bench_prompt(ctx, b, n));
-    for (uint32_t i = 0; i < b->o->n_batch; i++) LQ_GO(bench_decode(ctx, b, n, b->o->batch[i]));
+    for (uint32_t i = 0; i < b->o->n_batch; i++)
+        for (int ahead = 0; ahead < 2; ahead++)
+            if (begins(b, ahead)) LQ_GO(bench_decode(ctx, b, n, b->o->batch[i]));
 done:
+    begins(b, before);
     leave(b);
     return st;
 }

@@ -18,6 +18,7 @@ typedef struct lq_bench_opts {
 
 typedef struct lq_bench_row {
     bool decode;               /* else a prompt: what the first token waits for */
+    bool ahead;                /* on a device: kernels began early */
     uint32_t ctx, batch, reps;
     double least, median, most; /* seconds of a repetition: a whole prompt with its logits, one step of all sequences; most: 99 of a hundred take no longer */
     uint64_t bytes;            /* decode: of weights, keys and values read in a step; prompt: 0 */
@@ -28,7 +29,7 @@ typedef struct lq_bench_row {
 } lq_bench_row;
 
 typedef struct lq_bench {
-    lq_bench_row row[LQ_BENCH_MOST * (LQ_BENCH_MOST + 1)];
+    lq_bench_row row[LQ_BENCH_MOST * (2 * LQ_BENCH_MOST + 1)];
     uint32_t n;
     uint64_t weights;          /* bytes of weights a step reads */
     double loop[2];            /* bytes per second, best of all tries: every line touched; libc's memchr. On a device: read; copied, both ways counted */
@@ -36,7 +37,7 @@ typedef struct lq_bench {
     double load[3];            /* load average at the end; negative: unknown */
 } lq_bench;
 
-/* Room for the model's context is clipped to what it has, with a log line. m's tensors must be loaded. */
+/* A device whose kernels may begin early decodes both ways, first without. Room for the model's context is clipped to what it has, with a log line. m's tensors must be loaded. */
 lq_status lq_bench_run(lq_ctx *ctx, const lq_model *m, const lq_bench_opts *o, lq_bench *out);
 static inline double lq_bench_rate(const lq_bench_row *r, double seconds) { return (r->decode ? r->batch : r->ctx) / seconds; } /* tokens/s */
 #endif

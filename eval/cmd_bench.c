@@ -35,7 +35,8 @@ static void help(const lq_optset *sets) {
     printf("lquant bench MODEL [flags]\n\n"
            "Time to the first token, tokens per second of prompts and of decoding, and how much of the bandwidth memory\n"
            "gives in the same run the weights, keys and values take. least: the fastest repetition. ms: of a decoding step,\n"
-           "half of them and 99 of a hundred take no longer. On a device the time by class is that of its own clock.\n\n");
+           "half of them and 99 of a hundred take no longer. On a device the time by class is that of its own clock; one whose\n"
+           "kernels may begin early decodes both ways (ahead).\n\n");
     lq_opts_help(stdout, sets);
     printf("\nexamples:\n"
            "  lquant bench SmolLM2-4bit\n"
@@ -77,6 +78,7 @@ static void show_row(const lq_bench_row *r) {
     else printf("prompt %6u  first %5.2fs %8.2f %9.2f  %8s %8s  %9s  %7s  %8s", r->ctx, r->least, lq_bench_rate(r, r->least), lq_bench_rate(r, r->median), "-", "-", "-", "-", joules);
     if (all <= 0) printf("  -");
     if (r->kernels) printf(", %u kernels a step", r->kernels);
+    if (r->ahead) printf(", ahead");
     if (all > 0) show_share(" linear", r->clock[LQ_CLOCK_LINEAR], all);
     if (all > 0) show_share("attention", r->clock[LQ_CLOCK_ATTENTION], all);
     if (all > 0) show_share("other", r->clock[LQ_CLOCK_OTHER], all);
@@ -102,6 +104,7 @@ static json_t *row_json(const lq_bench_row *r) {
                           "tokens_per_second_best", lq_bench_rate(r, r->least), "tokens_per_second_median", lq_bench_rate(r, r->median), "joules_per_token",
                           r->joules < 0 ? json_null() : json_real(r->joules), "seconds_by_class", "linear", r->clock[LQ_CLOCK_LINEAR], "attention", r->clock[LQ_CLOCK_ATTENTION],
                           "other", r->clock[LQ_CLOCK_OTHER], "head", r->head);
+    if (v && r->ahead) json_object_set_new(v, "ahead", json_true());
     if (v && r->decode) {
         json_object_set_new(v, "bytes_per_token", json_real((double)r->bytes / r->batch));
         if (r->kernels) json_object_set_new(v, "kernels_per_step", json_integer(r->kernels));

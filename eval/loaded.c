@@ -26,27 +26,38 @@ static lq_load best_load(const lq_kernels *k) {
     return own ? LQ_LOAD_PACKED : LQ_LOAD_STORED;
 }
 
-static lq_status find_device(lq_ctx *ctx, const char *name, const lq_device **out) {
+#define AHEAD "+ahead" /* behind a name: kernels begin early */
+
+static lq_status find_device(lq_ctx *ctx, const char *name, const lq_device **out, bool *ahead) {
     const lq_device *all[] = {lq_device_cuda(), lq_device_emu()};
     *out = NULL;
+    *ahead = false;
     if (!name || !strcmp(name, "cpu")) return LQ_OK;
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        if (!strcmp(all[i]->name, name)) *out = all[i];
-    return *out ? LQ_OK : lq_fail(ctx, LQ_ERR_USAGE, "--device %s: expected cpu, cuda or emu", name);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        const size_t n = strlen(all[i]->name);
+        if (strncmp(all[i]->name, name, n) || (name[n] && strcmp(name + n, AHEAD))) continue;
+        *out = all[i];
+        *ahead = name[n];
+    }
+    return *out ? LQ_OK : lq_fail(ctx, LQ_ERR_USAGE, "--device %s: expected cpu, cuda or emu, the latter two perhaps with " AHEAD " behind", name);
 }
 
 lq_status lq_loaded_device(lq_ctx *ctx, const char *name) {
     const lq_device *d;
-    LQ_TRY(find_device(ctx, name, &d));
-    return !d || d->available() ? LQ_OK : lq_fail(ctx, LQ_ERR_UNSUPPORTED, "device %s: %s", d->name, d->describe());
+    bool ahead;
+    LQ_TRY(find_device(ctx, name, &d, &ahead));
+    if (d && !d->available()) return lq_fail(ctx, LQ_ERR_UNSUPPORTED, "device %s: %s", d->name, d->describe());
+    return !ahead || d->ahead(false) ? LQ_OK : lq_fail(ctx, LQ_ERR_UNSUPPORTED, "--device %s: kernels begin early from compute capability 9.0 on; this is %s", name, d->describe());
 }
 
 lq_status lq_loaded_read(lq_ctx *ctx, lq_loaded *l, const char *device) {
     const lq_device *d;
+    bool ahead;
     double start = lq_now();
-    LQ_TRY(find_device(ctx, device, &d));
+    LQ_TRY(find_device(ctx, device, &d, &ahead));
     if (d) LQ_TRY(lq_model_hold(ctx, l->m, d));
-    else LQ_TRY(lq_model_load_all(ctx, l->m, best_load(l->m->k)));
+    if (ahead) lq_held_ahead(l->m->held, true);
+    if (!d) LQ_TRY(lq_model_load_all(ctx, l->m, best_load(l->m->k)));
     l->seconds += lq_now() - start;
     return LQ_OK;
 }

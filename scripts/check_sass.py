@@ -5,7 +5,8 @@
 
     scripts/check_sass.py [--build DIR] [--archs 75,80,...] [--table] [CUBIN ...]
 
-  every kernel        no spills, no stack, no local loads or stores; registers within those its launch bounds leave
+  every kernel        no spills, no stack, no local loads or stores; registers within those its launch bounds leave; 9.0 and later: it lets the next one begin and
+                      waits for the one in front before it ends, stores or loads (kernels of weights: those loads may come before)
   kernels of weights  (scripts/sass_budgets.json) the shortest way round the main loop that loads weights all the way: instructions per weight within the budget, weights
                       loaded by 128 bits at a time, as many products (mma) on the way as the weights need
   other hot kernels   instructions of the loop with the most products (mma; fused multiply-adds of kernels that have none) per product of it, registers, and
@@ -37,14 +38,17 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ARCHS = ["75", "80", "86", "89", "90", "100", "120"]
 LDG = (0x381, 0x981)  # 7.5; later ones have a descriptor
 LDL, STL, EXIT = 0x983, 0x387, 0x94d
+STG = (0x386, 0x986)
+ACQBULK, PREEXIT = 0x82e, 0x82d  # griddepcontrol.wait, .launch_dependents
 BRA, BRA_UNIFORM = 0x947, 0x547
 HMMA, IMMA = 0x23c, 0x237
 TRUE = 7
 OF_WEIGHTS = ("gemv::run", "idot::run")
 HOT = ("gemv::run16", "gemm::run", "idot_many::run", "attn::run", "attn::mma_run", "dense::few_run", "dense::pick_run", "dense::many_run")
+EARLY = ("gemv::run", "gemv::run16", "idot::run", "gemm::run", "idot_many::run")  # load weights and their parameters before they wait
 FFMA = (0x223, 0x423, 0x823, 0xc23)
 ISSUE = 6.9  # instructions of a thread per byte that an H200 reads: 132 x 4 x 32 x 1.755 GHz over 4.3 TB/s
-PTX = {"75": "75"}  # the others share one PTX: what nvcc's first half makes is the same for them
+PTX = {"75": "75", "80": "80", "86": "80", "89": "80"}  # later ones share that of 9.0: what nvcc's first half makes is the same for them
 
 
 class Bad(Exception):
@@ -164,11 +168,25 @@ def weights_per_product(word, arch):
     return 4 if arch < 80 else 8 if op(word) == HMMA else 16
 
 
+def too_early(base, ops):
+    """What a kernel of 9.0 and later does, in the order of its code, before it waits for the one in front of it: a sentence, or None."""
+    if PREEXIT not in ops:
+        return "never lets the next kernel begin"
+    if ACQBULK not in ops:
+        return "never waits for the kernel in front"
+    waits = [i for i, o in enumerate(ops) if o == ACQBULK]
+    before = ops[:waits[-1] if base in EARLY else waits[0]]  # the earlier ones of kernels of weights are for what is picked
+    what = [n for n, of in (("ends", (EXIT,)), ("stores", STG), ("loads", LDG)) if any(o in of for o in before) and not (n == "loads" and base in EARLY)]
+    return " and ".join(what) + " before it has waited for the kernel in front" if what else None
+
+
 def measure(name, code, arch):
     """Of one kernel: what the budgets are about."""
     ops = list(map(op, code))
     got = {"kernel": key_of(name), "instructions": len(code), "local": ops.count(LDL) + ops.count(STL), "wide": sum(map(wide_load, code)), "products": sum(map(mma, code))}
     base, args = template(name)
+    if arch >= 90:
+        got["early"] = too_early(base, ops)
     product = mma if got["products"] else lambda w: op(w) in FFMA
     busy = busiest_loop(code, arch, product) if base in HOT else None
     if busy and (macs := sum(map(product, code[busy[0]:busy[1] + 1]))):
@@ -243,11 +261,11 @@ def compile_all(nvcc, build, archs):
     place = os.path.join(build, "sass", digest(version))
     os.makedirs(place, exist_ok=True)
     stems = [(os.path.join(place, os.path.basename(f)[:-3]), f) for f in sources() if f.endswith(".cu")]
-    virtual = sorted({PTX.get(a, "80") for a in archs})
+    virtual = sorted({PTX.get(a, "90") for a in archs})
     made = [(arch, stem) for arch in archs for stem, _ in stems]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda j: keep(f"{j[1][0]}.{j[0]}.ptx", [nvcc, "-std=c++17", "-O3", "-I", ROOT, f"-arch=compute_{j[0]}", "-ptx", j[1][1]]), [(v, s) for v in virtual for s in stems]))
-        list(pool.map(lambda j: keep(f"{j[1]}.{j[0]}.cubin", [nvcc, "-cubin", "-Xptxas", "-v", f"-arch=sm_{j[0]}", f"{j[1]}.{PTX.get(j[0], '80')}.ptx"], f"{j[1]}.{j[0]}.log"), made))
+        list(pool.map(lambda j: keep(f"{j[1]}.{j[0]}.cubin", [nvcc, "-cubin", "-Xptxas", "-v", f"-arch=sm_{j[0]}", f"{j[1]}.{PTX.get(j[0], '90')}.ptx"], f"{j[1]}.{j[0]}.log"), made))
     return [(arch, [f"{s}.{arch}.cubin" for s, _ in stems], "".join(open(f"{s}.{arch}.log").read() for s, _ in stems)) for arch in archs]
 
 
@@ -262,6 +280,8 @@ def judge(table, arch, got, registers, used):
         wrong.append(f"{registers} registers, at most {most}")
     if used and (used[1] or used[2]):
         wrong.append(f"{used[1]} bytes of stack, {used[2]} bytes spilled")
+    if got.get("early"):
+        wrong.append(got["early"])
     if got["local"]:
         wrong.append(f"{got['local']} loads and stores of local memory")
     if budget is None and key.split("<")[0] in OF_WEIGHTS + HOT:

@@ -32,11 +32,13 @@ mkdir -p "$log"
 ninja -C "$build" tests/checkkern lquant > "$log/build.txt" || { tail -20 "$log/build.txt"; exit 1; }
 checkkern=$build/tests/checkkern
 
+how=
+# shellcheck disable=SC2086
 # checks PART_OF_A_NAME FILE [COMMAND...]: the sentences of failed ones, and how many passed; none run is a failure too
 checks() {
     part=$1 file=$log/$2
     shift 2
-    "$@" "$checkkern" --seed "$seed" --only "$part" > "$file" 2>&1 || { grep -E 'ERROR|=====|FAILED' "$file" | head -20; exit 1; }
+    "$@" "$checkkern" --seed "$seed" $how --only "$part" > "$file" 2>&1 || { grep -E 'ERROR|=====|FAILED' "$file" | head -20; exit 1; }
     grep -qE '_(cuda)|_emu' "$file" || { echo "gpu_check: no check of a device ran"; exit 1; }
     grep -E 'PASSED|ERROR SUMMARY|RACECHECK SUMMARY' "$file" | tail -2
 }
@@ -44,6 +46,24 @@ checks() {
 seed=$(date +%s)
 step "every kernel against the reference, seed $seed"
 checks "_$device" checks.txt
+
+early=no
+[ "$device" = emu ] || [ "$arch" -lt 90 ] || early=yes
+if [ "$device" = emu ] || [ "$early" = yes ]; then
+    step "kernels that begin early: the same checks, and the same nats token by token"
+    how=--ahead
+    for part in device_product device_gemv_i4sym_g128 device_gemm_i4sym_g128 device_idot_i4sym_g128 device_iproduct_i4sym_g128 device_round device_replay device_attn device_turn device_sparse device_route device_dense; do
+        checks "$part" "ahead-$part.txt"
+    done
+    how=
+    for on in "" +ahead; do
+        "$build/lquant" eval models/tiny --device "$device$on" -f texts/heldout.txt --ctx 64 --chunks "$([ "$device" = cuda ] && echo 8 || echo 1)" --decode --json -q > "$log/eval$on.json"
+        grep -E '"(nll|chunk_nll)"' -A 1 "$log/eval$on.json" | tee "$log/nats$on.txt"
+    done
+    cmp "$log/nats.txt" "$log/nats+ahead.txt" || { echo "gpu_check: kernels that begin early give other nats"; exit 1; }
+else
+    step "kernels cannot begin early before compute capability 9.0"
+fi
 
 if [ "$device" = cuda ] && command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck; do

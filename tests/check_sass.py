@@ -20,6 +20,8 @@ HMMA = 0x000000242020723C | 0x000FE400000018FF << 64
 FADD = 0x0000000105057221 | 0x000FE20000010000 << 64
 LDL = 0x0000000001007983 | 0x000EA80000100800 << 64
 EXIT = 0x000000000000794D | 0x000FEA0003800000 << 64
+STG = 0x0000000502007986 | 0x0001E2000C101904 << 64
+WAIT, NEXT = 0x000000000000782E | 0x000FE20000000000 << 64, 0x000000000000782D | 0x000FE20000000000 << 64
 NAME = "_ZN4gemv3runILi4ELi0ELi0ELb1EEEv16lq_device_matrixPKfjN4tile6layoutEPf"
 
 
@@ -43,7 +45,7 @@ def cubin(code):
 
 def loop(arch):
     """A step that may be left out (two instructions), four products of one load of 32 weights, a way out."""
-    return [FADD, bra(2, arch), FADD, FADD, HMMA, HMMA, LDG128, HMMA, HMMA, bra(2, arch, 1), FADD, bra(-12, arch), EXIT]
+    return [NEXT, WAIT, FADD, bra(2, arch), FADD, FADD, HMMA, HMMA, LDG128, HMMA, HMMA, bra(2, arch, 1), FADD, bra(-12, arch), EXIT]
 
 
 class Reader(unittest.TestCase):
@@ -72,6 +74,14 @@ class Reader(unittest.TestCase):
         self.assertEqual((got["wide"], got["local"]), (1, 1))
         self.assertNotIn("per_weight", got)
 
+    def test_kernels_wait_before_they_touch_what_others_write(self):
+        for code, said in (([NEXT, WAIT, LDG32, STG, EXIT], None), ([NEXT, LDG128, WAIT, STG, EXIT], None), ([NEXT, EXIT, WAIT, STG, EXIT], "ends before"), ([NEXT, WAIT, STG, WAIT, EXIT], "stores before"),
+                           ([NEXT, STG, EXIT], "never waits"), ([WAIT, STG, EXIT], "never lets")):
+            got = self.read(code, 90)[0]["early"]
+            self.assertTrue(got is None if said is None else got and got.startswith(said), (code, got))
+        self.assertTrue(sass.too_early("block::each_run", [0x82d, 0x981, 0x82e]).startswith("loads before"))
+        self.assertNotIn("early", self.read([STG, EXIT], 89)[0])
+
     def test_what_exceeds_is_said(self):
         table = {"registers": {"others": 80}, "per_weight": {"gemv::run<4,0,0,1>": {"registers": 61, "all": 0.3}}}
         got, registers = self.read(loop(90) + [LDL], 90)
@@ -92,7 +102,7 @@ class Reader(unittest.TestCase):
         self.assertEqual(sass.busiest_loop(code, 90, sass.mma), (0, 3))
 
     def test_products_that_are_missing_are_said(self):
-        code = [HMMA, LDG128, bra(-3, 90), EXIT]
+        code = [NEXT, WAIT, HMMA, LDG128, bra(-3, 90), EXIT]
         table = {"registers": {"others": 80}, "per_weight": {"gemv::run<4,0,0,1>": {"all": 9}}}
         self.assertIn("multiplies 8 of 32", sass.judge(table, "90", self.read(code, 90)[0], 62, None)[0])
 

@@ -493,6 +493,8 @@ static ck_probe probes[MOST];
 static size_t n_tests;
 static const char *only = "";
 const char *ck_only(void) { return only; }
+static bool ahead;
+bool ck_ahead(void) { return ahead; }
 
 void ck_add(ck_check fn, const char *op, const ck_variant *v, const ck_scheme *s, lq_dtype t) {
     ck_probe *p = &probes[n_tests];
@@ -540,6 +542,7 @@ int main(int argc, char **argv) {
             return 0;
         }
         if (!strcmp(argv[i], "--seed") && i + 1 < argc) seed = strtoull(argv[++i], NULL, 0);
+        if (!strcmp(argv[i], "--ahead")) ahead = true;
         if (!strcmp(argv[i], "--only") && i + 1 < argc) only = argv[++i];
     }
     size_t n = ck_variants(variants);

@@ -33,6 +33,7 @@ void ck_device_add(const ck_variant *c); /* checkkern_device.c */
 void ck_device_sparse_add(const ck_variant *v, lq_dtype t); /* checkkern_device_sparse.c */
 void ck_device_ops_add(const ck_variant *v, lq_dtype t); /* checkkern_device_ops.c; t says which device: F16 cuda, F32 emu */
 const char *ck_only(void);               /* the part of a name that --only asks for; "": all */
+bool ck_ahead(void);                              /* --ahead: a GPU's kernels begin early; the emulation's always do */
 lq_rng ck_start(const char *name);       /* the seed of the run and the name of the check */
 void *ck_guarded(size_t n);              /* an output between guard bytes, filled with rubbish; ck_release fails when one was written */
 void ck_release(void *v, size_t n);

@@ -38,9 +38,12 @@ static int by_value(const void *x, const void *y) {
     return (a > c) - (a < c);
 }
 
+bool db_can(const db *b, db_mode mode) { return mode != DB_AHEAD || b->d->ahead(false); }
+
 bool db_time(db *b, db_launch launch, void *of, uint32_t launches, int replays, double took[3]) {
     double each[DB_REPLAYS];
     void *pass = NULL;
+    b->d->ahead(b->mode == DB_AHEAD);
     const char *why = launch(b, of, 0); /* rooms for sums are made outside of records */
     if (!why) why = b->d->wait();
     bool recorded = !why && b->d->record && !(why = b->d->record());
@@ -56,6 +59,7 @@ bool db_time(db *b, db_launch launch, void *of, uint32_t launches, int replays, 
         if (r >= 0) each[r] = (lq_now() - t) / launches;
     }
     if (recorded && pass) b->d->forget(pass);
+    b->d->ahead(false);
     if (failed(b, why)) return false;
     qsort(each, (size_t)replays, sizeof *each, by_value);
     took[0] = each[replays / 10], took[1] = each[replays / 2], took[2] = each[replays - 1 - replays / 10];
@@ -148,7 +152,7 @@ typedef struct weights {
 
 static const char *gemv(db *b, void *of, uint32_t i) {
     weights *w = of;
-    const bool chain = b->mode == DB_CHAIN;
+    const bool chain = b->mode != DB_THROUGHPUT;
     return b->d->gemv(&w->m[i % b->copies], w->x[chain ? i % 2 : 0], b->tokens, chain ? w->x[1 - i % 2] : w->y);
 }
 
@@ -156,7 +160,7 @@ static const char *gemv(db *b, void *of, uint32_t i) {
 static const char *idot(db *b, void *of, uint32_t i) {
     weights *w = of;
     const lq_device_matrix *m = &w->m[i % b->copies];
-    const bool chain = b->mode == DB_CHAIN;
+    const bool chain = b->mode != DB_THROUGHPUT;
     const lq_device_round o = {.act = {.kind = LQ_ACT_DYNAMIC, .dtype = LQ_I8}};
     const char *why = chain ? b->d->ops->round(m, &o, w->x[i % 2], b->tokens, w->code, w->step, w->sum) : NULL;
     return why ? why : b->d->idot(m, w->code, w->step, w->sum, b->tokens, chain ? w->x[1 - i % 2] : w->y);
@@ -266,7 +270,7 @@ static bool one_matrix(db *b, const kind *k, uint32_t rows, uint32_t cols) {
     if (!ok) printf("checkkern: no memory for %s %s, or no such type\n", k->type, shape);
     w.outlier = k->outlier;
     for (size_t i = 0; ok && i < sizeof tokens / sizeof *tokens; i++)
-        for (int mode = k->chains ? DB_THROUGHPUT : DB_CHAIN; ok && mode < DB_MODES; mode++) { /* several kernels that leave each other something: only in order */
+        for (int mode = k->chains ? DB_THROUGHPUT : DB_CHAIN; ok && mode < DB_MODES && db_can(b, (db_mode)mode); mode++) { /* several kernels that leave each other something: only in order */
             b->tokens = tokens[i], b->mode = (db_mode)mode;
             ok = db_measure(b, k->what, shape, w.bytes, k->launch, &w);
         }
@@ -288,7 +292,7 @@ static bool products(db *b, uint32_t rows, uint32_t cols) {
 /* ---- the table ---- */
 
 static void show(const db *b, const db_row *r) {
-    static const char *const modes[] = {"throughput", "chain"};
+    static const char *const modes[] = {"throughput", "chain", "chain, ahead"};
     if (r->why) {
         printf("| %s | %s | - | - | not measured: %s | - | - | - | - |\n", r->what, r->shape, r->why);
         return;

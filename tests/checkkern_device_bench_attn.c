@@ -74,7 +74,6 @@ bool db_attention(db *b) {
     char shape[32];
     bool ok = true;
     snprintf(shape, sizeof shape, "context %u", room);
-    b->mode = DB_CHAIN; /* spans share scratch */
     for (size_t i = 0; ok && i < sizeof tokens / sizeof *tokens; i++)
         for (size_t t = 0; ok && t < sizeof types / sizeof *types; t++) {
             const double each = DIM * lq_dtypes[types[t].type].bytes + (types[t].type == LQ_F16 ? 0 : 4), bytes = 2.0 * tokens[i] * room * KV_HEADS * each;
@@ -82,7 +81,10 @@ bool db_attention(db *b) {
             b->tokens = tokens[i];
             ok = make(b, types[t].type, room, bytes, &c);
             if (!ok) printf("checkkern: no memory for %s of %u sequences\n", types[t].what, tokens[i]);
-            ok = ok && db_measure(b, types[t].what, shape, bytes, attend, &c);
+            for (int mode = DB_CHAIN; ok && mode < DB_MODES && db_can(b, (db_mode)mode); mode++) { /* spans share scratch */
+                b->mode = (db_mode)mode;
+                ok = db_measure(b, types[t].what, shape, bytes, attend, &c);
+            }
             drop(b, &c);
         }
     return ok;

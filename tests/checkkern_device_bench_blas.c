@@ -180,7 +180,7 @@ static bool one(db *b, blas *l, const contender *c, uint32_t rows, uint32_t cols
         b->tokens = c->lt ? DB_TOKENS : tokens[i];
         const char *why = c->lt ? describe(&r, b->tokens) : NULL;
         if (why) db_missing(b, c->what, shape, why);
-        for (int mode = 0; !why && mode < (c->lt ? DB_CHAIN : DB_MODES); mode++) { /* what comes out of int8 and fp8 is not what goes in */
+        for (int mode = 0; !why && mode < (c->lt ? DB_CHAIN : DB_AHEAD); mode++) { /* what comes out of int8 and fp8 is not what goes in */
             b->mode = (db_mode)mode;
             if (!db_measure(b, c->what, shape, (double)rows * cols * (c->type == F16 ? 2 : 1), launch, &r)) b->row[b->rows - 1].why = "it failed";
         }

@@ -73,6 +73,7 @@ const lq_device *ckd_device(const ck_probe *p) {
     at = &sides[!cuda];
     if (at->counted.name) return &at->counted;
     at->real = at->counted = cuda ? *lq_device_cuda() : *lq_device_emu();
+    if (!at->real.ahead(!cuda || ck_ahead()) && ck_ahead()) fail_msg("%s: kernels cannot begin early on %s", p->name, at->real.describe());
     assert_non_null(at->real.ops);
     at->ops = counters;
     at->counted.ops = &at->ops;

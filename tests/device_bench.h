@@ -4,6 +4,7 @@
  *
  *   throughput  launches that wait for nothing but their turn, in LQ_DEVICE_BRANCHES branches of the recorded pass
  *   chain       each launch reads what the one before wrote
+ *   ahead       a chain whose kernels begin early (lq_device.ahead), where the device can
  *
  * Copies of what is read lie in turn, together at least 300 MB (several times any second-level cache), in a recorded pass of at least 64 launches that
  * takes every copy; it is replayed 20 times after two for warmth. */
@@ -13,7 +14,7 @@
 #include "kernels/cuda/cuda.h"
 
 enum { DB_LAUNCHES = 64, DB_REPLAYS = 20, DB_TOKENS = 16, DB_COPIES = 256, DB_ROWS = 1024 };
-typedef enum db_mode { DB_THROUGHPUT, DB_CHAIN, DB_MODES } db_mode;
+typedef enum db_mode { DB_THROUGHPUT, DB_CHAIN, DB_AHEAD, DB_MODES } db_mode;
 
 typedef struct db_row {
     char what[48], shape[32];
@@ -37,6 +38,7 @@ typedef struct db {
 /* Queues the i-th launch. */
 typedef const char *(*db_launch)(db *b, void *of, uint32_t i);
 /* took[3] of one launch; false: it failed, and said so. */
+bool db_can(const db *b, db_mode mode);
 bool db_time(db *b, db_launch launch, void *of, uint32_t launches, int replays, double took[3]);
 /* A row of what `launch` takes now (b->tokens, b->mode, b->copies). */
 bool db_measure(db *b, const char *what, const char *shape, double bytes, db_launch launch, void *of);

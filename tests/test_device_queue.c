@@ -21,18 +21,25 @@ enum { TOKENS = 4, DECODED = 2 };
 static const char *const plain[] = {NULL};
 static const int32_t ids[TOKENS] = {3, 1, 4, 1};
 
-/* All at once, then a few one by one, joined or not. */
+/* All at once, then a few one by one, joined or not; joined ones once more with kernels that begin early. */
 static void logits_of_both(lq_ctx *ctx, lq_model *m, const char *name) {
     size_t count = (size_t)TOKENS * m->par.vocab;
     float *logits[2] = {LQ_NEWN(float, count), LQ_NEWN(float, count)};
+    const size_t bytes[2] = {TOKENS * m->par.vocab * sizeof(float), DECODED * m->par.vocab * sizeof(float)};
     static const struct { uint32_t n, step; } runs[] = {{TOKENS, TOKENS}, {DECODED, 1}};
     for (int k = 0; k < 2; k++) {
         for (int apart = 0; apart < 2; apart++) {
             m->held->apart = apart;
             if (logits_in_steps(ctx, m, ids, runs[k].n, runs[k].step, logits[apart])) fail_msg("%s: %s", name, ctx->msg);
         }
-        if (memcmp(logits[0], logits[1], (size_t)runs[k].n * m->par.vocab * sizeof(float)))
+        if (memcmp(logits[0], logits[1], bytes[k]))
             fail_msg("%s, %u tokens at a time: joined operations give other logits, by %g", name, runs[k].step, logits_off(logits[0], logits[1], (size_t)runs[k].n * m->par.vocab));
+        m->held->apart = false;
+        lq_held_ahead(m->held, true);
+        if (logits_in_steps(ctx, m, ids, runs[k].n, runs[k].step, logits[1])) fail_msg("%s: %s", name, ctx->msg);
+        lq_held_ahead(m->held, false);
+        if (memcmp(logits[0], logits[1], bytes[k]))
+            fail_msg("%s, %u tokens at a time: kernels that begin early give other logits, by %g", name, runs[k].step, logits_off(logits[0], logits[1], (size_t)runs[k].n * m->par.vocab));
     }
     lq_free(logits[0]);
     lq_free(logits[1]);

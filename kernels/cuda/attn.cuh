@@ -53,11 +53,13 @@ static __device__ __forceinline__ void put_head(const lq_device_kv &kv, const fl
 }
 
 __global__ void __launch_bounds__(LANES) put_run(const lq_device_kv kv, const float *k, const float *v, const uint32_t *pos, const uint32_t *seq) {
+    lq_begin();
     put_head(kv, blockIdx.z ? v : k, blockIdx.x, blockIdx.y, blockIdx.z, pos, seq);
 }
 
 /* A warp per token and head: of q, then of keys, then of values. */
 __global__ void __launch_bounds__(LANES) turn_run(const lq_device_turn o, const lq_device_kv kv, const uint32_t *pos, const uint32_t *seq) {
+    lq_begin();
     const uint32_t t = blockIdx.x, keys = o.heads, values = o.heads + kv.heads, h = blockIdx.y;
     if (h < values) {
         float *x = h < keys ? o.q + ((size_t)t * o.heads + h) * kv.dim : o.k + ((size_t)t * kv.heads + h - keys) * kv.dim;
@@ -242,6 +244,7 @@ static __device__ __forceinline__ stage stage_of(const layout &l, uint32_t dim) 
 
 __global__ void __launch_bounds__(THREADS)
     run(const lq_device_attn a, const lq_device_kv kv, const float *q, uint32_t n, const uint32_t *pos, const uint32_t *seq, const layout l, float *out, float *partial) {
+    lq_begin();
     const stage st = stage_of(l, kv.dim);
     const uint32_t all = n * l.group, base = blockIdx.x * l.rows, mine = all - base < l.rows ? all - base : l.rows;
     const uint32_t wide = wide_of(kv.dim);
@@ -274,6 +277,7 @@ __global__ void __launch_bounds__(THREADS)
 
 /* A block per row joins its spans in their order. */
 __global__ void __launch_bounds__(THREADS) join_run(const float *partial, uint32_t dim, uint32_t spans, float *out) {
+    lq_begin();
     const float *p = partial + (size_t)blockIdx.x * spans * (dim + 2);
     float max = -INFINITY, sum = 0;
     for (uint32_t s = 0; s < spans; s++) max = fmaxf(max, p[(size_t)s * (dim + 2) + dim]);

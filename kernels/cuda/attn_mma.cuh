@@ -26,7 +26,7 @@ template <int LOAD, int WORDS> static __device__ __forceinline__ void load_words
     for (int i = 0; i < WORDS / (LOAD / 4); i++) {
         const void *from = p + (size_t)i * stride;
         if (LOAD == 16) {
-            uint4 v = lq_load_stream((const uint4 *)from);
+            uint4 v = lq_load_written((const uint4 *)from);
             w[4 * i] = v.x, w[4 * i + (LOAD > 4)] = v.y, w[4 * i + (LOAD > 8 ? 2 : 0)] = v.z, w[4 * i + (LOAD > 8 ? 3 : 0)] = v.w;
         } else if (LOAD == 8) {
             uint2 v = *(const uint2 *)from;
@@ -142,6 +142,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     mma_run(const __grid_constant__ lq_device_attn a, const __grid_constant__ lq_device_kv kv, const float *q, const uint32_t *pos, const uint32_t *seq, const mma_layout l, float *out, float *partial) {
     typedef form<TYPE, DIM> F;
     enum { COLS = 8 * EIGHTS, LD = DIM + 16, K_UNIT = F::K_LOAD / F::SIZE, V_UNIT = F::V_LOAD / F::SIZE, AHEAD = DIM <= 128 }; /* AHEAD: registers hold the next keys */
+    lq_begin();
     mma_stage<DIM, EIGHTS> &st = *(mma_stage<DIM, EIGHTS> *)(void *)lq_shared();
     const uint32_t warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, g = lane / 4, r4 = lane % 4;
     const place at = place_of(l, COLS, seq);

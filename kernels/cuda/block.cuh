@@ -105,6 +105,7 @@ static __device__ __forceinline__ float element(int dtype, const void *w, size_t
 enum { EACH = 4 }; /* elements of a thread */
 
 template <typename F> __global__ void __launch_bounds__(THREADS) each_run(const __grid_constant__ F f, uint64_t n) {
+    lq_begin();
     LQ_UNROLL
     for (uint32_t j = 0; j < EACH; j++) {
         uint64_t i = (uint64_t)blockIdx.x * (THREADS * EACH) + j * THREADS + threadIdx.x;
@@ -116,6 +117,7 @@ template <typename F> static const char *each(const char *name, const F &f, uint
 }
 
 template <typename F> __global__ void __launch_bounds__(THREADS) each_token_run(const __grid_constant__ F f, uint32_t width) {
+    lq_begin();
     LQ_UNROLL
     for (uint32_t j = 0; j < EACH; j++) {
         uint32_t i = blockIdx.y * (THREADS * EACH) + j * THREADS + threadIdx.x;

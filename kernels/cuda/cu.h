@@ -21,5 +21,11 @@
 /* Bitwise function of three words by its truth table: a = 0xf0, b = 0xcc, c = 0xaa. */
 #define LQ_AND_OR ((0xf0 & 0xcc) | 0xaa)
 
+/* How a kernel begins that loads nothing ahead. */
+static __device__ __forceinline__ void lq_begin() {
+    lq_let_next();
+    lq_wait_before();
+}
+
 static __device__ __forceinline__ uint32_t lq_pair(uint16_t lo, uint16_t hi) { return (uint32_t)lo | (uint32_t)hi << 16; }
 #endif

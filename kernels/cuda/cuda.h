@@ -196,6 +196,9 @@ typedef struct lq_device {
     double (*lasted)(uint32_t i);
     double (*joules)(void);                /* used by the device since some moment; negative: cannot be read */
     double (*peak)(void);                  /* bytes a second of its memory by its clock and width, or by its name; 0: unknown */
+    /* Kernels queued or recorded from here on may begin before the one in front of them has ended: they ask for weights, then wait for it. The same bits either way; off at
+     * first. False: this device cannot (it stays off). */
+    bool (*ahead)(bool on);
     void *(*stream)(void);                 /* what the vendor's libraries queue on to be in order with this; NULL: there are none */
 } lq_device;
 

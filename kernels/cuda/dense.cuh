@@ -32,6 +32,12 @@ static __device__ __forceinline__ void load_run(const lq_device_dense &w, bool w
         for (uint32_t i = 0; i < RUN; i++) v[i] = c + i < w.cols ? element(w.dtype, w.w, at + i) : 0;
 }
 
+/* The beginnings of a warp's rows, `ahead` bytes together, before it waits: only where they lie at multiples of 16 bytes. */
+static __device__ __forceinline__ void prefetch_rows(const lq_device_dense &w, uint32_t ahead) {
+    const uint32_t lane = threadIdx.x % LANES, r = (blockIdx.x * WARPS + threadIdx.x / LANES) * ROWS + lane, pitch = w.cols * (w.dtype == LQ_F32 ? 4 : 2), most = ahead / (WARPS * ROWS);
+    if (ahead && lane < ROWS && r < w.rows) lq_prefetch((const uint8_t *)w.w + (size_t)r * pitch, pitch < most ? pitch : most);
+}
+
 /* before: rows of w that precede the matrix. */
 template <int N> static __device__ __forceinline__ void multiply(const lq_device_dense &w, uint32_t before, const float *x, bool wide, float *y) {
     const uint32_t lane = threadIdx.x % LANES, r0 = (blockIdx.x * WARPS + threadIdx.x / LANES) * ROWS;
@@ -59,14 +65,21 @@ template <int N> static __device__ __forceinline__ void multiply(const lq_device
         }
 }
 
-template <int N> __global__ void __launch_bounds__(THREADS) few_run(const lq_device_dense w, const float *x, bool wide, float *y) { multiply<N>(w, 0, x, wide, y); }
+template <int N> __global__ void __launch_bounds__(THREADS) few_run(const lq_device_dense w, const float *x, bool wide, uint32_t ahead, float *y) {
+    lq_let_next();
+    prefetch_rows(w, ahead);
+    lq_wait_before();
+    multiply<N>(w, 0, x, wide, y);
+}
 
 /* A row of blocks for each token. */
 __global__ void __launch_bounds__(THREADS) pick_run(const lq_device_dense w, const float *x, bool wide, float *y) {
+    lq_begin();
     multiply<1>(w, (uint32_t)w.pick[blockIdx.y] * w.rows, x + (size_t)blockIdx.y * w.cols, wide, y + (size_t)blockIdx.y * w.rows);
 }
 
 __global__ void __launch_bounds__(THREADS) many_run(const lq_device_dense w, const float *x, uint32_t n, float *y) {
+    lq_begin();
     float *a = (float *)(void *)lq_shared(), *b = a + DEEP * (SIDE + PAD);
     const uint32_t r0 = blockIdx.x * SIDE, t0 = blockIdx.y * SIDE, tr = threadIdx.x % 16 * 4, tt = threadIdx.x / 16 * 4;
     float acc[4][4] = {};
@@ -94,7 +107,7 @@ __global__ void __launch_bounds__(THREADS) many_run(const lq_device_dense w, con
 }
 
 template <int N> static const char *few(const lq_device_dense &w, const float *x, bool wide, float *y) {
-    return lq_launch("dense", few_run<N>, dim3((w.rows + WARPS * ROWS - 1) / (WARPS * ROWS)), dim3(THREADS), 0, w, x, wide, y);
+    return lq_launch("dense", few_run<N>, dim3((w.rows + WARPS * ROWS - 1) / (WARPS * ROWS)), dim3(THREADS), 0, w, x, wide, wide ? lq_ahead_bytes() : 0, y);
 }
 
 static const char *start(const lq_device_dense *w, const float *x, uint32_t n, float *y) {

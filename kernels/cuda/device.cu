@@ -9,6 +9,26 @@
 
 cudaStream_t lq_stream; /* NULL until the device was asked for */
 
+/* ---- kernels that begin early ---- */
+
+bool lq_follows;
+static bool ahead_;
+bool lq_is_ahead() { return ahead_; }
+
+/* Programmatic dependent launch, 9.0 and later: README.md says why the order holds. */
+static bool ahead(bool on) {
+    int major = 0;
+    const bool can = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess && major >= 9;
+    ahead_ = on && can;
+    return can;
+}
+
+/* What is queued next has no kernel of ours in front of it: it is launched as ever. */
+static cudaStream_t not_following() {
+    lq_follows = false;
+    return lq_stream;
+}
+
 static bool available() {
     int n = 0, major = 0;
     return cudaGetDeviceCount(&n) == cudaSuccess && n && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess && major >= 7;
@@ -43,9 +63,9 @@ void *lq_scratch(size_t n) {
 /* ---- one stream for everything ---- */
 
 static const char *said(cudaError_t e) { return e == cudaSuccess ? nullptr : cudaGetErrorString(e); }
-static const char *wait() { return said(cudaStreamSynchronize(lq_stream)); }
+static const char *wait() { return said(cudaStreamSynchronize(not_following())); }
 static bool copy(void *to, const void *from, size_t n, cudaMemcpyKind way) {
-    return cudaMemcpyAsync(to, from, n, way, lq_stream) == cudaSuccess && cudaStreamSynchronize(lq_stream) == cudaSuccess;
+    return cudaMemcpyAsync(to, from, n, way, not_following()) == cudaSuccess && cudaStreamSynchronize(lq_stream) == cudaSuccess;
 }
 static bool put(void *to, const void *from, size_t n) { return copy(to, from, n, cudaMemcpyHostToDevice); }
 static bool get(void *to, const void *from, size_t n) { return copy(to, from, n, cudaMemcpyDeviceToHost); }
@@ -69,7 +89,7 @@ static bool capturing;
 static const char *record() {
     if (!lq_stream) return "no stream to record";
     cudaError_t e = plant();
-    if (e == cudaSuccess) e = cudaStreamBeginCapture(lq_stream, cudaStreamCaptureModeThreadLocal);
+    if (e == cudaSuccess) e = cudaStreamBeginCapture(not_following(), cudaStreamCaptureModeThreadLocal);
     capturing = e == cudaSuccess;
     return said(e);
 }
@@ -82,6 +102,7 @@ static const char *branch(uint32_t i) {
         e = cudaEventRecord(tree.fork, tree.main);
         for (int k = 0; k < LQ_DEVICE_BRANCHES && e == cudaSuccess; k++) e = cudaStreamWaitEvent(tree.side[k], tree.fork, 0);
     }
+    not_following();
     lq_stream = tree.side[i];
     return said(e);
 }
@@ -92,6 +113,7 @@ static cudaError_t join() {
         if (e == cudaSuccess) e = cudaEventRecord(tree.done[i], tree.side[i]);
         if (e == cudaSuccess) e = cudaStreamWaitEvent(tree.main, tree.done[i], 0);
     }
+    not_following();
     if (tree.main) lq_stream = tree.main;
     tree.main = nullptr;
     return e;
@@ -109,7 +131,7 @@ static const char *end(void **pass) {
     return said(e);
 }
 
-static const char *replay(void *pass) { return said(cudaGraphLaunch((cudaGraphExec_t)pass, lq_stream)); }
+static const char *replay(void *pass) { return said(cudaGraphLaunch((cudaGraphExec_t)pass, not_following())); }
 
 static void forget(void *pass) {
     if (pass) cudaGraphExecDestroy((cudaGraphExec_t)pass);
@@ -122,7 +144,7 @@ static cudaEvent_t marks[LQ_DEVICE_MARKS]; /* made when first asked for: a pass 
 static const char *mark(uint32_t i) {
     if (i >= LQ_DEVICE_MARKS) return "no such mark";
     cudaError_t e = marks[i] ? cudaSuccess : cudaEventCreate(&marks[i]);
-    if (e == cudaSuccess) e = cudaEventRecordWithFlags(marks[i], lq_stream, capturing ? cudaEventRecordExternal : cudaEventRecordDefault);
+    if (e == cudaSuccess) e = cudaEventRecordWithFlags(marks[i], not_following(), capturing ? cudaEventRecordExternal : cudaEventRecordDefault);
     return said(e);
 }
 
@@ -173,10 +195,10 @@ static double peak() {
     return cudaGetDeviceProperties(&p, 0) == cudaSuccess ? peak_by_name(p.name) : 0;
 }
 
-static void *stream() { return lq_stream; }
+static void *stream() { return not_following(); }
 
 extern "C" const lq_device *lq_device_cuda(void) {
-    static const lq_device d = {"cuda", available, describe, take, release, put, get, record, end, replay, forget, branch, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table, launches, mark, lasted, joules, peak, stream};
+    static const lq_device d = {"cuda", available, describe, take, release, put, get, record, end, replay, forget, branch, wait, LQ_UNIT_NAME(gemv), LQ_UNIT_NAME(idot_many), &ops::table, launches, mark, lasted, joules, peak, ahead, stream};
     if (!lq_stream && available() && cudaStreamCreate(&lq_stream) != cudaSuccess) lq_stream = nullptr; /* then the one that is always there */
     return &d;
 }

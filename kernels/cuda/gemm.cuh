@@ -53,6 +53,7 @@ __global__ void __launch_bounds__(WARPS *LANES, 2) run(const __grid_constant__ l
     typedef shape<F0, F1> S;
     typedef work<F0, F1, FINE> W;
     enum { TILES = W::TILES, AHEAD = W::AHEAD, PANEL = W::PANEL, LD = W::LD, F = F1 || F0 > 4 ? 4 : F0 };
+    lq_let_next();
     const uint32_t t0 = blockIdx.y * MANY, n = n_all - t0 < MANY ? n_all - t0 : (uint32_t)MANY, eights = (n + 7) / 8;
     const uint32_t tile0 = (blockIdx.x * WARPS + threadIdx.x / LANES) * TILES, lane = threadIdx.x % LANES;
     const int g = (int)lane / 4, q = (int)lane % 4;
@@ -77,9 +78,10 @@ __global__ void __launch_bounds__(WARPS *LANES, 2) run(const __grid_constant__ l
     x += (size_t)t0 * m.cols;
     for (uint32_t k0 = 0; k0 < m.chunks * S::CHUNK; k0 += PANEL) {
         __syncthreads();
-        load_panel<PANEL, LD>(m, x, n, k0, l.wide, st);
         for (int t = 0; t < TILES; t++)
             fill_steps(m, tile[t], k0, l.span, l.spans, lane, LANES, steps + t * l.spans * 32, [&](segment v) { return gemv::step_of<KIND>(m, sums, v); });
+        lq_wait_before();
+        load_panel<PANEL, LD>(m, x, n, k0, l.wide, st);
         __syncthreads();
         if (sums) {
             sum_panel<PANEL, LD>(FINE ? (uint32_t)STEP : (uint32_t)S::CHUNK, st);

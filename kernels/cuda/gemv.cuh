@@ -181,6 +181,7 @@ LQ_UNROLL
 }
 
 template <int F0, int F1, int KIND, bool FINE, int E> static __device__ __forceinline__ void multiply(const job &j, const layout &l) {
+    joint::begin<F0, F1>(j.of);
     uint8_t *mem = lq_shared();
     stage st;
     st.table = (uint32_t *)(void *)mem;
@@ -204,9 +205,10 @@ LQ_UNROLL
         walk<F0, F1>(
             m, joint::stored_tile_of(j.of, p), l.panel,
             [&](uint32_t k0) {
+                fill_steps(m, joint::stored_tile_of(j.of, p), k0, l.span, l.spans, lq_thread_x(), WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
+                lq_wait_before();
                 if (j.normed && !k0 && !(j.of.glu && p)) measure(m, j, st);
                 load_panel(m, j, k0, l, st);
-                fill_steps(m, joint::stored_tile_of(j.of, p), k0, l.span, l.spans, lq_thread_x(), WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
                 __syncthreads();
                 if (!sums) return;
                 sum_panel<E>(n, l, st);

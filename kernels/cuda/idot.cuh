@@ -147,6 +147,7 @@ static __device__ __forceinline__ float worth(const lq_device_matrix &m, const a
 
 template <int F0, int F1, int MODE> __global__ void __launch_bounds__(WARPS *LANES, F1 || (F0 == 1 && MODE == FINE) ? 2 : 3) run(const __grid_constant__ joint::job j, const acts in, const layout l) {
     enum { WHOLE = MODE == ROW || MODE == SPLIT };
+    joint::begin<F0, F1>(j);
     stage st;
     st.part = (int32_t *)(void *)lq_shared();
     st.steps = (float *)(void *)(st.part + WARPS * 16 * TOKENS);
@@ -168,9 +169,10 @@ template <int F0, int F1, int MODE> __global__ void __launch_bounds__(WARPS *LAN
         walk<F0, F1>(
             m, joint::stored_tile_of(j, p), l.panel,
             [&](uint32_t k0) {
+                if (!WHOLE) fill_steps(m, joint::stored_tile_of(j, p), k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of(m, v); });
+                lq_wait_before();
                 load_panel(j, in, n, k0, l, st);
                 if (MODE == SPLIT) load_where(j, in, n, k0, l, st);
-                if (!WHOLE) fill_steps(m, joint::stored_tile_of(j, p), k0, l.span, l.spans, threadIdx.x, WARPS * LANES, st.steps, [&](segment v) { return step_of(m, v); });
                 __syncthreads();
                 if (WHOLE) return;
                 sum_panel(j, m, in, n, k0, l, st);

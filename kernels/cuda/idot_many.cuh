@@ -75,6 +75,7 @@ template <int F0, int F1, int MODE> __global__ void __launch_bounds__(WARPS *LAN
     typedef shape<F0, F1> S;
     typedef gemm::work<F0, F1, MODE == idot::FINE> W;
     enum { TILES = W::TILES, PANEL = W::PANEL, LD = W::LD, EXCESS = idot::excess<F0, F1>::BITS, FINE = MODE == idot::FINE, SPLIT = MODE == idot::SPLIT, ROW = MODE == idot::ROW || SPLIT };
+    lq_let_next();
     const uint32_t t0 = blockIdx.y * MANY, n = n_all - t0 < MANY ? n_all - t0 : (uint32_t)MANY, eights = (n + 7) / 8;
     const uint32_t warp = threadIdx.x / LANES, tile0 = (blockIdx.x * WARPS + warp) * TILES, lane = threadIdx.x % LANES, g = lane / 4, q = lane % 4;
     const bool mine = tile0 < m.tiles;
@@ -95,10 +96,11 @@ template <int F0, int F1, int MODE> __global__ void __launch_bounds__(WARPS *LAN
     for (int t = 0; t < TILES; t++) tile[t] = tile0 + t < m.tiles ? tile0 + t : m.tiles - 1; /* the last twice rather than none */
     for (uint32_t k0 = 0; k0 < m.chunks * S::CHUNK; k0 += PANEL) {
         __syncthreads();
-        load_panel<PANEL, LD>(in, n, k0, st);
-        if (SPLIT) load_where<PANEL>(in, n, k0, st);
         for (int t = 0; t < TILES && !ROW; t++)
             fill_steps(m, tile[t], k0, l.span, l.spans, lane, LANES, steps + t * l.spans * 32, [&](segment v) { return idot::step_of(m, v); });
+        lq_wait_before();
+        load_panel<PANEL, LD>(in, n, k0, st);
+        if (SPLIT) load_where<PANEL>(in, n, k0, st);
         __syncthreads();
         if (!ROW) {
             sum_panel<LD>(m, in, n, k0, l, st);

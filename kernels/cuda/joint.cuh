@@ -22,6 +22,7 @@ struct job {
     int act;
     float scale;
     const int32_t *pick; /* n is 1 then: of the token lq_block_y() */
+    uint32_t ahead;      /* bytes of a row tile that a block asks for before it waits; 0: none */
     part of[PARTS];
 };
 
@@ -38,6 +39,13 @@ static __device__ __forceinline__ uint32_t stored_tile_of(const job &j, uint32_t
 static __device__ __forceinline__ uint32_t token_of(const job &j, uint32_t t) { return j.pick ? lq_block_y() : t; }
 static __device__ __forceinline__ const uint32_t *perm_of(const job &j, const lq_device_matrix &m) { return m.perm && j.pick ? m.perm + (size_t)j.pick[lq_block_y()] * m.cols : m.perm; }
 
+/* How a block begins: what is picked another kernel has written. */
+template <int F0, int F1> static __device__ __forceinline__ void begin(const job &j) {
+    lq_let_next();
+    if (j.pick) lq_wait_before();
+    else tile::prefetch_tile<F0, F1>(j.of[part_of(j)].m, tile_of(j, part_of(j)), j.ahead);
+}
+
 /* A gate waits where its output will be: the same thread has both. */
 static __device__ __forceinline__ void finish(const job &j, uint32_t p, uint32_t row, uint32_t token, float v) {
     const part &a = j.of[p];
@@ -48,7 +56,7 @@ static __device__ __forceinline__ void finish(const job &j, uint32_t p, uint32_t
 }
 
 static inline job job_of(const lq_device_product *d, uint32_t first, uint32_t n) {
-    job j = {n, d->parts, {0}, 0, d->glu, d->add, d->act, d->scale, d->pick, {}};
+    job j = {n, d->parts, {0}, 0, d->glu, d->add, d->act, d->scale, d->pick, d->pick ? 0 : lq_ahead_bytes(), {}};
     for (uint32_t p = 0; p < d->parts; p++) {
         j.of[p] = {*d->part[p].m, d->part[p].bias, d->part[p].y ? d->part[p].y + (size_t)first * d->part[p].m->rows : nullptr};
         j.first[p] = j.blocks;

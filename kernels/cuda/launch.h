@@ -5,9 +5,17 @@
 #define LQ_LAUNCH_H
 #include "kernels/cuda/cu.h"
 
+#ifdef LQ_EMU /* a program may have both devices */
+#define lq_scratch lq_emu_scratch
+#define lq_is_ahead lq_emu_is_ahead
+#endif
+
+/* Has cuda.h's `ahead` been said? */
+bool lq_is_ahead();
+static inline uint32_t lq_ahead_bytes() { return lq_is_ahead() ? 32 << 10 : 0; } /* of weights that a block asks for before it waits, beside what its registers hold */
+
 /* lq_shared_most: bytes of shared memory a block of this device may have. */
 #ifdef LQ_EMU
-#define lq_scratch lq_emu_scratch /* a program may have both devices */
 /* emu/device.cpp: launches, or keeps the n bytes at arg for a replay. */
 const char *lq_emu_queue(const char *name, dim3 grid, dim3 block, size_t shared, emu::body fn, const void *arg, size_t n);
 static inline size_t lq_shared_most() { return emu::most_shared; }
@@ -24,13 +32,24 @@ static inline size_t lq_shared_most() {
 
 extern cudaStream_t lq_stream; /* device.cu */
 extern uint64_t lq_cuda_launches;
+extern bool lq_follows; /* the last that was queued on that stream is a kernel of ours, which waits for what was in front of it */
 
 template <typename Kernel, typename... Args> static const char *lq_launch(const char *, Kernel kernel, dim3 grid, dim3 block, size_t shared, Args... args) {
     cudaError_t e = shared > 48 << 10 ? cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared) : cudaSuccess;
     if (e == cudaSuccess) {
+        cudaLaunchAttribute early = {};
+        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        early.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchConfig_t how = {};
+        how.gridDim = grid;
+        how.blockDim = block;
+        how.dynamicSmemBytes = shared;
+        how.stream = lq_stream;
+        how.attrs = &early;
+        how.numAttrs = lq_is_ahead() && lq_follows ? 1 : 0;
         lq_cuda_launches++;
-        kernel<<<grid, block, shared, lq_stream>>>(args...);
-        e = cudaGetLastError();
+        e = cudaLaunchKernelEx(&how, kernel, args...);
+        lq_follows = e == cudaSuccess;
     }
     return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
 }

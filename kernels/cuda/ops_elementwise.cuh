@@ -12,6 +12,7 @@ using namespace block;
 /* ---- a block per token ---- */
 
 __global__ void __launch_bounds__(THREADS) norm_run(const lq_device_norm o, const float *x, uint32_t d, float *y) {
+    lq_begin();
     const float *in = x + (size_t)blockIdx.x * d;
     float *out = y + (size_t)blockIdx.x * d;
     const normal v = normal_of(o, in, d, (float *)(void *)lq_shared());

@@ -29,10 +29,38 @@ LQ_OP uint32_t lq_thread_x() {
 }
 LQ_OP void lq_sync_warp() { __syncwarp(); }
 
-/* Weights are read once: past L1, first to leave L2. */
+/* A kernel that was queued ahead (cuda.h) may begin before the one in front of it has ended, once every block of that one has said lq_let_next or ended.
+ * lq_wait_before: until it has ended and what it wrote is seen; at once where it has. Before 9.0 there is no such thing. */
+LQ_OP void lq_let_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+LQ_OP void lq_wait_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/* Into the second-level cache; both multiples of 16. */
+LQ_OP void lq_prefetch(const void *p, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" : : "l"(__cvta_generic_to_global(p)), "r"(bytes) : "memory");
+#else
+    (void)p, (void)bytes;
+#endif
+}
+
+/* Weights are read once, past L1, and no kernel writes them: they may be loaded before lq_wait_before. */
 LQ_OP uint4 lq_load_stream(const uint4 *p) {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
+/* The same of what a kernel in front may have written: after lq_wait_before. */
+LQ_OP uint4 lq_load_written(const uint4 *p) {
+    uint4 v;
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
     return v;
 }
 

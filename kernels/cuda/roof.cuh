@@ -12,12 +12,13 @@ enum { THREADS = 256, AHEAD = 8 }; /* loads of 16 bytes in flight per thread */
 
 /* to NULL: reads only, and leaves a sum for each block in kept. */
 __global__ void __launch_bounds__(THREADS) run(uint4 *to, const uint4 *from, uint64_t n, uint32_t *kept) {
+    lq_begin();
     uint32_t sum = 0;
     for (uint64_t i = (uint64_t)blockIdx.x * THREADS * AHEAD + threadIdx.x; i < n; i += (uint64_t)gridDim.x * THREADS * AHEAD) {
         uint4 v[AHEAD] = {};
 LQ_UNROLL
         for (uint32_t j = 0; j < AHEAD; j++)
-            if (i + j * THREADS < n) v[j] = lq_load_stream(from + i + j * THREADS);
+            if (i + j * THREADS < n) v[j] = lq_load_written(from + i + j * THREADS);
 LQ_UNROLL
         for (uint32_t j = 0; j < AHEAD; j++) {
             sum ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;

@@ -167,6 +167,7 @@ static __device__ void add_up(const job &j, const int8_t *codes, const worth *w,
 }
 
 __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ job j) {
+    lq_begin();
     float *part = (float *)(void *)lq_shared();
     worth *w = (worth *)(void *)(part + WARPS);
     const float *x = j.x + (size_t)blockIdx.x * j.cols;
@@ -187,6 +188,7 @@ __global__ void __launch_bounds__(THREADS) run(const __grid_constant__ job j) {
 
 /* The same, but values instead of codes: a block per token. */
 __global__ void __launch_bounds__(THREADS) act_run(const __grid_constant__ job j, float *y) {
+    lq_begin();
     float *part = (float *)(void *)lq_shared();
     worth *w = (worth *)(void *)(part + WARPS);
     const float *x = j.x + (size_t)blockIdx.x * j.cols;

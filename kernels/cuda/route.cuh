@@ -62,6 +62,7 @@ static __device__ __forceinline__ void choose(const job &j, const float *p, int3
 }
 
 __global__ void __launch_bounds__(LANES) run(const __grid_constant__ job j) {
+    lq_begin();
     int32_t *pick = (int32_t *)(void *)lq_shared();
     float *gain = (float *)(void *)(pick + j.k), *p = j.scores + (size_t)blockIdx.x * j.experts;
     soften(p, j.experts);

@@ -25,6 +25,7 @@ static __device__ __forceinline__ largest find_largest(const float *x, uint32_t 
 }
 
 __global__ void __launch_bounds__(THREADS) run(const float *logits, uint32_t vocab, const int32_t *target, double *nll, int32_t *best) {
+    lq_begin();
     double *part = (double *)(void *)lq_shared();
     const float *x = logits + (size_t)blockIdx.x * vocab;
     largest top = find_largest(x, vocab, (largest *)(void *)(part + WARPS));

@@ -25,6 +25,7 @@ static __device__ __forceinline__ float all_lanes(float v) {
 
 /* low[n][rank]: a warp for each. */
 __global__ void __launch_bounds__(WARPS *LANES) low_run(const __grid_constant__ lq_device_sparse s, const float *x, float *low) {
+    lq_begin();
     const uint32_t k = blockIdx.x * WARPS + threadIdx.x / LANES, lane = threadIdx.x % LANES;
     if (k >= s.rank) return;
     x += (size_t)blockIdx.y * s.cols;
@@ -42,6 +43,7 @@ LQ_UNROLL
 }
 
 __global__ void __launch_bounds__(WARPS *LANES) run(const __grid_constant__ lq_device_sparse s, const float *x, const float *low, uint32_t n_all, float *y) {
+    lq_begin();
     const uint32_t r = blockIdx.x * WARPS + threadIdx.x / LANES, lane = threadIdx.x % LANES, t0 = blockIdx.y * TOKENS, n = n_all - t0;
     if (r >= s.rows) return;
     float acc[TOKENS] = {0, 0, 0, 0};

@@ -115,7 +115,17 @@ struct layout { /* of a launch; columns per panel, stride of activations, 2^span
     size_t bytes; /* of shared memory */
 };
 
-/* fill(k0) prepares columns [k0, k0 + panel) for all of the block, use(w, k, at) multiplies a chunk: k its first column, `at` in the panel. */
+/* Some bytes of a row tile behind those that the block's ring of registers takes, before it waits. */
+template <int F0, int F1> static __device__ __forceinline__ void prefetch_tile(const lq_device_matrix &m, uint32_t tile, uint32_t ahead) {
+    typedef shape<F0, F1> S;
+    enum { RING_CHUNKS = S::RING * WARPS, CHUNK_BYTES = S::LOADS * LANES * 16 };
+    if (!ahead || lq_thread_x() || m.chunks <= RING_CHUNKS) return;
+    const uint32_t left = (m.chunks - RING_CHUNKS) * CHUNK_BYTES;
+    lq_prefetch((const uint8_t *)m.codes + ((size_t)tile * m.chunks + RING_CHUNKS) * CHUNK_BYTES, left < ahead ? left : ahead);
+}
+
+/* fill(k0) prepares columns [k0, k0 + panel) for all of the block, use(w, k, at) multiplies a chunk: k its first column, `at` in the panel. The first codes are
+ * under way when fill is first called: it says lq_wait_before ahead of what another kernel writes. */
 template <int F0, int F1, typename Fill, typename Use> static __device__ __forceinline__ void walk(const lq_device_matrix &m, uint32_t tile, uint32_t panel, Fill fill, Use use) {
     typedef shape<F0, F1> S;
     enum { TURN = S::RING * WARPS, NEXT = WARPS * S::LOADS * LANES };

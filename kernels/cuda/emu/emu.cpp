@@ -68,7 +68,7 @@ thread_local uint8_t *shared;
 namespace {
 
 enum { LANES = 32, MAX_THREADS = 1024, STACK = 256 << 10 };
-enum state { READY, MEETING, BARRIER, DONE };
+enum state { READY, MEETING, BARRIER, WAITING, DONE };
 
 struct fibre {
     void *sp, *fake;
@@ -77,6 +77,7 @@ struct fibre {
     unsigned mask;
     const char *what;
     void *mine;
+    bool waited;
 };
 
 struct team { /* what one thread of the machine needs to run blocks */
@@ -90,6 +91,7 @@ struct team { /* what one thread of the machine needs to run blocks */
     const void *arg;
     const char *kernel;
     uint64_t rng;
+    bool early; /* what is in front has not run */
     char fault[256];
 };
 thread_local team *mine_;
@@ -142,6 +144,7 @@ extern "C" void lq_emu_run() {
     __sanitizer_finish_switch_fiber(nullptr, &t->home_bottom, &t->home_size);
 #endif
     t->fn(t->arg);
+    if (!t->f[t->now].waited) fault(t, "has not waited for the kernel in front", nullptr);
     t->f[t->now].st = DONE;
     go_home(t, true);
 }
@@ -179,13 +182,26 @@ void sync_threads() {
     go_home(t, false);
 }
 
+void wait_before() {
+    team *t = mine_;
+    t->f[t->now].waited = true;
+    if (!t->early) return;
+    t->f[t->now].st = WAITING;
+    go_home(t, false);
+}
+
+void prefetch(const void *p, uint32_t bytes) {
+    if (((uintptr_t)p | bytes) % 16 || !bytes) return fault(mine_, "prefetches no whole number of 16 bytes", nullptr);
+    for (uint32_t i = 0; i < bytes; i += bytes - 1) (void)*(volatile const uint8_t *)((const uint8_t *)p + i);
+}
+
 namespace {
 
 /* The barrier opens when every thread that has not left stands at it. */
 bool open_barrier(team *t) {
     bool any = false;
     for (int i = 0; i < t->n; i++)
-        if (t->f[i].st == READY || t->f[i].st == MEETING) return false;
+        if (t->f[i].st == READY || t->f[i].st == MEETING || t->f[i].st == WAITING) return false;
         else any = any || t->f[i].st == BARRIER;
     for (int i = 0; i < t->n; i++)
         if (t->f[i].st == BARRIER) t->f[i].st = READY;
@@ -220,6 +236,7 @@ bool done(const team *t) {
 void run_block(team *t) {
     while (!t->fault[0] && !done(t)) {
         if (step(t) || open_barrier(t)) continue;
+        if (t->early) return;
         for (int i = 0; i < t->n; i++)
             if (t->f[i].st == MEETING) t->now = i;
         fault(t, "waits for ever at", t->f[t->now].what);
@@ -227,39 +244,38 @@ void run_block(team *t) {
 }
 
 struct grid_job {
-    const char *kernel;
-    dim3 grid, block;
-    size_t shared_bytes;
-    body fn;
-    const void *arg;
+    const grid *g;
     uint64_t seed;
+    size_t begun; /* this block is not to be run again; ~0: none */
     std::atomic<int> failed;
     char fault[256];
 };
 
-team *hire() {
-    if (mine_) return mine_;
+team *new_team() {
     team *t = (team *)calloc(1, sizeof *t);
     if (t) t->stacks = (uint8_t *)mmap(nullptr, (size_t)MAX_THREADS * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (!t || t->stacks == MAP_FAILED) {
         free(t);
         return nullptr;
     }
-    return mine_ = t;
+    return t;
 }
+team *hire() { return mine_ ? mine_ : mine_ = new_team(); }
 
-void set_up(team *t, const grid_job *j, size_t index) {
-    dim3 at((unsigned)(index % j->grid.x), (unsigned)(index / j->grid.x % j->grid.y), (unsigned)(index / j->grid.x / j->grid.y));
-    t->n = (int)(j->block.x * j->block.y * j->block.z);
-    t->fn = j->fn;
-    t->arg = j->arg;
-    t->kernel = j->kernel;
-    t->rng = j->seed ^ index * 0x9e3779b97f4a7c15u;
+void set_up(team *t, const grid *g, uint64_t seed, size_t index) {
+    const dim3 &blocks = g->blocks, &threads = g->threads;
+    dim3 at((unsigned)(index % blocks.x), (unsigned)(index / blocks.x % blocks.y), (unsigned)(index / blocks.x / blocks.y));
+    t->n = (int)(threads.x * threads.y * threads.z);
+    t->fn = g->fn;
+    t->arg = g->arg;
+    t->kernel = g->kernel;
+    t->rng = seed ^ index * 0x9e3779b97f4a7c15u;
+    t->early = false;
     t->fault[0] = 0;
     memset(t->waiting, 0, sizeof t->waiting);
     for (int i = 0; i < t->n; i++) {
-        dim3 me((unsigned)i % j->block.x, (unsigned)i / j->block.x % j->block.y, (unsigned)i / j->block.x / j->block.y);
-        t->f[i] = fibre{first_frame(stack_of(t, i) + STACK, lq_emu_run), nullptr, READY, place{me, at, j->grid, j->block}, 0, nullptr, nullptr};
+        dim3 me((unsigned)i % threads.x, (unsigned)i / threads.x % threads.y, (unsigned)i / threads.x / threads.y);
+        t->f[i] = fibre{first_frame(stack_of(t, i) + STACK, lq_emu_run), nullptr, READY, place{me, at, blocks, threads}, 0, nullptr, nullptr, false};
     }
 }
 
@@ -268,16 +284,21 @@ void report(grid_job *j, const char *why) {
     if (j->failed.compare_exchange_strong(none, 1)) snprintf(j->fault, sizeof j->fault, "%s", why);
 }
 
+/* Of the exact size: a sanitizer sees what lies outside. */
+uint8_t *new_shared(size_t n) {
+    void *mem = nullptr;
+    return posix_memalign(&mem, 128, n ? n : 1) ? nullptr : (uint8_t *)memset(mem, 0xa5, n);
+}
+
 void one_block(void *arg, size_t index) {
     grid_job *j = (grid_job *)arg;
-    team *t = j->failed ? nullptr : hire();
-    if (j->failed) return;
-    void *mem = nullptr; /* of the exact size: a sanitizer sees what lies outside */
-    if (!t || posix_memalign(&mem, 128, j->shared_bytes ? j->shared_bytes : 1)) report(j, "no memory for an emulated block");
+    if (j->failed || index == j->begun) return;
+    team *t = hire();
+    uint8_t *mem = t ? new_shared(j->g->shared_bytes) : nullptr;
+    if (!mem) report(j, "no memory for an emulated block");
     else {
-        shared = (uint8_t *)mem;
-        memset(shared, 0xa5, j->shared_bytes);
-        set_up(t, j, index);
+        shared = mem;
+        set_up(t, j->g, j->seed, index);
         run_block(t);
         if (t->fault[0]) report(j, t->fault);
     }
@@ -286,16 +307,57 @@ void one_block(void *arg, size_t index) {
 
 thread_local char last_fault[256];
 
+const char *unfit(const grid &g) {
+    const size_t threads = (size_t)g.threads.x * g.threads.y * g.threads.z;
+    if (!threads || threads > MAX_THREADS) return "a block of no or more than 1024 threads";
+    return g.shared_bytes > (size_t)most_shared ? "a block with more than 64 KiB of shared memory" : nullptr;
+}
+
 } // namespace
+
+struct block_begun { team *t; uint8_t *mem; size_t index; };
+static block_begun begun_[4]; /* mem NULL: free */
+
+/* Goes on as the thread that began it, until nothing can. */
+static void go_on(block_begun *b) {
+    team *before = mine_;
+    mine_ = b->t;
+    shared = b->mem;
+    run_block(b->t);
+    mine_ = before;
+}
+
+block_begun *begin(const grid &g) {
+    const size_t blocks = (size_t)g.blocks.x * g.blocks.y * g.blocks.z;
+    block_begun *b = nullptr;
+    for (block_begun &one : begun_)
+        if (!one.mem) b = &one;
+    if (!b || unfit(g) || !blocks || (!b->t && !(b->t = new_team())) || !(b->mem = new_shared(g.shared_bytes))) return nullptr;
+    const uint64_t seed = order.fetch_add(0x632be59bd9b4e019u);
+    b->index = (size_t)((seed ^ seed >> 29) * 0x9e3779b97f4a7c15u >> 33) % blocks;
+    set_up(b->t, &g, seed, b->index);
+    b->t->early = true;
+    go_on(b);
+    return b;
+}
+
+static void finish(block_begun *b, grid_job *j) {
+    b->t->early = false;
+    for (int i = 0; i < b->t->n; i++)
+        if (b->t->f[i].st == WAITING) b->t->f[i].st = READY;
+    go_on(b);
+    if (b->t->fault[0]) report(j, b->t->fault);
+    free(b->mem);
+    b->mem = nullptr;
+}
 
 void seed(uint64_t s) { order = s * 2 + 1; }
 
-const char *launch(const char *kernel, dim3 grid, dim3 block, size_t shared_bytes, body fn, const void *arg) {
-    grid_job j = {kernel, grid, block, shared_bytes, fn, arg, order.fetch_add(0x632be59bd9b4e019u), {0}, {0}};
-    size_t threads = (size_t)block.x * block.y * block.z;
-    if (!threads || threads > MAX_THREADS) return "a block of no or more than 1024 threads";
-    if (shared_bytes > (size_t)most_shared) return "a block with more than 64 KiB of shared memory";
-    lq_parallel_for((size_t)grid.x * grid.y * grid.z, one_block, &j);
+const char *launch(const grid &g, block_begun *begun) {
+    grid_job j = {&g, order.fetch_add(0x632be59bd9b4e019u), begun ? begun->index : ~(size_t)0, {0}, {0}};
+    if (const char *why = unfit(g)) return why;
+    if (begun) finish(begun, &j);
+    lq_parallel_for((size_t)g.blocks.x * g.blocks.y * g.blocks.z, one_block, &j);
     if (!j.failed) return nullptr;
     snprintf(last_fault, sizeof last_fault, "%s", j.fault);
     return last_fault;

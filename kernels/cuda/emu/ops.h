@@ -19,6 +19,10 @@ LQ_OP uint32_t lq_block_y() { return blockIdx.y; }
 LQ_OP uint32_t lq_thread_x() { return threadIdx.x; }
 LQ_OP unsigned char *lq_shared() { return emu::shared; }
 LQ_OP uint4 lq_load_stream(const uint4 *p) { return *p; }
+LQ_OP uint4 lq_load_written(const uint4 *p) { return *p; }
+LQ_OP void lq_let_next() {}
+LQ_OP void lq_wait_before() { emu::wait_before(); }
+LQ_OP void lq_prefetch(const void *p, uint32_t bytes) { emu::prefetch(p, bytes); }
 
 template <int LUT> LQ_OP uint32_t lq_lop3(uint32_t a, uint32_t b, uint32_t c) {
     uint32_t d = 0;
