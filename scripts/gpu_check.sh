@@ -4,7 +4,7 @@
 # and poisoned outputs, looks for bad accesses and races where compute-sanitizer is, then measures. One table at the end.
 #   scripts/gpu_check.sh [BUILD_DIR]     CHECK_DEVICE=emu: the same steps in the small on the emulation, to try this script
 # Contenders: cuBLAS where the dynamic linker finds it; torch's tinygemm with PYTHON=a python that has torch with CUDA; llama.cpp's products with LLAMA_CPP=a checkout
-# built natively with CUDA. What is not here is said in a row.
+# built natively with CUDA. What is not here is said in a row. MODEL=a checkpoint: its decoding as well, contexts of 1k, 8k and 32k, 1 to 16 at once.
 # Exit 77: no GPU, no nvcc or no CUDA runtime to link. 1: a check failed, or the run is void (memory gives less than 85 % of what the vendor says).
 set -eu
 cd "$(dirname "$0")/.."
@@ -78,6 +78,9 @@ fi
 
 step "a model's decoding"
 "$build/lquant" bench models/tiny --device "$device" --ctx 64 --batch 1,16 -n 4 -r 1 > "$log/model.txt" || { cat "$log/model.txt"; exit 1; }
+if [ -n "${MODEL:-}" ]; then
+    "$build/lquant" bench "$MODEL" --device "$device" --kv f16 --ctx 1024,8192,32768 --batch 1,2,4,8,16 -n 64 > "$log/model.txt" || { cat "$log/model.txt"; exit 1; }
+fi
 
 step "benchmark"
 state() { [ "$device" = cuda ] && nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,temperature.gpu --format=csv,noheader || true; }

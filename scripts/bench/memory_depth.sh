@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 lquant=${LQUANT:-$here/build/lquant}
 mkdir -p "$work"
 for depth in 8 32; do
-    [ -d "$work/random-$depth" ] || "${PYTHON:-python3}" "$here/scripts/peers/make_random_llama.py" "$work/random-$depth" --layers $depth \
+    [ -d "$work/random-$depth" ] || "${PYTHON:-python3}" "$here/scripts/bench/random_llama.py" "$work/random-$depth" --layers $depth \
         --hidden "${HIDDEN:-1280}" --ffn "${FFN:-3584}" --heads "${HEADS:-20}" --kv "${KV:-4}" --dtype "${DTYPE:-f32}" >/dev/null
     bytes=$(cat "$work/random-$depth"/*.safetensors | wc -c)
     "$lquant" "${METHOD:-gptq}" --bits 4 --group-size 64 --nsamples "${ROWS:-4}" -l "${SEQLEN:-128}" -t 2 -q --overwrite \

@@ -17,7 +17,7 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 lquant=${LQUANT:-$here/build/lquant}
 layers=${LAYERS:-16} hidden=${HIDDEN:-2048} ffn=${FFN:-8192} heads=${HEADS:-32} kv=${KV:-8} vocab=${VOCAB:-32000} ctx=${CTX:-2048}
 mkdir -p "$work"
-[ -d "$work/1b" ] || "${PYTHON:-python3}" "$here/scripts/peers/make_random_llama.py" "$work/1b" --layers "$layers" --hidden "$hidden" --ffn "$ffn" \
+[ -d "$work/1b" ] || "${PYTHON:-python3}" "$here/scripts/bench/random_llama.py" "$work/1b" --layers "$layers" --hidden "$hidden" --ffn "$ffn" \
     --heads "$heads" --kv "$kv" --vocab "$vocab" --dtype bf16
 for format in gptq lqt; do
     out=$work/1b-$format
