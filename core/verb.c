@@ -9,7 +9,7 @@
 
 const lq_opt lq_common_options[] = {
     {"threads", "t", LQ_OPT_INT, offsetof(lq_common, threads), "N", "0", NULL, 0, 4096, 0, "threads; 0: every core; never changes a result"},
-    {"device", "d", LQ_OPT_STRING, offsetof(lq_common, device), "NAME", "cpu", NULL, 0, 0, 0, "~eval, run, bench: cpu, cuda or emu (its kernels, emulated); +ahead: kernels begin early"},
+    {"device", "d", LQ_OPT_STRING, offsetof(lq_common, device), "NAME", "cpu", NULL, 0, 0, 0, "~eval, run, bench: cpu, cuda or emu (emulated); +ahead: kernels begin early"},
     {"isa", NULL, LQ_OPT_STRING, offsetof(lq_common, isa), "NAME", "auto", NULL, 0, 0, 0, "~kernels of this tier of instruction sets at most; lquant list kernels"},
     {"json", NULL, LQ_OPT_SET, offsetof(lq_common, json), NULL, NULL, NULL, 0, 0, 1, "one JSON object on stdout"},
     {"quiet", "q", LQ_OPT_SET, offsetof(lq_common, level), NULL, NULL, NULL, 0, 0, LQ_LOG_WARN, "warnings and errors only"},
