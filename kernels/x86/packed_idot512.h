@@ -29,6 +29,20 @@ LQ_INLINE __m512i codes_of(lq_step s, const whole *a, int f0, int f1, bool table
     return table ? _mm512_shuffle_epi8(a->table, v) : v;
 }
 
+/* Codes of quad q times each token's four. Two tokens have two sums each, that of even and of odd quads; one has four. */
+LQ_INLINE void add_quad(__m512i v, const int8_t *const *x, uint32_t c, int q, __m512i *sum, int n) {
+    for (int t = 0; t < n; t++) {
+        __m512i *to = sum + (n >= 4 ? t : n == 1 ? q : 2 * t + (q & 1));
+        *to = _mm512_dpbusd_epi32(*to, v, four((x[t] + c) + 4 * q));
+    }
+}
+
+LQ_INLINE __m512i join_some(const __m512i *sum, int t, int n) {
+    if (n >= 4) return sum[t];
+    if (n > 1) return _mm512_add_epi32(sum[2 * t], sum[2 * t + 1]);
+    return _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
+}
+
 typedef struct wide { __m512d lo, hi; } wide; /* sixteen rows in fp64 */
 LQ_INLINE wide wide_f32(__m512 v) {
     return (wide){_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))};

@@ -27,21 +27,11 @@ LQ_INLINE __m512i join_one(const __m512i *sum, int f0, int f1) {
     return f1 ? _mm512_add_epi32(lo, _mm512_slli_epi32(hi, (unsigned)f0)) : lo;
 }
 
-/* Two tokens have two sums each, that of even and of odd quads; one has four. */
 LQ_INLINE void step_some(lq_step s, const whole *a, const int8_t *const *x, uint32_t c, __m512i *sum, int f0, int f1, bool table, int n) {
     for (int q = 0; q < 4; q++) {
         __m512i v = codes_of(s, a, f0, f1, table, q);
-        for (int t = 0; t < n; t++) {
-            __m512i *to = sum + (n >= 4 ? t : n == 1 ? q : 2 * t + (q & 1));
-            *to = _mm512_dpbusd_epi32(*to, v, four((x[t] + c) + 4 * q));
-        }
+        add_quad(v, x, c, q, sum, n);
     }
-}
-
-LQ_INLINE __m512i join_some(const __m512i *sum, int t, int n) {
-    if (n >= 4) return sum[t];
-    if (n > 1) return _mm512_add_epi32(sum[2 * t], sum[2 * t + 1]);
-    return _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
 }
 
 LQ_INLINE void whole_tile(const job *j, int f0, int f1, bool table, int n) {

@@ -39,17 +39,8 @@ LQ_INLINE void add_step(lq_step s, const whole *a, const int8_t *const *x, uint3
     for (int q = 0; q < 4; q++) {
         __m512i v = codes_of(s, a, f0, f1, table, q);
         if (fold) v = _mm512_mullo_epi16(v, by);
-        for (int t = 0; t < n; t++) {
-            __m512i *to = sum + (n >= 4 ? t : n == 1 ? q : 2 * t + (q & 1));
-            *to = _mm512_dpbusd_epi32(*to, v, four((x[t] + c) + 4 * q));
-        }
+        add_quad(v, x, c, q, sum, n);
     }
-}
-
-LQ_INLINE __m512i joined(const __m512i *sum, int t, int n) {
-    if (n >= 4) return sum[t];
-    if (n > 1) return _mm512_add_epi32(sum[2 * t], sum[2 * t + 1]);
-    return _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
 }
 
 /* The products of span b with its scale bytes, the grid's constant left out. */
@@ -72,12 +63,12 @@ LQ_INLINE void products(const job *j, uint32_t b, const int8_t *const *x, __m512
         }
         if (fold) continue;
         for (int t = 0; t < n; t++) {
-            __m512i v = in_nibbles ? _mm512_add_epi32(sum[0], _mm512_srai_epi32(sum[1], 4)) : joined(sum, t, n);
+            __m512i v = in_nibbles ? _mm512_add_epi32(sum[0], _mm512_srai_epi32(sum[1], 4)) : join_some(sum, t, n);
             total[t] = _mm512_add_epi32(total[t], _mm512_mullo_epi32(v, by));
         }
         for (int i = 0; i < MOST; i++) sum[i] = _mm512_setzero_si512();
     }
-    for (int t = 0; fold && t < n; t++) total[t] = joined(sum, t, n);
+    for (int t = 0; fold && t < n; t++) total[t] = join_some(sum, t, n);
 }
 
 LQ_INLINE void see_ones(const job *j, uint32_t b, const size_t *at, ones *x, int n) {
