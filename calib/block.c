@@ -197,7 +197,7 @@ static lq_status add_cross(lq_walk *w, const lq_chunk *c, uint32_t s, lq_stats *
     lq_status st = fp ? lq_cache_get(w->ctx, w->inputs[s], c->index, fp, c->n * width) : lq_oom(w->ctx, c->n * width * 4);
     for (uint32_t i = 0; i < c->n_spans && !st; i++) {
         const lq_span *p = &w->spans[i];
-        lq_stats_add_cross(stats, fp + p->first * width, x + p->first * width, p->n, lq_walk_held(w, c->sequence + i));
+        st = lq_stats_add_cross(w->ctx, stats, fp + p->first * width, x + p->first * width, p->n, lq_walk_held(w, c->sequence + i));
     }
     lq_free(fp);
     return st;

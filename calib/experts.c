@@ -68,15 +68,16 @@ static lq_status gather_fp(lq_walk *w, const experts *x, uint32_t expert, uint32
 }
 
 /* own[n]: the expert's input, weighted as it was added to its statistics; in: the unquantized model's, which is weighted here. */
-static void add_cross(lq_walk *w, const experts *x, const lq_chunk *c, lq_stats *s, const float *weight, float *in, uint32_t n) {
+static lq_status add_cross(lq_walk *w, const experts *x, const lq_chunk *c, lq_stats *s, const float *weight, float *in, uint32_t n) {
     const uint32_t *token = w->run.routing.token + w->run.routing.start[w->run.expert];
     for (uint32_t t = 0; t < n && !w->m->expert_opts.flat; t++)
         for (uint32_t k = 0; k < s->cols; k++) in[(size_t)t * s->cols + k] *= weight[t];
     for (uint32_t i = 0, t = 0; i < c->n_spans; i++) {
         uint32_t from = t;
         while (t < n && token[t] < w->spans[i].first + w->spans[i].n) t++;
-        if (t > from) lq_stats_add_cross(s, in + (size_t)from * s->cols, x->own + (size_t)from * s->cols, t - from, lq_walk_held(w, c->sequence + i));
+        if (t > from) LQ_TRY(lq_stats_add_cross(w->ctx, s, in + (size_t)from * s->cols, x->own + (size_t)from * s->cols, t - from, lq_walk_held(w, c->sequence + i)));
     }
+    return LQ_OK;
 }
 
 /* in: the expert's input, added to its statistics. The first stage also keeps what the second will be compared with. */
@@ -92,7 +93,7 @@ static lq_status cross(lq_walk *w, const lq_chunk *c, const pass *p, uint32_t i,
         LQ_TRY(lq_cache_put(w->ctx, x->hidden, item, w->run.t[x->input[1]], n * wide));
         LQ_TRY(gather_fp(w, x, expert, 0));
     }
-    add_cross(w, x, c, &p->stats[i], weight, w->run.t[x->input[p->at]], n);
+    LQ_TRY(add_cross(w, x, c, &p->stats[i], weight, w->run.t[x->input[p->at]], n));
     return LQ_OK;
 }
 

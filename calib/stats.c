@@ -103,7 +103,7 @@ static bool gram_tells(const lq_stats *s) { return s->needs & LQ_NEED_GRAM && !(
 
 static lq_status add_gram(lq_ctx *ctx, lq_stats *s, const float *x, uint32_t n) {
     bool odd = false;
-    if (s->needs & LQ_NEED_GRAM) lq_gram_add(&s->gram, x, s->cols, n);
+    if (s->needs & LQ_NEED_GRAM) LQ_TRY(lq_gram_add(ctx, &s->gram, x, s->cols, n));
     for (uint32_t c = 0; gram_tells(s) && c < s->cols && !odd; c++) odd = !isfinite(lq_gram_at(&s->gram, c, c));
     return odd ? scan(ctx, s, x, n) : LQ_OK;
 }
@@ -170,12 +170,12 @@ void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c) {
     memcpy(s->abssum, prior->abssum, s->cols * sizeof *s->abssum);
 }
 
-void lq_stats_add_cross(lq_stats *s, float *fp, const float *x, uint32_t n, bool held) {
+lq_status lq_stats_add_cross(lq_ctx *ctx, lq_stats *s, float *fp, const float *x, uint32_t n, bool held) {
     for (size_t i = 0; i < (size_t)n * s->cols; i++) fp[i] -= x[i];
-    lq_cross_add(s->cross, s->cols, fp, x, n);
-    if (!held) return;
-    lq_cross_add(s->held_cross, s->cols, fp, x, n);
-    lq_gram_add(&s->held, x, s->cols, n);
+    LQ_TRY(lq_cross_add(ctx, s->cross, s->cols, fp, x, n));
+    if (!held) return LQ_OK;
+    LQ_TRY(lq_cross_add(ctx, s->held_cross, s->cols, fp, x, n));
+    return lq_gram_add(ctx, &s->held, x, s->cols, n);
 }
 
 void lq_stats_divide(lq_stats *s, const float *by) {

@@ -34,7 +34,7 @@ void lq_stats_shrink(lq_stats *s, const lq_stats *prior, double c);
 /* sum x^2 of a column: of the Gram matrix, else of SQUARES; negative when neither was gathered. */
 double lq_stats_second(const lq_stats *s, uint32_t c);
 /* CROSS, after lq_stats_add of the same x: fp[n][cols] becomes fp - x. */
-void lq_stats_add_cross(lq_stats *s, float *fp, const float *x, uint32_t n, bool held);
+lq_status lq_stats_add_cross(lq_ctx *ctx, lq_stats *s, float *fp, const float *x, uint32_t n, bool held);
 /* The statistics of x diag(1/by), by[cols] > 0: a fold divided the input. No CROSS. */
 void lq_stats_divide(lq_stats *s, const float *by);
 void lq_stats_free(lq_stats *s);

@@ -10,6 +10,8 @@
 typedef enum lq_actfn { LQ_ACTFN_SILU, LQ_ACTFN_GELU_TANH, LQ_ACTFN_GELU, LQ_ACTFN_RELU, LQ_ACTFN_RELU2, LQ_ACTFN_N } lq_actfn;
 extern const char *const lq_actfn_names[LQ_ACTFN_N]; /* as in hidden_act: "silu", "gelu_pytorch_tanh", "gelu", "relu", "relu2" (the square of relu) */
 
+enum { LQ_PANEL = 32 }; /* columns of activations side by side: [n][LQ_PANEL] */
+
 typedef struct lq_kernels {
     const char *name;   /* "c", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", "dotprod" */
     uint32_t few;       /* up to so many tokens packed_gemv is faster than packed_dequant and OpenBLAS's sgemm */
@@ -40,6 +42,9 @@ typedef struct lq_kernels {
      * values[j * ld ..], in the order of j. Sums in fp32: within (d / 16 + 4) eps sum |q k| and n eps sum |w v|. The bits of C. */
     void (*attn_scores)(const float *q, uint32_t heads, uint32_t d, const float *keys, size_t ld, uint32_t n, float *score, size_t lds);
     void (*attn_mix)(const float *w, size_t ldw, uint32_t heads, uint32_t n, const float *values, size_t ld, uint32_t d, float *out);
+    /* sum[i * ld + j] += sum over n tokens of a[t][i] b[t][j], i, j < LQ_PANEL: by fma in fp32 from 0 in the order of the tokens, one addition in fp64.
+     * Within (n + 1) eps / 2 sum |a b|. The bits of C. */
+    void (*panel_sums)(const float *a, const float *b, uint32_t n, double *sum, size_t ld);
     /* The codes of tiles [t0, t0 + nt) of a packed matrix, what extras add left out. Decoded into out[rows of these tiles][cols], weight-column
      * order: bit-equal to lq_qtensor_decode_row. */
     void (*packed_dequant)(const lq_packed *p, uint32_t t0, uint32_t nt, float *out);

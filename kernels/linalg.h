@@ -22,7 +22,8 @@ void lq_gemm_nn(const float *a, size_t lda, const float *b, size_t ldb, float *y
 enum { LQ_GRAM_TILE = 128, LQ_GRAM_CHUNK = 1024 };
 typedef struct lq_gram { uint32_t k; uint64_t n; double *tiles; } lq_gram;
 lq_status lq_gram_init(lq_ctx *ctx, lq_gram *g, uint32_t k);
-void lq_gram_add(lq_gram *g, const float *x, size_t ldx, uint32_t n); /* x[n][k]; parallel inside */
+/* x[n][k], stride in floats; parallel inside. A chunk's copy while it runs: at most 4 LQ_GRAM_CHUNK k bytes. LQ_ERR_RESOURCE: nothing was added. */
+lq_status lq_gram_add(lq_ctx *ctx, lq_gram *g, const float *x, size_t ldx, uint32_t n);
 void lq_gram_set(lq_gram *g, uint32_t i, uint32_t j, double v);
 double lq_gram_at(const lq_gram *g, uint32_t i, uint32_t j);
 /* Full symmetric matrix, divided by the token count, as double out[k][k] (ld = k). */
@@ -36,8 +37,8 @@ void lq_gram_free(lq_gram *g);
  * false when not positive definite (a is then garbage); *bad = the pivot's index. Source: algorithms.md 5.2 step 5. */
 bool lq_cholesky_upper(double *a, uint32_t k, uint32_t *bad);
 
-/* sum[k][k] += sum over n tokens of a b^T, a[n][k], b[n][k]: chunks in fp32, sums in fp64, as in lq_gram_add. Parallel. */
-void lq_cross_add(double *sum, uint32_t k, const float *a, const float *b, uint32_t n);
+/* sum[k][k] += sum over n tokens of a b^T, a[n][k], b[n][k]: chunks in fp32, sums in fp64, as in lq_gram_add, with two copies. Parallel. */
+lq_status lq_cross_add(lq_ctx *ctx, double *sum, uint32_t k, const float *a, const float *b, uint32_t n);
 /* One thread each: y[n][m] = a[n][k] b[k][m];  b[n][k] <- b (R R^T)^-1;  b[n][k] <- b R^-1, R of lq_cholesky_upper. */
 void lq_dgemm_nn(const double *a, const double *b, double *y, uint32_t n, uint32_t m, uint32_t k);
 void lq_cholesky_solve(const double *r, uint32_t k, double *b, uint32_t n);

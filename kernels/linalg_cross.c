@@ -5,28 +5,39 @@
 
 #include "core/thread.h"
 #include "kernels/blas.h"
+#include "kernels/panels.h"
 
-enum { T = LQ_GRAM_TILE, WIDE = 512 };
+typedef struct batch { double *sum; const float *a, *b; uint32_t k, n; } batch; /* a, b: panels */
 
-typedef struct batch { double *sum; const float *a, *b; uint32_t k, n; } batch;
-
-static void add_rows(void *arg, size_t i) {
+/* A pair of panels; one that has columns behind the last is summed apart. */
+static void add_pair(void *arg, size_t pair) {
     const batch *j = arg;
-    float part[T * WIDE];
-    uint32_t r0 = (uint32_t)i * T, rows = j->k - r0 < T ? j->k - r0 : T;
-    for (uint32_t t0 = 0; t0 < j->n; t0 += LQ_GRAM_CHUNK)
-        for (uint32_t c0 = 0; c0 < j->k; c0 += WIDE) {
-            uint32_t n = j->n - t0 < LQ_GRAM_CHUNK ? j->n - t0 : LQ_GRAM_CHUNK, cols = j->k - c0 < WIDE ? j->k - c0 : WIDE;
-            cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)rows, (blasint)cols, (blasint)n, 1, j->a + (size_t)t0 * j->k + r0,
-                        (blasint)j->k, j->b + (size_t)t0 * j->k + c0, (blasint)j->k, 0, part, WIDE);
-            for (uint32_t r = 0; r < rows; r++)
-                for (uint32_t c = 0; c < cols; c++) j->sum[(size_t)(r0 + r) * j->k + c0 + c] += (double)part[r * WIDE + c];
-        }
+    size_t panels = lq_panels(j->k), size = (size_t)j->n * LQ_PANEL, r = pair / panels * LQ_PANEL, c = pair % panels * LQ_PANEL;
+    const float *a = j->a + pair / panels * size, *b = j->b + pair % panels * size;
+    if (r + LQ_PANEL <= j->k && c + LQ_PANEL <= j->k) {
+        lq_kernels_best()->panel_sums(a, b, j->n, j->sum + r * j->k + c, j->k);
+        return;
+    }
+    double part[LQ_PANEL * LQ_PANEL] = {0};
+    lq_kernels_best()->panel_sums(a, b, j->n, part, LQ_PANEL);
+    for (size_t i = 0; i < LQ_PANEL && r + i < j->k; i++)
+        for (size_t l = 0; l < LQ_PANEL && c + l < j->k; l++) j->sum[(r + i) * j->k + c + l] += part[i * LQ_PANEL + l];
 }
 
-void lq_cross_add(double *sum, uint32_t k, const float *a, const float *b, uint32_t n) {
-    lq_blas_single();
-    lq_parallel_for((k + T - 1) / T, add_rows, &(batch){sum, a, b, k, n});
+lq_status lq_cross_add(lq_ctx *ctx, double *sum, uint32_t k, const float *a, const float *b, uint32_t n) {
+    if (!n) return LQ_OK;
+    uint32_t chunk = n < LQ_GRAM_CHUNK ? n : LQ_GRAM_CHUNK;
+    size_t panels = lq_panels(k), size = panels * LQ_PANEL * chunk;
+    float *packed = lq_panels_new(k, 2 * chunk);
+    if (!packed) return lq_oom(ctx, 2 * size * sizeof *packed);
+    for (uint32_t t = 0; t < n; t += chunk) {
+        batch j = {sum, packed, packed + size, k, n - t < chunk ? n - t : chunk};
+        lq_panels_pack(packed, a + (size_t)t * k, k, j.n, k);
+        lq_panels_pack(packed + size, b + (size_t)t * k, k, j.n, k);
+        lq_parallel_for(panels * panels, add_pair, &j);
+    }
+    lq_free(packed);
+    return LQ_OK;
 }
 
 void lq_dgemm_nn(const double *a, const double *b, double *y, uint32_t n, uint32_t m, uint32_t k) {

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Copyright the lquant authors */
-/* Gram matrix G = sum over tokens of x x^T, kept as the lower triangle of LQ_GRAM_TILE-square tiles in fp64.
- * The triangle is cut into strips of rows, an even number alike in height, and these into blocks of at most COLS columns. A task owns a block: for each
- * chunk of LQ_GRAM_CHUNK tokens it forms the product in fp32 (one gemm; on the diagonal one syrk) and adds it to the fp64 sums, so that each sum sees
- * the chunks in order whatever the thread count. Wide blocks are packed for gemm least often. */
+/* Gram matrix G = sum over tokens of x x^T, kept as the lower triangle of LQ_GRAM_TILE-square tiles in fp64. A chunk of LQ_GRAM_CHUNK tokens is packed
+ * by columns (panels.h); a task owns the sums of one pair of panels, so that each sum sees the chunks in order whatever the thread count. */
 #include "kernels/linalg.h"
 
 #include "core/thread.h"
-#include "kernels/blas.h"
+#include "kernels/panels.h"
 
-enum { T = LQ_GRAM_TILE, ROWS = 192, COLS = 768 };
+#include <math.h>
+
+enum { T = LQ_GRAM_TILE };
 
 static uint32_t tile_rows(uint32_t k) { return (k + T - 1) / T; }
 static double *tile_at(const lq_gram *g, uint32_t ti, uint32_t tj) {
@@ -28,61 +28,35 @@ void lq_gram_free(lq_gram *g) {
     *g = (lq_gram){0};
 }
 
-typedef struct batch { lq_gram *g; const float *x; size_t ldx; uint32_t n, strips, rows; } batch; /* rows: of a strip, but for the last */
-
 static uint32_t most(uint32_t n, uint32_t limit) { return n < limit ? n : limit; }
 
-/* part[rows][cols] to rows r0 .., columns c0 .., as far as these lie on the diagonal or below. */
-static void sum_block(lq_gram *g, uint32_t r0, uint32_t rows, uint32_t c0, uint32_t cols, const float *part) {
-    for (uint32_t r = r0; r < r0 + rows; r++, part += cols)
-        for (uint32_t c = c0, end = most(c0 + cols, r + 1), stop; c < end; c = stop) {
-            double *to = tile_at(g, r / T, c / T) + (size_t)(r % T) * T + c % T;
-            const float *from = part + (c - c0);
-            stop = most(end, (c / T + 1) * T);
-            for (uint32_t i = 0; i < stop - c; i++) to[i] += (double)from[i];
-        }
-}
+typedef struct batch { lq_gram *g; const float *panels; uint32_t n; } batch;
 
-static void add_block(const batch *b, uint32_t r0, uint32_t rows, uint32_t c0, uint32_t cols, bool diagonal) {
-    float part[ROWS * COLS];
-    blasint ld = (blasint)b->ldx;
-    for (uint32_t t0 = 0; t0 < b->n; t0 += LQ_GRAM_CHUNK) {
-        const float *x = b->x + t0 * b->ldx;
-        blasint n = (blasint)most(b->n - t0, LQ_GRAM_CHUNK);
-        if (cols) {
-            cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)rows, (blasint)cols, n, 1, x + r0, ld, x + c0, ld, 0, part, (blasint)cols);
-            sum_block(b->g, r0, rows, c0, cols, part);
-        }
-        if (!diagonal) continue;
-        cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, (blasint)rows, n, 1, x + r0, ld, 0, part, (blasint)rows);
-        sum_block(b->g, r0, rows, r0, rows, part);
-    }
-}
-
-static uint32_t parts(uint32_t n, uint32_t limit) { return n ? (n + limit - 1) / limit : 1; }
-static uint32_t blocks_of(const batch *b, uint32_t strip) { return parts(strip * b->rows, COLS); }
-
-/* The longest strip, the shortest, the longest of the rest, ..: any run of them has about its share of the work. */
-static uint32_t strip_at(const batch *b, uint32_t i) { return i % 2 ? i / 2 : b->strips - 1 - i / 2; }
-
-static void add_task(void *arg, size_t task) {
+/* Pairs in the order of the lower triangle: (0, 0), (1, 0), (1, 1), (2, 0), .. */
+static void add_pair(void *arg, size_t pair) {
     const batch *b = arg;
-    uint32_t s = strip_at(b, 0);
-    for (uint32_t i = 0; task >= blocks_of(b, s); s = strip_at(b, ++i)) task -= blocks_of(b, s);
-    uint32_t r0 = s * b->rows, n = blocks_of(b, s), wide = (parts(r0, n) + 15) / 16 * 16, c0 = most((uint32_t)task * wide, r0);
-    add_block(b, r0, most(b->g->k - r0, b->rows), c0, most(wide, r0 - c0), task + 1 == n);
+    size_t i = (size_t)((sqrt(8 * (double)pair + 1) - 1) / 2), size = (size_t)b->n * LQ_PANEL;
+    while (i * (i + 1) / 2 > pair) i--;
+    while ((i + 1) * (i + 2) / 2 <= pair) i++;
+    uint32_t r = (uint32_t)i * LQ_PANEL, c = (uint32_t)(pair - i * (i + 1) / 2) * LQ_PANEL;
+    double *sum = tile_at(b->g, r / T, c / T) + (size_t)(r % T) * T + c % T;
+    lq_kernels_best()->panel_sums(b->panels + r / LQ_PANEL * size, b->panels + c / LQ_PANEL * size, b->n, sum, T);
 }
 
-void lq_gram_add(lq_gram *g, const float *x, size_t ldx, uint32_t n) {
-    if (!n) return;
-    lq_blas_single();
-    batch b = {g, x, ldx, n, g->k > ROWS ? 2 * parts(g->k, 2 * ROWS) : 1, 0};
-    b.rows = (parts(g->k, b.strips) + 15) / 16 * 16;
-    b.strips = parts(g->k, b.rows);
-    size_t tasks = 0;
-    for (uint32_t s = 0; s < b.strips; s++) tasks += blocks_of(&b, s);
-    lq_parallel_for(tasks, add_task, &b);
+lq_status lq_gram_add(lq_ctx *ctx, lq_gram *g, const float *x, size_t ldx, uint32_t n) {
+    if (!n) return LQ_OK;
+    uint32_t chunk = most(n, LQ_GRAM_CHUNK);
+    size_t panels = lq_panels(g->k);
+    float *packed = lq_panels_new(g->k, chunk);
+    if (!packed) return lq_oom(ctx, panels * LQ_PANEL * chunk * sizeof *packed);
+    for (uint32_t t = 0; t < n; t += chunk) {
+        batch b = {g, packed, most(n - t, chunk)};
+        lq_panels_pack(packed, x + t * ldx, ldx, b.n, g->k);
+        lq_parallel_for(panels * (panels + 1) / 2, add_pair, &b);
+    }
     g->n += n;
+    lq_free(packed);
+    return LQ_OK;
 }
 
 double lq_gram_at(const lq_gram *g, uint32_t i, uint32_t j) {

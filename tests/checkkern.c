@@ -487,6 +487,35 @@ static void attention_of_one_query_has_the_bits_of_c(void **state) {
     }
 }
 
+static void sums_of_panels_have_the_bits_of_c(void **state) {
+    const ck_probe *p = *state;
+    lq_rng rng = ck_start(p->name);
+    static const uint32_t counts[] = {0, 1, 2, 7, 64, 1021};
+    enum { CASES = 2 * sizeof counts / sizeof *counts };
+    for (uint32_t i = 0; i < CASES; i++) {
+        uint32_t n = counts[i / 2], ld = LQ_PANEL + i % 2 * 5;
+        size_t size = (size_t)(LQ_PANEL - 1) * ld + LQ_PANEL, values = (size_t)n * LQ_PANEL;
+        float *a = ck_exact(4 * values), *b = ck_exact(4 * values);
+        double *want = ck_exact(8 * size), *got = ck_guarded(8 * size), *exact = ck_exact(8 * size), *bound = ck_exact(8 * size);
+        ck_floats(a, values, &rng, true);
+        ck_floats(b, values, &rng, false);
+        for (size_t j = 0; j < size; j++) want[j] = got[j] = exact[j] = (double)lq_rng_normal(&rng), bound[j] = 0;
+        for (uint32_t t = 0; t < n; t++)
+            for (uint32_t r = 0; r < LQ_PANEL; r++)
+                for (uint32_t c = 0; c < LQ_PANEL; c++) {
+                    double product = (double)a[t * LQ_PANEL + r] * (double)b[t * LQ_PANEL + c];
+                    exact[r * ld + c] += product;
+                    bound[r * ld + c] += (n + 1) * (double)FLT_EPSILON / 2 * fabs(product) + (double)FLT_TRUE_MIN;
+                }
+        lq_panel_sums_c(a, b, n, want, ld);
+        p->v->k.panel_sums(a, b, n, got, ld);
+        assert_memory_equal(got, want, 8 * size);
+        for (size_t j = 0; j < size; j++) assert_true(fabs(want[j] - exact[j]) <= bound[j] + 1e-14 * fabs(exact[j]));
+        ck_release(got, 8 * size);
+        free(a), free(b), free(want), free(exact), free(bound);
+    }
+}
+
 enum { MOST = 4096 };
 static struct CMUnitTest tests[MOST];
 static ck_probe probes[MOST];
@@ -522,6 +551,7 @@ static void add_variant(const ck_variant *v) {
     if (k->rope != b->rope || k->rope_pairs != b->rope_pairs) ck_add(rope_turns_pairs, "rope", v, NULL, LQ_NONE);
     if (k->glu != b->glu) ck_add(glu_has_the_bits_of_c_and_is_accurate, "glu", v, NULL, LQ_NONE);
     if (k->attn_scores != b->attn_scores || k->attn_mix != b->attn_mix) ck_add(attention_of_one_query_has_the_bits_of_c, "attn", v, NULL, LQ_NONE);
+    if (k->panel_sums != b->panel_sums) ck_add(sums_of_panels_have_the_bits_of_c, "panel_sums", v, NULL, LQ_NONE);
     if (k->softmax != b->softmax || k->logsumexp != b->logsumexp) ck_add(softmax_and_logsumexp_have_the_bits_of_c, "softmax", v, NULL, LQ_NONE);
 }
 

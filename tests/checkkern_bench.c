@@ -8,6 +8,7 @@
 #include <cblas.h>
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <time.h>
 
 enum { ROWS = 256, COLS = 2048 };
@@ -103,7 +104,9 @@ static void run_blas(dense *d) {
                 d->y, (int)d->rows);
     openblas_set_num_threads(1);
 }
-static void run_gram(dense *d) { lq_gram_add(&d->g, d->x, d->cols, d->n); }
+static void run_gram(dense *d) {
+    if (lq_gram_add(NULL, &d->g, d->x, d->cols, d->n)) abort();
+}
 static void run_cholesky(dense *d) {
     uint32_t bad;
     for (size_t i = 0; i < (size_t)d->cols * d->cols; i++) d->r[i] = d->h[i];

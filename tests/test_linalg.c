@@ -88,7 +88,7 @@ static void matmul_gives_the_same_bits_at_any_thread_count(void **state) {
 
 static void gram_of(lq_gram *g, const float *x, size_t ld, uint32_t k, uint32_t n, const uint32_t *calls) {
     assert_int_equal(lq_gram_init(NULL, g, k), LQ_OK);
-    for (uint32_t t = 0; t < n; t += *calls++) lq_gram_add(g, x + t * ld, ld, *calls < n - t ? *calls : n - t);
+    for (uint32_t t = 0; t < n; t += *calls++) assert_int_equal(lq_gram_add(NULL, g, x + t * ld, ld, *calls < n - t ? *calls : n - t), LQ_OK);
     assert_int_equal(g->n, n);
 }
 
@@ -151,6 +151,12 @@ static void gram_reports_a_missing_allocation(void **state) {
     lq_mem_fail_after(0);
     assert_int_equal(lq_gram_init(&ctx, &g, 64), LQ_ERR_RESOURCE);
     lq_mem_fail_after(-1);
+    lq_gram_free(&g);
+    assert_int_equal(lq_gram_init(&ctx, &g, 1), LQ_OK);
+    lq_mem_fail_after(0);
+    assert_int_equal(lq_gram_add(&ctx, &g, &(float){2}, 1, 1), LQ_ERR_RESOURCE);
+    lq_mem_fail_after(-1);
+    assert_true(!g.n && lq_gram_at(&g, 0, 0) == 0);
     lq_gram_free(&g);
 }
 

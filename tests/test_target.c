@@ -24,7 +24,7 @@ static lq_stats cross_stats(const float *x, const float *xq) {
     assert_int_equal(lq_stats_init(NULL, &s, LQ_NEED_GRAM | LQ_NEED_CROSS, COLS), LQ_OK);
     for (uint32_t t = 0; t < N; t += HELD) {
         assert_int_equal(lq_stats_add(NULL, &s, xq + t * COLS, HELD), LQ_OK);
-        lq_stats_add_cross(&s, fp + t * COLS, xq + t * COLS, HELD, t + HELD == N);
+        assert_int_equal(lq_stats_add_cross(NULL, &s, fp + t * COLS, xq + t * COLS, HELD, t + HELD == N), LQ_OK);
     }
     lq_free(fp);
     return s;

@@ -29,6 +29,7 @@ void lq_kv8_c(lq_dtype t, const void *src, float step, float *dst, size_t n);
 void lq_kv4_c(const void *src, float low, float step, float *dst, size_t n);
 void lq_attn_scores_c(const float *q, uint32_t heads, uint32_t d, const float *keys, size_t ld, uint32_t n, float *score, size_t lds);
 void lq_attn_mix_c(const float *w, size_t ldw, uint32_t heads, uint32_t n, const float *values, size_t ld, uint32_t d, float *out);
+void lq_panel_sums_c(const float *a, const float *b, uint32_t n, double *sum, size_t ld);
 double lq_dot_c(const float *a, const float *b, size_t n);
 enum { LQ_X_ADDED = LQ_X_OUTLIERS | LQ_X_OUTLIER_COLS | LQ_X_LOWRANK };
 typedef void (*lq_decode_fn)(lq_dtype t, const void *src, float *dst, size_t n);

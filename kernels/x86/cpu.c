@@ -17,6 +17,7 @@ static void use_avx2(lq_kernels *k) {
     k->dot = lq_dot_avx2;
     k->attn_scores = lq_attn_scores_avx2;
     k->attn_mix = lq_attn_mix_avx2;
+    k->panel_sums = lq_panel_sums_avx2;
     k->layernorm = lq_layernorm_avx2;
     k->add = lq_add_avx2;
     k->rope = lq_rope_avx2;
@@ -45,6 +46,7 @@ static void use_avx512(lq_kernels *k) {
     k->softmax = lq_softmax_avx512;
     k->attn_scores = lq_attn_scores_avx512;
     k->attn_mix = lq_attn_mix_avx512;
+    k->panel_sums = lq_panel_sums_avx512;
     k->logsumexp = lq_logsumexp_avx512;
     k->packed_gemv = lq_packed_gemv_avx512;
     k->absmax = lq_absmax_avx512;

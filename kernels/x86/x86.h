@@ -31,6 +31,8 @@ void lq_attn_scores_avx2(const float *q, uint32_t heads, uint32_t d, const float
 void lq_attn_mix_avx2(const float *w, size_t ldw, uint32_t heads, uint32_t n, const float *values, size_t ld, uint32_t d, float *out);
 void lq_attn_scores_avx512(const float *q, uint32_t heads, uint32_t d, const float *keys, size_t ld, uint32_t n, float *score, size_t lds);
 void lq_attn_mix_avx512(const float *w, size_t ldw, uint32_t heads, uint32_t n, const float *values, size_t ld, uint32_t d, float *out);
+void lq_panel_sums_avx2(const float *a, const float *b, uint32_t n, double *sum, size_t ld);
+void lq_panel_sums_avx512(const float *a, const float *b, uint32_t n, double *sum, size_t ld);
 double lq_dot_avx2(const float *a, const float *b, size_t n);
 void lq_packed_dequant_avx2(const lq_packed *p, uint32_t t0, uint32_t nt, float *out);
 void lq_packed_gemv_avx2(const lq_packed *p, uint32_t t0, uint32_t nt, const lq_packed_x *x, float *y, size_t ldy);
