@@ -165,7 +165,7 @@ scales_of_keys_and_values_travel_as_tensors() { # test
     for q in back.lqt again f32; do
         ok "$lquant" eval "$tmp/$q" -f "$text" --chunks 2 --json --kv fp8 --kv-scales
         near=0
-        [ $q = f32 ] && near=1e-5 # floats are summed in another order than codes, and a key may be rounded the other way
+        [ $q = f32 ] && near=1e-4 # floats are summed in another order than codes: some keys are rounded the other way, by a sixteenth of themselves
         awk -v a="$(perplexity)" -v b="$(cat "$tmp/want")" -v t=$near 'BEGIN { d = a / b - 1; exit !(d <= t && -d <= t) }' || fail "$q: $(perplexity), expected $(cat "$tmp/want")"
     done
     cmp -s "$tmp/ct/model.safetensors" "$tmp/again/model.safetensors" || fail "there and back is not the same file"
