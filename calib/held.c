@@ -339,10 +339,10 @@ static lq_status hold_layer(up *u, const lq_layer *l, int32_t b, lq_held_layer *
     return LQ_OK;
 }
 
-/* ---- E4M3 that is multiplied by E4M3 ---- */
+/* ---- what is packed for a device alone: the CPU has no packed kernels for it, so it is loaded as stored ---- */
 
-/* The CPU has no packed kernel for it, so it is loaded as stored; here weights alone are packed, and activations come as codes. */
-static bool packs_here(const lq_device *d, const lq_linear *lin) {
+/* E4M3 that is multiplied by E4M3: weights alone are packed, and activations come as codes. */
+static bool small_packs(const lq_device *d, const lq_linear *lin) {
     if (!lin->rows || lin->packed || !lin->q || !is_small(lin->q) || has_extras(lin->q) || !d->ops->act || !d->ops->product) return false;
     lq_scheme s = lin->q->sch;
     if (lin->q->perm && s.act.tile) return false; /* steps are of weight columns */
@@ -350,15 +350,21 @@ static bool packs_here(const lq_device *d, const lq_linear *lin) {
     return lq_packed_fits(&s, lin->rows, lin->cols);
 }
 
+static bool tables_pack(const lq_device *d, const lq_linear *lin) {
+    const lq_qtensor *q = lin->q;
+    return lin->rows && !lin->packed && q && q->sch.extra & LQ_X_LUT_PER_ROW && lq_packed_holds(&q->sch, lin->rows, lin->cols) && (!has_extras(q) || d->ops->sparse);
+}
+
 static lq_status pack_linear(up *u, lq_linear *lin) {
-    if (!packs_here(u->h->d, lin)) return LQ_OK;
+    const bool tables = tables_pack(u->h->d, lin);
+    if (!tables && !small_packs(u->h->d, lin)) return LQ_OK;
     lq_qtensor q = *lin->q;
     lq_packed *p = LQ_NEW(lq_packed);
     if (!p) return lq_oom(u->ctx, sizeof *p);
     q.sch.act = (lq_act){0};
     lq_status st = lq_pack(u->ctx, &q, p);
     const lq_device_matrix m = st ? (lq_device_matrix){0} : lq_device_shape(p);
-    if (!st && lq_device_steps(&m, lin->q->sch.act.tile)) {
+    if (!st && (tables || lq_device_steps(&m, lin->q->sch.act.tile))) {
         lin->packed = p;
         return LQ_OK;
     }

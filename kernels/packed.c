@@ -97,11 +97,18 @@ static bool make_plan(const lq_scheme *s, uint32_t cols, plan *p) {
     return true;
 }
 
-bool lq_packed_fits(const lq_scheme *s, uint32_t rows, uint32_t cols) {
-    plan p;
-    return rows && cols && cols <= UINT32_MAX - LQ_UNIT && grid_fits(&s->grid) && !(s->extra & (LQ_X_LUT_PER_ROW | LQ_X_PRESCALE | LQ_X_HADAMARD)) &&
-           acts_fit(s, cols) && make_plan(s, cols, &p);
+/* Tables of a row's own are all there is to a code. */
+static bool tables_fit(const lq_scheme *s) {
+    return !(s->extra & LQ_X_LUT_PER_ROW) || (s->grid.kind == LQ_GRID_LUT && s->grid.bias == LQ_LUT_DATA && s->scale.dtype == LQ_NONE && s->zero_kind == LQ_ZERO_NONE);
 }
+
+bool lq_packed_holds(const lq_scheme *s, uint32_t rows, uint32_t cols) {
+    plan p;
+    return rows && cols && cols <= UINT32_MAX - LQ_UNIT && grid_fits(&s->grid) && tables_fit(s) && !(s->extra & (LQ_X_PRESCALE | LQ_X_HADAMARD)) && acts_fit(s, cols) &&
+           make_plan(s, cols, &p);
+}
+
+bool lq_packed_fits(const lq_scheme *s, uint32_t rows, uint32_t cols) { return !(s->extra & LQ_X_LUT_PER_ROW) && lq_packed_holds(s, rows, cols); }
 
 static size_t size_of(lq_dtype t) { return t == LQ_NONE ? 0 : lq_dtypes[t].bytes; }
 
@@ -332,7 +339,7 @@ static void set_up(lq_packed *p) {
 lq_status lq_pack(lq_ctx *ctx, const lq_qtensor *q, lq_packed *p) {
     plan l;
     *p = (lq_packed){0};
-    if (!lq_packed_fits(&q->sch, q->rows, q->cols) || !make_plan(&q->sch, q->cols, &l)) return lq_fail(ctx, LQ_ERR_INTERNAL, "a matrix the packed layout does not hold");
+    if (!lq_packed_holds(&q->sch, q->rows, q->cols) || !make_plan(&q->sch, q->cols, &l)) return lq_fail(ctx, LQ_ERR_INTERNAL, "a matrix the packed layout does not hold");
     LQ_TRY(copy_shell(ctx, q, &p->q));
     lay_out(p, &l, q->rows, q->cols);
     set_up(p);

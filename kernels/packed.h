@@ -46,11 +46,12 @@ typedef struct lq_packed {
 } lq_packed;
 
 /* Can this layout hold a matrix of the scheme? INT of 1 to 8 bits, tables and small floats of up to 4 bits, E4M3, whose planes are constant
- * over runs of 16 columns or whole rows; activations not rounded, or rounded to integers under an integer grid. Tables per row and
- * whole floats are read as they lie. */
+ * over runs of 16 columns or whole rows; activations not rounded, or rounded to integers under an integer grid. Whole floats are read as they lie. */
+bool lq_packed_holds(const lq_scheme *s, uint32_t rows, uint32_t cols);
+/* And have its kernels here? Tables of a row's own (in q.lut) are held for a device (kernels/cuda/cuda.h); here they are read as they lie. */
 bool lq_packed_fits(const lq_scheme *s, uint32_t rows, uint32_t cols);
 uint64_t lq_packed_bytes(const lq_scheme *s, uint32_t rows, uint32_t cols); /* memory that packing takes, the parts kept in q not counted */
-/* q is left as it is and may be freed; p owns itself. Not fitting: LQ_ERR_INTERNAL. */
+/* q is left as it is and may be freed; p owns itself. Not held: LQ_ERR_INTERNAL. */
 lq_status lq_pack(lq_ctx *ctx, const lq_qtensor *q, lq_packed *p);
 /* The exact inverse: a qtensor equal in every bit. */
 lq_status lq_unpack(lq_ctx *ctx, const lq_packed *p, lq_qtensor *q);

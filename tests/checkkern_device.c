@@ -25,7 +25,7 @@ static bool make_for(const ck_probe *p, size_t i, int round, lq_act act, lq_rng 
     s.extra &= ~(uint32_t)LQ_X_PERM;
     if (round & 1) s.extra |= LQ_X_PERM;
     if (act.kind) s.act = act;
-    if (!ck_fits_cols(&s, shapes[i][1]) || !lq_packed_fits(&s, shapes[i][0], shapes[i][1])) return false;
+    if (!ck_fits_cols(&s, shapes[i][1]) || !lq_packed_holds(&s, shapes[i][0], shapes[i][1])) return false;
     ck_fill(&q, &s, shapes[i][0], shapes[i][1], rng, false);
     assert_int_equal(lq_pack(&ctx, &q, m), LQ_OK);
     lq_qtensor_free(&q);
@@ -226,6 +226,70 @@ static void device_idot_is_whole(void **state) {
     }
 }
 
+/* ---- a token's bits, whoever is beside it ---- */
+
+typedef struct batch { const lq_device *d; lq_device_matrix m; const float *x; ckd_acts a; const int8_t *codes; const float *step; const int32_t *sum; } batch; /* codes not NULL: rounded */
+
+static const char *multiply_some(const batch *b, uint32_t t, uint32_t n, uint32_t ld, float *y) {
+    if (b->codes) return b->d->idot(&b->m, b->codes + (size_t)t * ld, b->step + (size_t)t * b->m.segs, b->sum + (size_t)t * b->m.segs, n, y);
+    return b->d->gemv(&b->m, b->x + (size_t)t * b->m.cols, n, y);
+}
+
+enum { BESIDE = 16 };
+
+static void same_beside(const ck_probe *p, const batch *b, uint32_t ld) {
+    const size_t row = 4 * (size_t)b->m.rows;
+    uint8_t *alone = ck_exact(BESIDE * row), *y = ck_exact(BESIDE * row);
+    float *dy = b->d->alloc(BESIDE * row);
+    for (uint32_t t = 0; t < BESIDE; t++) {
+        const char *why = multiply_some(b, t, 1, ld, dy);
+        if (why || !b->d->get(alone + t * row, dy, row)) fail_msg("%s: token %u: %s", p->name, t, why);
+    }
+    for (uint32_t n = 2; n <= BESIDE; n++) {
+        const char *why = multiply_some(b, 0, n, ld, dy);
+        if (why || !b->d->get(y, dy, n * row)) fail_msg("%s: %u tokens: %s", p->name, n, why);
+        for (uint32_t t = 0; t < n; t++)
+            if (memcmp(y + t * row, alone + t * row, row)) fail_msg("%s: token %u of %u has other bits than alone", p->name, t, n);
+    }
+    b->d->release(dy);
+    free(alone);
+    free(y);
+}
+
+static void one_batch(const ck_probe *p, const lq_packed *m, bool whole, lq_rng *rng) {
+    batch b = {.d = device_of(p)};
+    float *x = ck_exact(4 * (size_t)BESIDE * m->q.cols);
+    assert_true(lq_device_put(b.d, m, &b.m));
+    ck_floats(x, (size_t)BESIDE * m->q.cols, rng, false);
+    b.x = put(b.d, x, 4 * (size_t)BESIDE * m->q.cols);
+    if (whole) {
+        b.a = ckd_acts_make(m, BESIDE, false, rng);
+        b.codes = put(b.d, b.a.x.x, (size_t)BESIDE * lq_packed_ld(m));
+        b.step = put(b.d, b.a.x.step, 4 * (size_t)BESIDE * m->segs);
+        b.sum = put(b.d, b.a.x.sum, 4 * (size_t)BESIDE * m->segs);
+    }
+    same_beside(p, &b, lq_packed_ld(m));
+    const void *held[] = {b.x, b.codes, b.step, b.sum};
+    for (size_t i = 0; i < sizeof held / sizeof *held; i++) b.d->release((void *)held[i]);
+    lq_device_drop(b.d, &b.m);
+    if (whole) ckd_acts_free(&b.a);
+    free(x);
+}
+
+/* 16 rows of 4352 columns are several panels, 20 of 640 two tiles. */
+static void tokens_keep_their_bits(const ck_probe *p, bool whole) {
+    lq_rng rng = ck_start(p->name);
+    for (int i = 0; i < (whole ? 3 : 2); i++) {
+        lq_packed m;
+        if (!make_for(p, i == 1 ? SHAPES - 1 : 7, !whole, whole ? rounded[i > 0] : (lq_act){0}, &rng, &m)) continue;
+        one_batch(p, &m, whole, &rng);
+        lq_packed_free(&m);
+    }
+}
+
+static void device_gemv_gives_a_token_its_own_bits(void **state) { tokens_keep_their_bits(*state, false); }
+static void device_idot_gives_a_token_its_own_bits(void **state) { tokens_keep_their_bits(*state, true); }
+
 /* A table whose values are on no line has no kernel for rounded activations. */
 static bool whole(const lq_scheme *s) {
     lq_scheme a = *s;
@@ -237,14 +301,16 @@ static void add_for(const lq_device *d, const ck_variant *v, const ck_scheme *s,
     if (!d->available()) return;
     ck_add(device_gemv_is_within_its_bound, "device_gemv", v, s, t);
     ck_add(device_gemm_is_within_its_bound, "device_gemm", v, s, t);
+    ck_add(device_gemv_gives_a_token_its_own_bits, "device_gemv_beside", v, s, t);
     if (whole(&s->s)) ck_add(device_idot_is_whole, "device_idot", v, s, t);
+    if (whole(&s->s)) ck_add(device_idot_gives_a_token_its_own_bits, "device_idot_beside", v, s, t);
     ck_device_joint_add(v, s, whole(&s->s), t);
 }
 
 void ck_device_add(const ck_variant *c) {
     static const ck_variant names[] = {{.name = "cuda"}, {.name = "emu"}};
     for (const ck_scheme *s = ck_all_schemes(); s->name; s++) {
-        if (!lq_packed_fits(&s->s, 16, 3840)) continue;
+        if (!lq_packed_holds(&s->s, 16, 3840)) continue;
         ck_add(device_layout_gives_back_every_code, "device_layout", c, s, LQ_NONE);
         add_for(lq_device_emu(), &names[1], s, LQ_F32);
         add_for(lq_device_cuda(), &names[0], s, LQ_F16);

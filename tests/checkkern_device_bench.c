@@ -199,6 +199,15 @@ static void drop(db *b, weights *w) {
     b->copies = 0;
 }
 
+static void level_halves(uint8_t *at, size_t n, float by) {
+    for (size_t i = 0; i < n; i++) {
+        float v;
+        lq_dtype_decode(LQ_F16, at + 2 * i, &v, 1);
+        v *= by;
+        lq_dtype_encode(LQ_F16, &v, at + 2 * i, 1);
+    }
+}
+
 /* Parameters over how much a product makes of its input, so that a chain neither grows nor dies; those of 8 bits stay (what is rounded has its own steps). */
 static void level(const lq_packed *p, lq_device_matrix *m, uint8_t *params) {
     double square = 0;
@@ -208,6 +217,7 @@ static void level(const lq_packed *p, lq_device_matrix *m, uint8_t *params) {
         square += v * v;
     }
     const float by = square > 0 ? (float)(1 / sqrt(square)) : 1;
+    if (m->tables) level_halves(params, (size_t)lq_device_param_bytes(p) / 2, by);
     if (m->scale == LQ_E4M3) m->up *= by, m->shift *= by;
     for (uint32_t g = 0; g < m->segs; g++)
         for (int plane = 0; plane < (min ? 2 : 1); plane++) {
@@ -293,7 +303,7 @@ static bool one_matrix(db *b, const kind *k, uint32_t rows, uint32_t cols) {
 static bool products(db *b, uint32_t rows, uint32_t cols) {
     static const kind kinds[] = {
         {"int4-sym-g128", "int4-sym-g128 gemv", gemv, 0, true}, {"int4-asym-g128", "int4-asym-g128 gemv", gemv, 0, true}, {"int8-sym-row", "int8-sym-row gemv", gemv, 0, true},
-        {"FP8-W", "FP8-W gemv", gemv, 0, true}, {"NF4-g64", "NF4-g64 gemv", gemv, 0, true}, {"int3-sym-g128", "int3-sym-g128 gemv", gemv, 0, true},
+        {"FP8-W", "FP8-W gemv", gemv, 0, true}, {"NF4-g64", "NF4-g64 gemv", gemv, 0, true}, {"lut4", "lut4 gemv", gemv, 0, true}, {"int3-sym-g128", "int3-sym-g128 gemv", gemv, 0, true},
         {"int2-asym-g128", "int2-asym-g128 gemv", gemv, 0, true}, {"ternary-g128", "ternary-g128 gemv", gemv, 0, true}, {"W8A8-row", "W8A8 idot", idot, 0, true},
         {"W4A8", "W4A8 idot", idot, 0, true}, {"b1.58", "b1.58 idot", idot, 0, true}, {"W8A8-row", "W8A8, rounding", llm_int8, 0, false}, {"W8A8-row", "LLM.int8, 0.5 % outliers", llm_int8, 6, false},
         {"FP8-W", "FP8, rounding", small_floats, 0, false}};

@@ -298,7 +298,7 @@ bool ckd_packed(ckd *c, const lq_scheme *scheme, uint32_t rows, uint32_t cols, b
     s.extra &= ~(uint32_t)LQ_X_PERM;
     if (perm) s.extra |= LQ_X_PERM;
     if (act.kind) s.act = act;
-    if (!ck_fits_cols(&s, cols) || !lq_packed_fits(&s, rows, cols)) return false;
+    if (!ck_fits_cols(&s, cols) || !lq_packed_holds(&s, rows, cols)) return false;
     ck_fill(&q, &s, rows, cols, &c->rng, false);
     assert_int_equal(lq_pack(&ctx, &q, m), LQ_OK);
     lq_qtensor_free(&q);

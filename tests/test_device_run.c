@@ -45,6 +45,15 @@ static bool rounds_to_e4m3(const lq_model *m) {
     return any;
 }
 
+/* Nothing is decoded to floats there that could be held in codes. */
+static bool codes_everywhere(const lq_model *m) {
+    for (size_t i = 0; i < m->cat.n; i++) {
+        const lq_row *r = &m->cat.rows[i];
+        if (r->scheme.grid.bits && !lq_packed_holds(&r->scheme, lq_row_rows(r), lq_row_cols(r))) return true;
+    }
+    return !m->held->decoded;
+}
+
 static double limit_of(const lq_model *m) { return (rounds_to_e4m3(m) ? 32.0 / 448 : rounds(m) ? 1.0 / 127 : 0x1p-9) * sqrt(linears_of(m)); }
 
 static lq_status open_at(lq_ctx *ctx, const char *path, bool device, lq_loaded *l) {
@@ -239,6 +248,7 @@ static void runs_agree(const char *name, const char *path, const int32_t *ids, u
         logits[i] = LQ_NEWN(float, count);
         if (logits_in_steps(&ctx, l[i % 2].m, ids, n, i < 2 ? n : 1, logits[i])) fail_msg("%s: %s", name, ctx.msg);
         double off = i % 2 ? logits_off(logits[i], logits[i - 1], count) : 0;
+        if (i % 2 && !codes_everywhere(l[1].m)) fail_msg("%s: %u matrices are decoded to floats", name, l[1].m->held->decoded);
         if (!(off <= limit)) fail_msg("%s, %s: logits are off by %g, expected %g at most", name, i < 2 ? "at once" : "token by token", off, limit);
     }
     double off = logits_off(logits[3], logits[1], count);

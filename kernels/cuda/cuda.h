@@ -26,9 +26,10 @@ typedef struct lq_device_matrix { /* pointers are the device's */
     int32_t bias, times;     /* A(code) = times code - bias where that is so (times 1 for INT); times 0: it is not */
     float up, shift;         /* of E4M3 scales */
     uint32_t seg_bytes;
-    uint16_t table[16];      /* halves: values of codes of up to 4 bits, where the grid is no INT */
+    bool tables;             /* rows have tables of their own: params are they, and neither scales nor zeros are */
+    uint16_t table[16];      /* halves: values of codes of up to 4 bits, where the grid is no INT and rows have none of their own */
     const void *codes;       /* [tiles][chunks] */
-    const void *params;      /* [tiles][segs] */
+    const void *params;      /* [tiles][segs]; tables: [tiles][16][2^bits] halves */
     const uint32_t *perm;    /* [cols] or NULL */
 } lq_device_matrix;
 
@@ -212,7 +213,7 @@ const lq_device *lq_device_emu(void);      /* never NULL */
 /* The columns of a chunk, and the bytes of all codes on a device. */
 uint32_t lq_device_chunk(const lq_packed *p);
 size_t lq_device_bytes(const lq_packed *p);
-/* Scales and zeros, which have one level there: [tiles][segs] 16 scales, 16 zeros, in out[lq_device_param_bytes]. */
+/* Scales and zeros, which have one level there: [tiles][segs] 16 scales, 16 zeros, in out[lq_device_param_bytes]; or tables of a row's own. */
 uint64_t lq_device_param_bytes(const lq_packed *p);
 void lq_device_params(const lq_packed *p, uint8_t *out);
 /* Codes of p into out[lq_device_bytes] and back; exact inverses. */

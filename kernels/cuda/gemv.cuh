@@ -119,11 +119,12 @@ template <int E> static __device__ __forceinline__ void sum_panel(uint32_t n, co
     }
 }
 
-static __device__ __forceinline__ void fill_table(const lq_device_matrix &m, const stage &st) {
-    for (uint32_t i = threadIdx.x; i < 256 * LANES; i += WARPS * LANES) {
-        uint32_t pair = i / LANES;
-        st.table[i] = lq_pair(m.table[pair & 15], m.table[pair >> 4]);
-    }
+/* A lane's copies of the pairs are its own: of the rows g and g + 8 that it multiplies, where rows have tables of their own. */
+static __device__ __forceinline__ void fill_table(const lq_device_matrix &m, uint32_t tile, const stage &st) {
+    const uint32_t lane = lq_thread_x() % LANES, codes = 1u << m.bits;
+    const uint16_t *of = (const uint16_t *)m.params + ((size_t)tile * 16 + lane / 4) * codes;
+    for (uint32_t h = 0; h < codes; h++)
+        for (uint32_t l = lq_thread_x() / LANES; l < codes; l += WARPS) st.table[(h * 16 + l) * LANES + lane] = m.tables ? lq_pair(of[l], of[8 * codes + h]) : lq_pair(m.table[l], m.table[h]);
 }
 
 /* What a panel holds for a row. */
@@ -218,7 +219,6 @@ LQ_UNROLL
     for (int e = 0; e < E; e++) mine[e] = st.x + (g + 8 * e < n ? g + 8 * e : 0) * l.ld + 4 * q;
     const uint32_t own = KIND == TABLE ? lq_place(st.table + lane) : 0;
     uint32_t p = joint::part_of(j.of);
-    if (KIND == TABLE) fill_table(j.of.of[p].m, st);
     do {
         const lq_device_matrix &m = j.of.of[p].m;
         const uint32_t minus = twice(1024 + (float)m.bias);
@@ -227,6 +227,7 @@ LQ_UNROLL
         walk<F0, F1>(
             m, joint::stored_tile_of(j.of, p), l.panel,
             [&](uint32_t k0) {
+                if (KIND == TABLE && !k0 && (m.tables || !(j.of.glu && p))) fill_table(m, joint::stored_tile_of(j.of, p), st);
                 fill_steps(m, joint::stored_tile_of(j.of, p), k0, l.span, l.spans, lq_thread_x(), WARPS * LANES, st.steps, [&](segment v) { return step_of<KIND>(m, sums, v); });
                 lq_wait_before();
                 if (j.normed && !k0 && !(j.of.glu && p)) measure(m, j, st);

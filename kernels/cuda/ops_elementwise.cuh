@@ -137,11 +137,15 @@ static __device__ __forceinline__ uint32_t code_of(const lq_device_matrix &m, co
     return code;
 }
 
+static __device__ __forceinline__ float value_of(const lq_device_matrix &m, uint32_t r, uint32_t code) {
+    return lq_float(m.tables ? ((const uint16_t *)m.params)[((size_t)r << m.bits) + code] : m.table[code & 15]);
+}
+
 /* As packed_dequant, but values of tables are halves. */
 static __device__ __forceinline__ float weight_of(const lq_device_matrix &m, uint32_t r, uint32_t c) {
     uint32_t narrow = m.fields[1] ? m.fields[1] : m.fields[0], wide = 256 / narrow, bytes = 512u * (m.fields[0] + m.fields[1]) / narrow;
     uint32_t code = code_of(m, (const uint8_t *)m.codes + ((size_t)(r / 16) * m.chunks + c / wide) * bytes, r % 16, c % wide);
-    float a = m.grid == LQ_GRID_INT ? (float)((int32_t)code - m.bias) : m.grid == LQ_GRID_E4M3 ? e4m3((uint8_t)code) : lq_float(m.table[code & 15]);
+    float a = m.grid == LQ_GRID_INT ? (float)((int32_t)code - m.bias) : m.grid == LQ_GRID_E4M3 ? e4m3((uint8_t)code) : value_of(m, r, code);
     tile::segment v = tile::load_segment(m, r / 16, c / m.seg, (int)(r % 16));
     return m.zero_kind == LQ_ZERO_MIN ? lq_sub(lq_mul(a, v.s), v.z) : lq_mul(lq_sub(a, v.z), v.s);
 }

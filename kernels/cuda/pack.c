@@ -83,7 +83,22 @@ static void set_line(const lq_grid *g, lq_device_matrix *m) {
 static lq_dtype flat(lq_dtype t, bool up) { return up ? LQ_F32 : t; }
 static uint32_t seg_bytes(const lq_packed *p) { return p->span ? LQ_TILE * (uint32_t)(lq_dtypes[flat(p->scale, p->up_scale)].bytes + lq_dtypes[flat(p->zero, p->up_zero)].bytes) : (uint32_t)p->seg_bytes; }
 
-uint64_t lq_device_param_bytes(const lq_packed *p) { return (uint64_t)p->tiles * p->segs * seg_bytes(p); }
+static bool has_tables(const lq_packed *p) { return p->q.sch.extra & LQ_X_LUT_PER_ROW; }
+
+uint64_t lq_device_param_bytes(const lq_packed *p) {
+    if (has_tables(p)) return (uint64_t)p->tiles * LQ_TILE * (2u << p->q.sch.grid.bits);
+    return (uint64_t)p->tiles * p->segs * seg_bytes(p);
+}
+
+static void put_tables(const lq_packed *p, uint8_t *out) {
+    const uint32_t codes = 1u << p->q.sch.grid.bits;
+    memset(out, 0, (size_t)lq_device_param_bytes(p));
+    for (uint32_t r = 0; r < p->q.rows; r++)
+        for (uint32_t i = 0; i < codes; i++, out += 2) {
+            const uint16_t v = lq_f32_f16(lq_grid_value(&p->q, r, i));
+            memcpy(out, &v, sizeof v);
+        }
+}
 
 static void flat_plane(const lq_packed *p, uint32_t tile, uint32_t g, bool zero, uint8_t *dst) {
     uint32_t rows = p->q.rows - tile * LQ_TILE < LQ_TILE ? p->q.rows - tile * LQ_TILE : LQ_TILE;
@@ -98,7 +113,8 @@ static void flat_plane(const lq_packed *p, uint32_t tile, uint32_t g, bool zero,
 
 void lq_device_params(const lq_packed *p, uint8_t *out) {
     size_t scales = LQ_TILE * lq_dtypes[flat(p->scale, p->up_scale)].bytes;
-    if (!p->span) memcpy(out, p->params, lq_device_param_bytes(p));
+    if (has_tables(p)) put_tables(p, out);
+    else if (!p->span) memcpy(out, p->params, lq_device_param_bytes(p));
     for (uint32_t tile = 0; p->span && tile < p->tiles; tile++)
         for (uint32_t g = 0; g < p->segs; g++, out += seg_bytes(p)) {
             flat_plane(p, tile, g, false, out);
@@ -111,15 +127,15 @@ lq_device_matrix lq_device_shape(const lq_packed *p) {
     lq_device_matrix m = {.rows = q->rows, .cols = q->cols, .tiles = p->tiles, .chunks = chunks_of(p), .seg = p->seg, .segs = p->segs,
                           .fields = {p->fields[0], p->fields[1]}, .bits = q->sch.grid.bits, .scale = (uint8_t)flat(p->scale, p->up_scale), .zero = (uint8_t)flat(p->zero, p->up_zero),
                           .grid = (uint8_t)q->sch.grid.kind, .zero_kind = (uint8_t)q->sch.zero_kind, .up = p->up,
-                          .shift = p->shift, .seg_bytes = seg_bytes(p)};
+                          .shift = p->shift, .seg_bytes = seg_bytes(p), .tables = has_tables(p)};
     set_line(&q->sch.grid, &m);
-    for (uint32_t i = 0; m.grid != LQ_GRID_INT && m.bits <= 4 && i < 16; i++) m.table[i] = lq_f32_f16(lq_grid_value(q, 0, i & ((1u << m.bits) - 1)));
+    for (uint32_t i = 0; m.grid != LQ_GRID_INT && !m.tables && m.bits <= 4 && i < 16; i++) m.table[i] = lq_f32_f16(lq_grid_value(q, 0, i & ((1u << m.bits) - 1)));
     return m;
 }
 
 bool lq_device_alike(const lq_device_matrix *a, const lq_device_matrix *b) {
     bool shape = a->cols == b->cols && a->seg == b->seg && a->segs == b->segs && a->bits == b->bits && a->fields[0] == b->fields[0] && a->fields[1] == b->fields[1];
-    bool kind = a->grid == b->grid && a->scale == b->scale && a->zero == b->zero && a->zero_kind == b->zero_kind && a->bias == b->bias && a->times == b->times;
+    bool kind = a->grid == b->grid && a->scale == b->scale && a->zero == b->zero && a->zero_kind == b->zero_kind && a->bias == b->bias && a->times == b->times && a->tables == b->tables;
     return shape && kind && !memcmp(a->table, b->table, sizeof a->table);
 }
 
