@@ -15,7 +15,7 @@
 #define LQ_CUDA_H
 #include "kernels/packed.h"
 
-enum { LQ_DEVICE_EXPERTS = 1024, LQ_DEVICE_N = 8, LQ_DEVICE_BRANCHES = 4, LQ_DEVICE_MARKS = 4096 }; /* tokens of one pass over the weights */
+enum { LQ_DEVICE_EXPERTS = 1024, LQ_DEVICE_N = 16, LQ_DEVICE_BRANCHES = 4, LQ_DEVICE_MARKS = 4096 }; /* tokens of one pass over the weights */
 
 typedef struct lq_device_matrix { /* pointers are the device's */
     uint32_t rows, cols, tiles, chunks;

@@ -6,7 +6,7 @@
 namespace gemm {
 
 static const char *pick(const lq_device_matrix *m, const float *x, uint32_t n, float *y) {
-    if (n <= gemv::PASS || m->tables) return LQ_UNIT_NAME(gemv)(m, x, n, y); /* more blocks, and no less of the weights; a row tile's tables are all that shared memory has room for */
+    if (n <= TOKENS || m->tables) return LQ_UNIT_NAME(gemv)(m, x, n, y); /* more blocks, and no less of the weights; a row tile's tables are all that shared memory has room for */
     const int f = m->fields[0] * 16 + m->fields[1];
     if (m->grid == LQ_GRID_E4M3) return pick_flush<8, 0, gemv::E4M3>(*m, x, n, y);
     if (m->times == 1) switch (f) {

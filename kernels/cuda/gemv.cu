@@ -31,8 +31,8 @@ static const char *pick(const lq_device_product *d, uint32_t t, uint32_t end) {
 
 static const char *all_tokens(const lq_device_product *d) {
     if (d->pick) return pick(d, 0, 1); /* blocks of one token each */
-    for (uint32_t t = 0; t < d->n; t += PASS) {
-        const char *why = pick(d, t, d->n - t < (uint32_t)PASS ? d->n : t + PASS);
+    for (uint32_t t = 0; t < d->n; t += TOKENS) {
+        const char *why = pick(d, t, d->n - t < (uint32_t)TOKENS ? d->n : t + TOKENS);
         if (why) return why;
     }
     return nullptr;

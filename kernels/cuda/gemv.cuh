@@ -14,7 +14,7 @@
 namespace gemv {
 
 using namespace tile;
-enum { TABLE_BYTES = 256 * LANES * 4, PASS = 16 }; /* tokens of a pass */
+enum { TABLE_BYTES = 256 * LANES * 4 };
 enum kind { INT, TABLE, E4M3, STEPPED };
 template <int KIND> struct small_float { enum { IS = KIND == E4M3 || KIND == STEPPED }; };
 

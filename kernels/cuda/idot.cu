@@ -6,7 +6,7 @@
 namespace idot {
 
 static const char *pick(const lq_device_matrix &m, const call &c) {
-    if (c.d->rest.value) return lq_device_splits(&m) ? start<8, 0, SPLIT>(c) : "no kernel for these codes and what rounding has left out";
+    if (c.d->rest.value) return lq_device_splits(&m) ? pick_columns<8, 0, SPLIT>(c) : "no kernel for these codes and what rounding has left out";
     if (!m.times) return "no kernel for these codes and rounded activations";
     switch (m.fields[0] * 16 + m.fields[1]) {
     case 0x10: return pick_mode<1, 0>(c);

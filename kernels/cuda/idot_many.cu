@@ -6,7 +6,7 @@
 namespace idot_many {
 
 static const char *all_tokens(const lq_device_matrix *m, const int8_t *x, const float *step, const int32_t *ones, uint32_t n, float *y) {
-    if (n <= 2 * TOKENS || !m->times) return LQ_UNIT_NAME(idot)(m, x, step, ones, n, y);
+    if (n <= TOKENS || !m->times) return LQ_UNIT_NAME(idot)(m, x, step, ones, n, y);
     const idot::acts in = {x, step, ones, (m->cols + LQ_UNIT - 1) / LQ_UNIT * LQ_UNIT, {}};
     switch (m->fields[0] * 16 + m->fields[1]) {
     case 0x10: return choose<1, 0>(*m, in, n, y);

@@ -16,8 +16,8 @@ namespace ops {
 
 static const char *product(const lq_device_product *p) {
     const bool alone = p->parts == 1 && !p->part[0].bias && !p->glu && !p->add && !p->pick;
-    if (p->codes && p->rest.value && p->n > 2 * LQ_DEVICE_N && alone) return LQ_UNIT_NAME(idot_split)(p);
-    if (!p->codes && p->step && p->n > 2 * LQ_DEVICE_N && alone) return LQ_UNIT_NAME(gemm_stepped)(p);
+    if (p->codes && p->rest.value && p->n > LQ_DEVICE_N && alone) return LQ_UNIT_NAME(idot_split)(p);
+    if (!p->codes && p->step && p->n > LQ_DEVICE_N && alone) return LQ_UNIT_NAME(gemm_stepped)(p);
     return p->codes ? LQ_UNIT_NAME(idot_product)(p) : LQ_UNIT_NAME(gemv_product)(p);
 }
 

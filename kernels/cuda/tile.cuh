@@ -20,7 +20,7 @@ extern "C" {
 
 namespace tile {
 
-enum { WARPS = 8, LANES = 32, STEP = 16, TOKENS = LQ_DEVICE_N };
+enum { WARPS = 8, LANES = 32, STEP = 16, TOKENS = LQ_DEVICE_N }; /* of a pass: eight, or twice as many (E) */
 
 template <int F0, int F1> struct shape {
     enum { NARROW = F1 ? F1 : F0, CHUNK = 256 / NARROW, STEPS = CHUNK / STEP, LOADS = (F0 + F1) / NARROW, TILES0 = F0 / NARROW, WORDS = 4 * LOADS,
