@@ -3,7 +3,7 @@
 # Copyright the lquant authors
 """Every method on the same model, the same calibration rows, the same text: one table.
 
-    methods.py WORK --text TEXT --calibration TEXT NAME=MODEL [NAME=MODEL ...] [--only REGEX] [--table]
+    methods.py WORK --text TEXT --calibration TEXT NAME=MODEL [NAME=MODEL ...] [--only REGEX] [--table | --into FILE]
 
 One JSON per cell in WORK/cells; what is there is not made again, so a run may be interrupted, extended by --only, and continued.
 Several may run beside one another on the same WORK: a cell that another one has begun is left to it.
@@ -156,23 +156,51 @@ def save(path, make):
         return cell
 
 
+HEAD = ["| cell | bits/w | perplexity | over fp, nats | KLD | quantize, CPU s | peak MB |", "|---|---|---|---|---|---|---|"]
+
+
+def row(c, fp):
+    if c["exit"]:
+        return f"| {c['name']} | | refused ({c['exit']}): {c['why']} | | | | |"
+    e, k = c["eval"], c.get("kld")
+    over = "{:+.4f} ± {:.4f}".format(*paired(e, fp)) if fp and e is not fp else ""
+    kld = f"{k['mean']:.4f}" if k else ""
+    done = f"{c['seconds']:.0f} | {c['peak_memory'] / 1e6:.0f}" if "seconds" in c else "|"
+    return f"| {c['name']} | {e['bits_per_weight']:.3f} | {e['perplexity']:.3f} | {over} | {kld} | {done} |"
+
+
+def measured(a, title):
+    """{cell: row} of what WORK holds of one model."""
+    found = {c["name"]: c for c in (json.loads(p.read_text()) for p in sorted((Path(a.work) / "cells" / title).glob("*.json")))}
+    fp = found.get("fp", {}).get("eval")
+    return {name: row(c, fp) for name, c in found.items()}
+
+
+def in_order(rows):
+    return [rows[name] for name, *_ in cells() if name in rows]
+
+
 def table(a, models):
     for title in models:
-        found = {c["name"]: c for c in (json.loads(p.read_text()) for p in sorted((Path(a.work) / "cells" / title).glob("*.json")))}
-        if not found:
+        rows = measured(a, title)
+        if rows:
+            print("\n".join(["", f"### {title}", "", *HEAD, *in_order(rows)]))
+
+
+def into(a, models):
+    """The rows of each model's section in a document; those of cells measured elsewhere, on a machine that is gone, say, stay."""
+    lines, title, rows, out = Path(a.into).read_text().splitlines(), None, {}, []
+    for line in [*lines, ""]:
+        if title and not line.startswith("|") and rows:
+            out += [*HEAD, *in_order(rows | measured(a, title))]
+            title, rows = None, {}
+        if title and line.startswith("|"):
+            rows[line.split("|")[1].strip()] = line
             continue
-        fp = found.get("fp", {}).get("eval")
-        print(f"\n### {title}\n\n| cell | bits/w | perplexity | over fp, nats | KLD | quantize, CPU s | peak MB |\n|---|---|---|---|---|---|---|")
-        for name, *_ in cells():
-            c = found.get(name)
-            if c and c["exit"]:
-                print(f"| {name} | | refused ({c['exit']}): {c['why']} | | | | |")
-            elif c:
-                e, k = c["eval"], c.get("kld")
-                over = "{:+.4f} ± {:.4f}".format(*paired(e, fp)) if fp and e is not fp else ""
-                kld = f"{k['mean']:.4f}" if k else ""
-                done = f"{c['seconds']:.0f} | {c['peak_memory'] / 1e6:.0f}" if "seconds" in c else "|"
-                print(f"| {name} | {e['bits_per_weight']:.3f} | {e['perplexity']:.3f} | {over} | {kld} | {done} |")
+        if line.startswith("### ") and line[4:] in models:
+            title = line[4:]
+        out.append(line)
+    Path(a.into).write_text("\n".join(out[:-1]) + "\n")
 
 
 def main():
@@ -192,8 +220,11 @@ def main():
     p.add_argument("--retry", action="store_true", help="measure refused cells again")
     p.add_argument("--keep", action="store_true")
     p.add_argument("--table", action="store_true", help="print what is there and measure nothing")
+    p.add_argument("--into", metavar="FILE", help="put what is there into the tables of a Markdown file and measure nothing")
     a = p.parse_args()
     models = dict(m.split("=", 1) for m in a.models)
+    if a.into:
+        return into(a, models)
     for title, model in models.items():
         home = Path(a.work) / "cells" / title
         home.mkdir(parents=True, exist_ok=True)
