@@ -265,6 +265,16 @@ static lq_status base_want(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *
     return base->keep ? lq_fail(ctx, LQ_ERR_USAGE, "--scheme %s: nothing would be quantized", name) : LQ_OK;
 }
 
+/* Whether the method keeps groups; a size that was asked for and would be dropped is refused. */
+static lq_status grouped(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *m, const void *opts, const lq_want *base, bool *yes) {
+    bool knob = base->knobs & LQ_TYPE_GROUP, asked = knob ? !base->open && lq_scheme_group(&base->scheme) : o->group && !o->tensor_type.n;
+    lq_scheme s = base->scheme;
+    if (m->refine) m->refine(opts, &s);
+    *yes = lq_scheme_group(&s) != 0;
+    if (!asked || (knob && *yes)) return LQ_OK;
+    return lq_fail(ctx, LQ_ERR_USAGE, "--group-size: what %s makes with these options takes none; lquant %s --help names others", m->name, m->name);
+}
+
 lq_status lq_plan_base(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *method, const void *method_opts, lq_scheme *out) {
     lq_want base;
     LQ_TRY(base_want(ctx, o, method, &base));
@@ -284,7 +294,9 @@ lq_status lq_plan_make(lq_ctx *ctx, lq_catalog *cat, const lq_plan_opts *o, cons
     if (mixture && !format->gguf) LQ_GO(lq_fail(ctx, LQ_ERR_USAGE, "%s is a mixture of a GGUF; name OUT something.gguf or say --format gguf", mixture->name));
     if (mixture) LQ_GO(mix(ctx, cat, o, mixture, types));
     uint64_t widths = 0;
+    bool groups;
     LQ_GO(base_want(ctx, o, method, &base));
+    LQ_GO(grouped(ctx, o, method, method_opts, &base, &groups));
     LQ_GO(check_rules(ctx, cat, o));
     for (size_t i = 0; i < cat->n; i++) {
         lq_row *row = &cat->rows[i];
@@ -296,9 +308,9 @@ lq_status lq_plan_make(lq_ctx *ctx, lq_catalog *cat, const lq_plan_opts *o, cons
         if (!wants[i].keep && wants[i].open && !(o->keep_unfit && lq_row_cols(row) % 32)) widths = gcd(widths, lq_row_cols(row));
     }
     int64_t group = base.open ? largest_group(widths) : lq_scheme_group(&base.scheme);
-    if (widths) lq_log(ctx, LQ_LOG_INFO, "group size %lld: the largest of 128, 64, 32 that divides every quantized width%s", (long long)group,
+    if (widths && groups) lq_log(ctx, LQ_LOG_INFO, "group size %lld: the largest of 128, 64, 32 that divides every quantized width%s", (long long)group,
                        group < 0 ? " (none does: one scale per row)" : "");
-    out->group = group;
+    out->group = groups ? group : 0;
     for (size_t i = 0; i < cat->n; i++) {
         if (wants[i].open) lq_want_group(&wants[i], group);
         LQ_GO(settle(ctx, out, &cat->rows[i], o, &wants[i]));

@@ -152,6 +152,14 @@ static bool takes(const lq_method *m, const void *opts, const lq_format *f, cons
     return !(m->accept && m->accept(NULL, opts, 256, 256, s)) && !f->accept(NULL, s, 256, 256) && !f->accept(NULL, s, 128, 256);
 }
 
+/* The type by its name, with the group size it has in s where one can be chosen. */
+static const char *sized(char *out, size_t n, const lq_type *t, const lq_scheme *s) {
+    long long group = t->knobs & LQ_TYPE_GROUP ? lq_scheme_group(s) : 0;
+    if (group > 0) snprintf(out, n, "%s-g%lld", t->name, group);
+    else snprintf(out, n, "%s%s", t->name, group ? "-row" : "");
+    return out;
+}
+
 /* Types that differ in more than their width: a cell tries one of each. */
 static uint32_t kind_of(const lq_scheme *s) { return (uint32_t)s->grid.kind << 8 | (uint32_t)s->act.kind << 4 | (s->scale.parent != LQ_NONE) << 1 | (s->zero_kind != LQ_ZERO_NONE); }
 
@@ -168,10 +176,9 @@ static void try_types(const lq_method *m, const void *opts, const lq_format *f, 
             for (size_t i = 0; i < n_seen; i++) fresh = fresh && seen[i] != kind_of(&s);
             if (!fresh) break;
             seen[n_seen++] = kind_of(&s);
-            char size[24];
+            char scheme[48];
             lq_ctx ctx = {0};
-            snprintf(size, sizeof size, "%lld", (long long)groups[g]);
-            const char *flags[] = {"--scheme", type->name, "--group-size", size, force_of(m->name), NULL};
+            const char *flags[] = {"--scheme", sized(scheme, sizeof scheme, type, &s), force_of(m->name), NULL};
             lq_status st = cell(&ctx, m->name, f->name, flags, false);
             char name[200];
             cell_name(name, sizeof name, m->name, flags);
@@ -248,13 +255,32 @@ static void a_mixture_that_a_format_cannot_hold_is_refused_by_the_plan(void **st
     matrix_close();
 }
 
+/* A size that a type has no place for, or that the method's rule would drop, is not ignored. */
+static void a_group_size_that_would_be_dropped_is_refused(void **state) {
+    (void)state;
+    strcpy(matrix_dir + strlen(matrix_dir) - 6, "XXXXXX");
+    matrix_open();
+    make_model();
+    for (const lq_type *t = lq_types; t->name; t++) {
+        lq_ctx ctx = {0};
+        const char *flags[] = {"--scheme", t->name, "--group-size", "32", NULL};
+        if (t->keep || t->knobs & LQ_TYPE_GROUP) continue;
+        if (quantize(&ctx, "rtn", "lqt", flags) != LQ_ERR_USAGE || !strstr(ctx.msg, "--group-size")) fail_msg("%s: %s", t->name, ctx.msg);
+    }
+    lq_ctx ctx = {0};
+    const char *rule[] = {"--group-size", "32", "--force", NULL}, *best[] = {"--group-size", "32", "--force", "--fit", "optimal", NULL};
+    assert_int_equal(quantize(&ctx, "ternary", "lqt", rule), LQ_ERR_USAGE);
+    assert_int_equal(quantize(&ctx, "ternary", "lqt", best), LQ_OK);
+    matrix_close();
+}
+
 /* -- format x architecture ------------------------------------------------------------------------------------------- */
 
 /* rtn with the type, and the first group size that fits; linears whose shape does not are kept. */
 static lq_status arch_as(lq_ctx *ctx, const char *model, const lq_format *f, const lq_type *t, bool *none) {
     static const int64_t groups[] = {-1, 32, 64, 128};
     const lq_method *rtn = lq_method_by_name("rtn");
-    char size[24];
+    char scheme[48];
     lq_recipe r;
     lq_scheme s;
     size_t g = 0;
@@ -262,8 +288,7 @@ static lq_status arch_as(lq_ctx *ctx, const char *model, const lq_format *f, con
     while (g < 4 && !takes(rtn, r.opts, f, t, groups[g], &s)) g++;
     lq_recipe_free(&r);
     if ((*none = g == 4)) return LQ_OK;
-    snprintf(size, sizeof size, "%lld", (long long)groups[g]);
-    const char *flags[] = {"--scheme", t->name, "--group-size", size, "--keep-unfit", NULL};
+    const char *flags[] = {"--scheme", sized(scheme, sizeof scheme, t, &s), "--keep-unfit", NULL};
     return cell(ctx, "rtn", f->name, flags, !strncmp(model, "bitnet", 6));
 }
 
@@ -305,6 +330,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_method_goes_into_every_format_or_is_refused_for_a_known_reason),
         cmocka_unit_test(a_mixture_that_a_format_cannot_hold_is_refused_by_the_plan),
+        cmocka_unit_test(a_group_size_that_would_be_dropped_is_refused),
         cmocka_unit_test(every_architecture_goes_into_every_format_or_is_refused_for_a_known_reason),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -65,8 +65,9 @@ def cells():
     yield "zeroquant-W8A8", "zeroquant", ["--scheme", "W8A8"], []
     yield "zeroquant-W4A8", "zeroquant", ["--scheme", "W4A8-g64"], []
     yield "zeroquant-W4A8-lorc8", "zeroquant", ["--scheme", "W4A8-g64", "--lorc", "8"], []
-    for fit in ("", "optimal", "gptq"):  # BitNet's rule is the default
-        yield "-".join(filter(None, ("ternary", fit, "g64"))), "ternary", ["--group-size", "64", "--force", *(["--fit", fit] if fit else [])], []
+    yield "ternary", "ternary", ["--force"], []  # BitNet's rule, one scale
+    for fit in ("optimal", "gptq"):
+        yield f"ternary-{fit}-g64", "ternary", ["--group-size", "64", "--force", "--fit", fit], []
     yield "binary-g64", "binary", ["--group-size", "64", "--force"], []
     yield "sparsegpt-2:4", "sparsegpt", ["--pattern", "2:4"], []
     yield "wanda-2:4", "wanda", ["--pattern", "2:4"], []
