@@ -272,7 +272,7 @@ static lq_status grouped(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *m,
     if (m->refine) m->refine(opts, &s);
     *yes = lq_scheme_group(&s) != 0;
     if (!asked || (knob && *yes)) return LQ_OK;
-    return lq_fail(ctx, LQ_ERR_USAGE, "--group-size: what %s makes with these options takes none; lquant %s --help names others", m->name, m->name);
+    return lq_fail(ctx, LQ_ERR_USAGE, "--group-size: what %s makes with these options has no group size to choose", m->name);
 }
 
 lq_status lq_plan_base(lq_ctx *ctx, const lq_plan_opts *o, const lq_method *method, const void *method_opts, lq_scheme *out) {
